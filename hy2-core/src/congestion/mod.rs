@@ -1,0 +1,1 @@
+//! Congestion control: Brutal, BBR and Reno behind one switchable controller per connection.

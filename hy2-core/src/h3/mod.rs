@@ -1,0 +1,1 @@
+//! HTTP/3 beside relay streams on one QUIC connection.

@@ -1,0 +1,1 @@
+//! The ordinary web site that unauthenticated peers see.

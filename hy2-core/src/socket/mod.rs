@@ -1,0 +1,1 @@
+//! What sits under quinn: UDP sockets with batching, obfuscation, port hopping.
