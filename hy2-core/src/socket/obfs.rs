@@ -1,0 +1,207 @@
+//! Which obfuscation a socket speaks, and its rules.
+
+use std::{fmt, sync::Arc};
+
+use thiserror::Error;
+
+use super::{
+    gecko,
+    salamander::{Key, SALT_LEN},
+};
+
+/// Shortest key the reference accepts, in bytes (extras/obfs/salamander.go).
+pub const MIN_KEY_LEN: usize = 4;
+/// Keys shorter than this many bytes are accepted with a warning.
+pub const RECOMMENDED_KEY_LEN: usize = 16;
+/// Default range of Gecko's datagram sizes on the wire, in bytes.
+pub const GECKO_DEFAULT_SIZES: (u16, u16) = (512, 1200);
+/// Largest size Gecko can be set to, in bytes.
+pub const GECKO_MAX_SIZE: u16 = 2048;
+
+/// What every UDP payload of a socket looks like on the wire.
+///
+/// Both ends must use the same one: a mismatch is silence, not an error.
+#[derive(Clone, Default)]
+#[non_exhaustive]
+pub enum Obfuscation {
+    /// Plain QUIC.
+    #[default]
+    Plain,
+    /// Every datagram is XORed under a salted key.
+    Salamander(ObfuscationKey),
+    /// Salamander, and datagrams with a long QUIC header are split and padded first.
+    Gecko(ObfuscationKey, GeckoSizes),
+}
+
+/// A checked pre-shared key.
+#[derive(Clone)]
+pub struct ObfuscationKey(Arc<Key>);
+
+/// The range of sizes on the wire of Gecko's split datagrams, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GeckoSizes {
+    min: u16,
+    max: u16,
+}
+
+/// Why an [`Obfuscation`] cannot be made.
+#[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ObfuscationError {
+    /// The key is shorter than [`MIN_KEY_LEN`].
+    #[error("obfuscation key of {0} bytes is too short, at least {MIN_KEY_LEN} are needed")]
+    KeyTooShort(usize),
+    /// The sizes are not `0 < min <= max <= 2048`.
+    #[error("Gecko packet sizes {min}..{max} are not in order or above {GECKO_MAX_SIZE}")]
+    BadSizes {
+        /// The smaller bound given.
+        min: u16,
+        /// The larger bound given.
+        max: u16,
+    },
+}
+
+impl Obfuscation {
+    /// Returns Salamander under `psk`.
+    ///
+    /// # Errors
+    ///
+    /// [`ObfuscationError::KeyTooShort`].
+    pub fn salamander(psk: impl AsRef<[u8]>) -> Result<Self, ObfuscationError> {
+        Ok(Self::Salamander(ObfuscationKey::new(psk)?))
+    }
+
+    /// Returns Gecko under `psk`, with sizes on the wire of `min..=max` bytes.
+    ///
+    /// # Errors
+    ///
+    /// Any [`ObfuscationError`].
+    pub fn gecko(psk: impl AsRef<[u8]>, min: u16, max: u16) -> Result<Self, ObfuscationError> {
+        let sizes = GeckoSizes::new(min, max)?;
+        Ok(Self::Gecko(ObfuscationKey::new(psk)?, sizes))
+    }
+
+    /// Returns how many bytes each QUIC datagram grows by: subtract them from the largest
+    /// UDP payload, because path MTU discovery does not see them.
+    ///
+    /// Gecko's split datagrams grow by more, but have sizes of their own.
+    #[must_use]
+    pub fn overhead(&self) -> u16 {
+        match self {
+            Self::Plain => 0,
+            Self::Salamander(_) | Self::Gecko(..) => SALT_LEN as u16,
+        }
+    }
+
+    /// Returns whether a transmit that begins with `contents` goes out in fragments.
+    pub(super) fn splits(&self, contents: &[u8]) -> bool {
+        matches!(self, Self::Gecko(..)) && gecko::is_long_header(contents)
+    }
+
+    pub(super) fn key(&self) -> Option<&Key> {
+        match self {
+            Self::Plain => None,
+            Self::Salamander(key) | Self::Gecko(key, _) => Some(&key.0),
+        }
+    }
+}
+
+impl fmt::Debug for Obfuscation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Plain => f.write_str("Plain"),
+            Self::Salamander(_) => f.write_str("Salamander(***)"),
+            Self::Gecko(_, sizes) => f.debug_tuple("Gecko").field(&"***").field(sizes).finish(),
+        }
+    }
+}
+
+impl ObfuscationKey {
+    /// Checks and prepares a pre-shared key; one below [`RECOMMENDED_KEY_LEN`] is logged.
+    ///
+    /// # Errors
+    ///
+    /// [`ObfuscationError::KeyTooShort`].
+    pub fn new(psk: impl AsRef<[u8]>) -> Result<Self, ObfuscationError> {
+        let psk = psk.as_ref();
+        if psk.len() < MIN_KEY_LEN {
+            return Err(ObfuscationError::KeyTooShort(psk.len()));
+        }
+        if psk.len() < RECOMMENDED_KEY_LEN {
+            tracing::warn!(
+                len = psk.len(),
+                recommended = RECOMMENDED_KEY_LEN,
+                "short obfuscation key: whoever records traffic can guess it"
+            );
+        }
+        Ok(Self(Arc::new(Key::new(psk))))
+    }
+}
+
+impl fmt::Debug for ObfuscationKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl GeckoSizes {
+    /// Checks a range of sizes on the wire, in bytes, salt included.
+    ///
+    /// # Errors
+    ///
+    /// [`ObfuscationError::BadSizes`].
+    pub fn new(min: u16, max: u16) -> Result<Self, ObfuscationError> {
+        if min == 0 || min > max || max > GECKO_MAX_SIZE {
+            return Err(ObfuscationError::BadSizes { min, max });
+        }
+        Ok(Self { min, max })
+    }
+
+    /// Returns the smallest size in bytes.
+    #[must_use]
+    pub fn min(self) -> u16 {
+        self.min
+    }
+
+    /// Returns the largest size in bytes.
+    #[must_use]
+    pub fn max(self) -> u16 {
+        self.max
+    }
+}
+
+impl Default for GeckoSizes {
+    fn default() -> Self {
+        let (min, max) = GECKO_DEFAULT_SIZES;
+        Self { min, max }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_keys_are_refused_and_never_printed() {
+        assert_eq!(
+            Obfuscation::salamander("abc").unwrap_err(),
+            ObfuscationError::KeyTooShort(3)
+        );
+        let obfs = Obfuscation::salamander("abcd").unwrap();
+        assert_eq!(format!("{obfs:?}"), "Salamander(***)");
+        let obfs = Obfuscation::gecko("secret-key", 512, 1200).unwrap();
+        assert!(!format!("{obfs:?}").contains("secret"));
+        assert_eq!(obfs.overhead(), 8);
+    }
+
+    #[test]
+    fn gecko_sizes_must_be_in_order_and_small() {
+        for (min, max) in [(0, 10), (600, 599), (512, 2049)] {
+            assert_eq!(
+                Obfuscation::gecko("abcd", min, max).unwrap_err(),
+                ObfuscationError::BadSizes { min, max }
+            );
+        }
+        assert!(Obfuscation::gecko("abcd", 2048, 2048).is_ok());
+    }
+}
