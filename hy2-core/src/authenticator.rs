@@ -138,10 +138,10 @@ impl fmt::Debug for SessionGuard {
 /// Limits of one user, over all of that user's connections together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct UserLimits {
-    /// Server → client rate cap, shared by the user's connections. `None`: no cap.
-    pub tx: Option<Bandwidth>,
-    /// Client → server rate cap, shared by the user's connections. `None`: no cap.
-    pub rx: Option<Bandwidth>,
+    /// Cap on what the user downloads, shared by all connections. `None`: no cap.
+    pub down: Option<Bandwidth>,
+    /// Cap on what the user uploads, shared by all connections. `None`: no cap.
+    pub up: Option<Bandwidth>,
     /// Connections the user may hold at once. `None`: no cap.
     pub max_connections: Option<u32>,
 }

@@ -21,10 +21,15 @@ const REFUSE_PERCENT: usize = 90;
 /// Above this share idle connections shrink, percent.
 const SHRINK_PERCENT: usize = 75;
 
+/// The most that the buffers of one connection may hold, whatever the budget.
+const CONNECTION_MAX: usize = 128 << 20;
+
 /// A limit on bytes, shared by clones of its `Arc`.
 pub struct MemoryBudget {
     limit: usize,
     used: AtomicUsize,
+    /// What this one is a share of.
+    parent: Option<Arc<MemoryBudget>>,
 }
 
 impl MemoryBudget {
@@ -33,6 +38,17 @@ impl MemoryBudget {
         Arc::new(Self {
             limit: limit.max(1 << 20),
             used: AtomicUsize::new(0),
+            parent: None,
+        })
+    }
+
+    /// Makes the share of one connection: up to three quarters of the whole and 128 MiB, as far
+    /// as the whole has room. What it reserves counts in both.
+    pub(crate) fn share(self: &Arc<Self>) -> Arc<Self> {
+        Arc::new(Self {
+            limit: (self.limit / 4 * 3).min(CONNECTION_MAX),
+            used: AtomicUsize::new(0),
+            parent: Some(Arc::clone(self)),
         })
     }
 
@@ -54,7 +70,8 @@ impl MemoryBudget {
 
     /// Returns the bytes that are still free.
     pub fn free(&self) -> usize {
-        self.limit.saturating_sub(self.used())
+        let own = self.limit.saturating_sub(self.used());
+        self.parent.as_ref().map_or(own, |parent| own.min(parent.free()))
     }
 
     /// Tells whether new connections should be turned away.
@@ -76,11 +93,26 @@ impl MemoryBudget {
     }
 
     fn take(&self, bytes: usize) -> bool {
-        self.used
+        let taken = self
+            .used
             .fetch_update(Relaxed, Relaxed, |used| {
                 used.checked_add(bytes).filter(|sum| *sum <= self.limit)
             })
-            .is_ok()
+            .is_ok();
+        if let (true, Some(parent)) = (taken, &self.parent)
+            && !parent.take(bytes)
+        {
+            self.used.fetch_sub(bytes, Relaxed);
+            return false;
+        }
+        taken
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.used.fetch_sub(bytes, Relaxed);
+        if let Some(parent) = &self.parent {
+            parent.give_back(bytes);
+        }
     }
 }
 
@@ -119,7 +151,7 @@ impl Reservation {
     pub fn shrink(&mut self, bytes: usize) {
         let bytes = bytes.min(self.bytes);
         self.bytes -= bytes;
-        self.budget.used.fetch_sub(bytes, Relaxed);
+        self.budget.give_back(bytes);
     }
 
     /// Moves towards `target` bytes as far as the budget allows and returns what is held then.
@@ -143,7 +175,7 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.budget.used.fetch_sub(self.bytes, Relaxed);
+        self.budget.give_back(self.bytes);
     }
 }
 
@@ -190,6 +222,21 @@ mod tests {
         assert_eq!(budget.used(), 1 << 20);
         second.shrink(usize::MAX);
         assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn a_share_counts_in_the_whole() {
+        let whole = MemoryBudget::new(8 << 20);
+        let (one, two) = (whole.share(), whole.share());
+        let mut first = one.reservation();
+        assert!(!first.try_grow(7 << 20), "more than a share");
+        assert!(first.try_grow(6 << 20));
+        let mut second = two.reservation();
+        assert!(!second.try_grow(3 << 20), "more than the whole has left");
+        assert_eq!((two.used(), whole.used()), (0, 6 << 20));
+        drop(first);
+        assert!(second.try_grow(3 << 20));
+        assert_eq!(whole.used(), 3 << 20);
     }
 
     #[test]

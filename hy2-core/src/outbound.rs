@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use hy2_proto::address::Address;
+use hy2_proto::address::{Address, Host};
 use ipnet::IpNet;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -268,14 +268,12 @@ async fn resolve_permitted(
     policy: &AddressPolicy,
     target: &Address,
 ) -> Result<Vec<SocketAddr>, DialError> {
-    if let Some(ip) = target.ip() {
-        return if policy.permits(ip) {
-            Ok(vec![SocketAddr::new(ip, target.port())])
-        } else {
-            Err(DialError::Denied)
-        };
-    }
-    let found: Vec<SocketAddr> = lookup_host((target.host(), target.port()))
+    let name = match &target.host {
+        Host::Ip(ip) if policy.permits(*ip) => return Ok(vec![SocketAddr::new(*ip, target.port)]),
+        Host::Ip(_) => return Err(DialError::Denied),
+        Host::Domain(name) => name,
+    };
+    let found: Vec<SocketAddr> = lookup_host((&**name, target.port))
         .await
         .map_err(|error| DialError::Unresolvable(Some(error)))?
         .collect();
@@ -382,9 +380,9 @@ impl UdpAssociation for DirectUdp {
     }
 
     fn resolve_now(&self, target: &Address) -> Option<Result<SocketAddr, DialError>> {
-        let ip = target.ip()?;
-        Some(if self.policy.permits(ip) {
-            Ok(SocketAddr::new(ip, target.port()))
+        let address = target.socket_addr()?;
+        Some(if self.policy.permits(address.ip()) {
+            Ok(address)
         } else {
             Err(DialError::Denied)
         })

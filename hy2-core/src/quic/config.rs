@@ -41,12 +41,22 @@ impl Default for QuicConfig {
 /// Which end of a connection a transport is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
-    Server,
+    Server {
+        /// How many other connections are not authenticated yet.
+        unauthenticated: usize,
+    },
     Client,
 }
 
 /// Connection window before authentication; what an unknown peer may make us hold.
-pub(crate) const PREAUTH_RECEIVE_WINDOW: u32 = 512 << 10;
+const PREAUTH_RECEIVE_WINDOW: usize = 512 << 10;
+
+/// What unknown peers share when there are many: the n-th gets this over n, which adds up to less
+/// than 256 MiB for 4,096 of them.
+const PREAUTH_SHARED: usize = 48 << 20;
+
+/// The largest send window, whatever the rate.
+pub(crate) const SEND_WINDOW_MAX: u64 = 64_000_000;
 
 /// Bidirectional streams advertised until the first relay stream (quinn keeps state per
 /// advertised stream).
@@ -81,9 +91,10 @@ pub(crate) fn transport(
         .enable_segmentation_offload(gso)
         .allow_spin(false);
     match role {
-        Role::Server => {
+        Role::Server { unauthenticated } => {
+            let share = PREAUTH_RECEIVE_WINDOW.min(PREAUTH_SHARED / (unauthenticated + 1));
             transport
-                .receive_window(VarInt::from_u32(PREAUTH_RECEIVE_WINDOW))
+                .receive_window(window(share as u64))
                 .max_concurrent_bidi_streams(VarInt::from_u32(
                     INITIAL_BIDI_STREAMS.min(config.max_incoming_streams.max(8)),
                 ));

@@ -6,8 +6,9 @@ pub(crate) mod crypto;
 mod endpoint;
 
 pub use config::QuicConfig;
-pub(crate) use config::{Role, transport};
-pub(crate) use endpoint::{ResetKey, endpoint_config, server_config};
+pub(crate) use config::{Role, SEND_WINDOW_MAX, transport};
+pub use endpoint::ResetKey;
+pub(crate) use endpoint::{endpoint_config, server_config};
 
 /// Application close codes of the protocol (reference §1.3; RFC 9114 §8.1).
 pub(crate) mod close {
