@@ -21,10 +21,15 @@
 pub mod address;
 pub mod auth;
 pub mod bandwidth;
+pub mod brutal;
 pub mod codec;
 pub mod frag;
+pub mod gecko;
 pub mod padding;
+pub mod ports;
 pub mod salamander;
+pub mod speedtest;
 pub mod tcp;
 pub mod udp;
+pub mod uri;
 pub mod varint;
