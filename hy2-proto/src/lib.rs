@@ -7,7 +7,7 @@
 //!
 //! - [`varint`], [`codec`]: what all formats are made of
 //! - [`tcp`], [`udp`], [`frag`]: relayed streams and packets
-//! - [`auth`], [`padding`]: getting in
+//! - [`auth`], [`padding`], [`close`]: getting in and out
 //! - [`address`], [`ports`], [`bandwidth`], [`uri`]: text written by people and peers
 //! - [`salamander`], [`gecko`]: obfuscation
 //! - [`brutal`]: rate arithmetic of the congestion control
@@ -31,6 +31,7 @@ pub mod address;
 pub mod auth;
 pub mod bandwidth;
 pub mod brutal;
+pub mod close;
 pub mod codec;
 pub mod frag;
 pub mod gecko;
