@@ -7,3 +7,6 @@ pub(crate) mod h3;
 pub mod inbound;
 pub mod masquerade;
 pub mod socket;
+
+/// A boxed future: what the dyn-compatible traits of this crate return.
+pub type BoxFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;
