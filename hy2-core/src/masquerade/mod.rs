@@ -1,1 +1,6 @@
 //! The ordinary web site that unauthenticated peers see.
+
+mod body;
+
+pub(crate) use body::unsized_empty;
+pub use body::{Body, BodyError, empty, full};
