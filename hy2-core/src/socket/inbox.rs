@@ -7,6 +7,7 @@ use std::{
     time::Instant,
 };
 
+use hy2_proto::salamander::{SALT_LEN, Salamander};
 use parking_lot::Mutex;
 use quinn::udp::{EcnCodepoint, RecvMeta};
 
@@ -14,7 +15,6 @@ use super::{
     gecko,
     obfs::Obfuscation,
     reassembly::{Outcome, Reassembler},
-    salamander::{Key, SALT_LEN},
 };
 
 /// The receiving half of an obfuscation.
@@ -78,10 +78,12 @@ impl Inbox {
             Self::Plain => return 0,
             Self::Salamander(obfs) | Self::Gecko(obfs, _) => obfs,
         };
-        let Some(key) = obfs.key() else { return 0 };
+        let Some(cover) = obfs.cover() else {
+            return 0;
+        };
         let mut dropped = 0;
         for (buf, meta) in bufs.iter_mut().zip(meta.iter_mut()) {
-            dropped += reveal(key, buf, meta);
+            dropped += reveal(cover, buf, meta);
             if let Self::Gecko(_, fragments) = self
                 && meta.len > 0
                 && buf[..meta.len].chunks(meta.stride).any(gecko::is_fragment)
@@ -95,7 +97,7 @@ impl Inbox {
 
 /// Removes Salamander from every datagram in `buf` and closes the gaps the salts leave.
 /// Returns the number of datagrams too short to have a payload.
-fn reveal(key: &Key, buf: &mut [u8], meta: &mut RecvMeta) -> usize {
+fn reveal(cover: &Salamander, buf: &mut [u8], meta: &mut RecvMeta) -> usize {
     let len = meta.len.min(buf.len());
     let stride = meta.stride.clamp(1, len.max(1));
     let mut dropped = 0;
@@ -103,15 +105,13 @@ fn reveal(key: &Key, buf: &mut [u8], meta: &mut RecvMeta) -> usize {
     let mut from = 0;
     while from < len {
         let end = len.min(from + stride);
-        let salt = buf[from..end].first_chunk::<SALT_LEN>().copied();
-        match salt {
-            Some(salt) if end - from > SALT_LEN => {
-                let payload = end - from - SALT_LEN;
-                key.stream(&salt)
-                    .move_down(buf, from + SALT_LEN, to, payload);
-                to += payload;
+        match cover.deobfuscate(&mut buf[from..end]) {
+            Some(payload) => {
+                let len = payload.len();
+                buf.copy_within(end - len..end, to);
+                to += len;
             }
-            _ => dropped += 1,
+            None => dropped += 1,
         }
         from = end;
     }

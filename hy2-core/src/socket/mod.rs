@@ -12,7 +12,6 @@ mod options;
 mod outbox;
 mod poller;
 mod reassembly;
-mod salamander;
 mod sockopt;
 mod stats;
 mod udp;
@@ -23,10 +22,7 @@ use quinn::AsyncUdpSocket;
 
 pub use factory::{DirectSocketFactory, SocketFactory};
 pub use hop::{DEFAULT_HOP_INTERVAL, HopConfig, HopConfigError, HopInterval, MIN_HOP_INTERVAL};
-pub use obfs::{
-    GECKO_DEFAULT_SIZES, GECKO_MAX_SIZE, GeckoSizes, MIN_KEY_LEN, Obfuscation, ObfuscationError,
-    ObfuscationKey, RECOMMENDED_KEY_LEN,
-};
+pub use obfs::{GECKO_DEFAULT_SIZES, GECKO_MAX_SIZE, GeckoSizes, Obfuscation, ObfuscationError};
 pub use options::{DEFAULT_BUFFER, GrantedBuffers, SocketOptions, bind};
 pub use stats::{SocketCounters, SocketStats};
 
