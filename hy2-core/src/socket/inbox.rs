@@ -7,6 +7,7 @@ use std::{
     time::Instant,
 };
 
+use hy2_proto::salamander::{SALT_LEN, Salamander};
 use parking_lot::Mutex;
 use quinn::udp::{EcnCodepoint, RecvMeta};
 
@@ -14,8 +15,13 @@ use super::{
     gecko,
     obfs::Obfuscation,
     reassembly::{Outcome, Reassembler},
-    salamander::{Key, SALT_LEN},
 };
+
+/// "Version" of a version negotiation packet (RFC 9000 §17.2.1).
+const VERSION_NEGOTIATION: u32 = 0;
+const QUIC_V1: u32 = 1;
+/// RFC 9369 §3.1; what the QUIC layer makes of it is its own business.
+const QUIC_V2: u32 = 0x6b33_43cf;
 
 /// The receiving half of an obfuscation.
 pub(super) enum Inbox {
@@ -71,17 +77,19 @@ impl Inbox {
     /// Decodes received buffers in place and returns how many datagrams were discarded.
     ///
     /// A buffer of which nothing is left has length 0, which quinn skips. What is not
-    /// QUIC under our key is passed on as what it decodes to: quinn ignores it, so it is
-    /// met with the same silence as any garbage.
+    /// QUIC under our key is passed on as what it decodes to, for quinn to ignore, unless it
+    /// is something quinn would answer: see [`is_answerable_noise`].
     pub(super) fn decode(&self, bufs: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> usize {
         let obfs = match self {
             Self::Plain => return 0,
             Self::Salamander(obfs) | Self::Gecko(obfs, _) => obfs,
         };
-        let Some(key) = obfs.key() else { return 0 };
+        let Some(cover) = obfs.cover() else {
+            return 0;
+        };
         let mut dropped = 0;
         for (buf, meta) in bufs.iter_mut().zip(meta.iter_mut()) {
-            dropped += reveal(key, buf, meta);
+            dropped += reveal(cover, buf, meta, matches!(self, Self::Gecko(..)));
             if let Self::Gecko(_, fragments) = self
                 && meta.len > 0
                 && buf[..meta.len].chunks(meta.stride).any(gecko::is_fragment)
@@ -94,8 +102,9 @@ impl Inbox {
 }
 
 /// Removes Salamander from every datagram in `buf` and closes the gaps the salts leave.
-/// Returns the number of datagrams too short to have a payload.
-fn reveal(key: &Key, buf: &mut [u8], meta: &mut RecvMeta) -> usize {
+/// Returns the number of datagrams that are too short to have a payload or must not be
+/// answered. With `fragments`, Gecko's are among them.
+fn reveal(cover: &Salamander, buf: &mut [u8], meta: &mut RecvMeta, fragments: bool) -> usize {
     let len = meta.len.min(buf.len());
     let stride = meta.stride.clamp(1, len.max(1));
     let mut dropped = 0;
@@ -103,13 +112,11 @@ fn reveal(key: &Key, buf: &mut [u8], meta: &mut RecvMeta) -> usize {
     let mut from = 0;
     while from < len {
         let end = len.min(from + stride);
-        let salt = buf[from..end].first_chunk::<SALT_LEN>().copied();
-        match salt {
-            Some(salt) if end - from > SALT_LEN => {
-                let payload = end - from - SALT_LEN;
-                key.stream(&salt)
-                    .move_down(buf, from + SALT_LEN, to, payload);
-                to += payload;
+        match cover.deobfuscate(&mut buf[from..end]) {
+            Some(payload) if !is_answerable_noise(payload, fragments) => {
+                let len = payload.len();
+                buf.copy_within(end - len..end, to);
+                to += len;
             }
             _ => dropped += 1,
         }
@@ -121,6 +128,23 @@ fn reveal(key: &Key, buf: &mut [u8], meta: &mut RecvMeta) -> usize {
     meta.len = to;
     meta.stride = stride.saturating_sub(SALT_LEN).min(to);
     dropped
+}
+
+/// Returns whether quinn would answer `payload` although it makes no sense.
+///
+/// To a long header of an unknown version a server replies with version negotiation (RFC
+/// 9000 §6.1), so half of all large datagrams under a wrong key would be answered, and a
+/// server that has to look like nothing would show. No sender reaches one of the versions
+/// let through by chance.
+fn is_answerable_noise(payload: &[u8], fragments: bool) -> bool {
+    if !gecko::is_long_header(payload) || (fragments && gecko::is_fragment(payload)) {
+        return false;
+    }
+    let version = match payload {
+        [_, a, b, c, d, ..] => u32::from_be_bytes([*a, *b, *c, *d]),
+        _ => return true,
+    };
+    !matches!(version, VERSION_NEGOTIATION | QUIC_V1 | QUIC_V2)
 }
 
 impl Fragments {
@@ -139,6 +163,9 @@ impl Fragments {
                     None => Outcome::Dropped,
                 };
                 match outcome {
+                    Outcome::Complete(datagram) if is_answerable_noise(&datagram, false) => {
+                        dropped += 1;
+                    }
                     Outcome::Complete(datagram) => self.ready.push_back(Ready {
                         datagram,
                         addr: meta.addr,
@@ -179,3 +206,6 @@ impl Ready {
         };
     }
 }
+
+#[cfg(test)]
+mod tests;

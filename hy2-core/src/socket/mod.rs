@@ -5,13 +5,13 @@
 
 mod factory;
 mod gecko;
+mod hop;
 mod inbox;
 mod obfs;
 mod options;
 mod outbox;
 mod poller;
 mod reassembly;
-mod salamander;
 mod sockopt;
 mod stats;
 mod udp;
@@ -21,10 +21,8 @@ use std::{fmt, io, net::SocketAddr, sync::Arc};
 use quinn::AsyncUdpSocket;
 
 pub use factory::{DirectSocketFactory, SocketFactory};
-pub use obfs::{
-    GECKO_DEFAULT_SIZES, GECKO_MAX_SIZE, GeckoSizes, MIN_KEY_LEN, Obfuscation, ObfuscationError,
-    ObfuscationKey, RECOMMENDED_KEY_LEN,
-};
+pub use hop::{DEFAULT_HOP_INTERVAL, HopConfig, HopConfigError, HopInterval, MIN_HOP_INTERVAL};
+pub use obfs::{GECKO_DEFAULT_SIZES, GECKO_MAX_SIZE, GeckoSizes, Obfuscation, ObfuscationError};
 pub use options::{DEFAULT_BUFFER, GrantedBuffers, SocketOptions, bind};
 pub use stats::{SocketCounters, SocketStats};
 
@@ -92,9 +90,13 @@ pub fn server_socket(
     })
 }
 
-/// Opens a client's socket towards `remote`.
+/// Opens a client's socket towards `remote`, with `hop` one that hops among the ports of
+/// the server.
 ///
-/// Must be called inside a tokio runtime: the socket owns a task there, which ends when the
+/// quinn must be told to connect to exactly `remote`: a hopping socket answers under that
+/// address, whichever port it uses.
+///
+/// Must be called inside a tokio runtime: the socket owns tasks there, which end when the
 /// socket is dropped.
 ///
 /// # Errors
@@ -102,13 +104,19 @@ pub fn server_socket(
 /// What `factory` failed with; else as [`server_socket`].
 pub fn client_socket(
     remote: SocketAddr,
-    factory: &dyn SocketFactory,
+    hop: Option<HopConfig>,
+    factory: Arc<dyn SocketFactory>,
     obfs: &Obfuscation,
     options: &SocketOptions,
 ) -> io::Result<QuicSocket> {
     let stats = Arc::<SocketStats>::default();
-    let socket = factory.open(remote)?;
-    let socket = udp::UdpSocket::new(socket, obfs, options, stats.clone(), 1)?;
+    let socket: Arc<dyn AsyncUdpSocket> = match hop {
+        Some(hop) => hop::HopSocket::new(remote, hop, factory, obfs, options, stats.clone())?,
+        None => {
+            let socket = factory.open(remote)?;
+            udp::UdpSocket::new(socket, obfs, options, stats.clone(), 1)?
+        }
+    };
     Ok(QuicSocket {
         socket,
         stats,

@@ -1,18 +1,10 @@
 //! Which obfuscation a socket speaks, and its rules.
 
-use std::{fmt, sync::Arc};
-
+use hy2_proto::salamander::{PasswordTooShort, RECOMMENDED_PASSWORD_LEN, SALT_LEN, Salamander};
 use thiserror::Error;
 
-use super::{
-    gecko,
-    salamander::{Key, SALT_LEN},
-};
+use super::gecko;
 
-/// Shortest key the reference accepts, in bytes (extras/obfs/salamander.go).
-pub const MIN_KEY_LEN: usize = 4;
-/// Keys shorter than this many bytes are accepted with a warning.
-pub const RECOMMENDED_KEY_LEN: usize = 16;
 /// Default range of Gecko's datagram sizes on the wire, in bytes.
 pub const GECKO_DEFAULT_SIZES: (u16, u16) = (512, 1200);
 /// Largest size Gecko can be set to, in bytes.
@@ -21,21 +13,17 @@ pub const GECKO_MAX_SIZE: u16 = 2048;
 /// What every UDP payload of a socket looks like on the wire.
 ///
 /// Both ends must use the same one: a mismatch is silence, not an error.
-#[derive(Clone, Default)]
+#[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub enum Obfuscation {
     /// Plain QUIC.
     #[default]
     Plain,
     /// Every datagram is XORed under a salted key.
-    Salamander(ObfuscationKey),
+    Salamander(Salamander),
     /// Salamander, and datagrams with a long QUIC header are split and padded first.
-    Gecko(ObfuscationKey, GeckoSizes),
+    Gecko(Salamander, GeckoSizes),
 }
-
-/// A checked pre-shared key.
-#[derive(Clone)]
-pub struct ObfuscationKey(Arc<Key>);
 
 /// The range of sizes on the wire of Gecko's split datagrams, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,9 +36,9 @@ pub struct GeckoSizes {
 #[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ObfuscationError {
-    /// The key is shorter than [`MIN_KEY_LEN`].
-    #[error("obfuscation key of {0} bytes is too short, at least {MIN_KEY_LEN} are needed")]
-    KeyTooShort(usize),
+    /// The password is too short.
+    #[error(transparent)]
+    Password(#[from] PasswordTooShort),
     /// The sizes are not `0 < min <= max <= 2048`.
     #[error("Gecko packet sizes {min}..{max} are not in order or above {GECKO_MAX_SIZE}")]
     BadSizes {
@@ -62,23 +50,24 @@ pub enum ObfuscationError {
 }
 
 impl Obfuscation {
-    /// Returns Salamander under `psk`.
+    /// Returns Salamander under `password`; a weak one is logged.
     ///
     /// # Errors
     ///
-    /// [`ObfuscationError::KeyTooShort`].
-    pub fn salamander(psk: impl AsRef<[u8]>) -> Result<Self, ObfuscationError> {
-        Ok(Self::Salamander(ObfuscationKey::new(psk)?))
+    /// [`ObfuscationError::Password`].
+    pub fn salamander(password: impl AsRef<[u8]>) -> Result<Self, ObfuscationError> {
+        Ok(Self::Salamander(checked(password.as_ref())?))
     }
 
-    /// Returns Gecko under `psk`, with sizes on the wire of `min..=max` bytes.
+    /// Returns Gecko under `password`, with sizes on the wire of `min..=max` bytes; a weak
+    /// password is logged.
     ///
     /// # Errors
     ///
     /// Any [`ObfuscationError`].
-    pub fn gecko(psk: impl AsRef<[u8]>, min: u16, max: u16) -> Result<Self, ObfuscationError> {
+    pub fn gecko(password: impl AsRef<[u8]>, min: u16, max: u16) -> Result<Self, ObfuscationError> {
         let sizes = GeckoSizes::new(min, max)?;
-        Ok(Self::Gecko(ObfuscationKey::new(psk)?, sizes))
+        Ok(Self::Gecko(checked(password.as_ref())?, sizes))
     }
 
     /// Returns how many bytes each QUIC datagram grows by: subtract them from the largest
@@ -98,50 +87,23 @@ impl Obfuscation {
         matches!(self, Self::Gecko(..)) && gecko::is_long_header(contents)
     }
 
-    pub(super) fn key(&self) -> Option<&Key> {
+    pub(super) fn cover(&self) -> Option<&Salamander> {
         match self {
             Self::Plain => None,
-            Self::Salamander(key) | Self::Gecko(key, _) => Some(&key.0),
+            Self::Salamander(salamander) | Self::Gecko(salamander, _) => Some(salamander),
         }
     }
 }
 
-impl fmt::Debug for Obfuscation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Plain => f.write_str("Plain"),
-            Self::Salamander(_) => f.write_str("Salamander(***)"),
-            Self::Gecko(_, sizes) => f.debug_tuple("Gecko").field(&"***").field(sizes).finish(),
-        }
+fn checked(password: &[u8]) -> Result<Salamander, PasswordTooShort> {
+    let salamander = Salamander::new(password)?;
+    if salamander.is_weak() {
+        tracing::warn!(
+            recommended = RECOMMENDED_PASSWORD_LEN,
+            "short obfuscation password: whoever records traffic can guess it"
+        );
     }
-}
-
-impl ObfuscationKey {
-    /// Checks and prepares a pre-shared key; one below [`RECOMMENDED_KEY_LEN`] is logged.
-    ///
-    /// # Errors
-    ///
-    /// [`ObfuscationError::KeyTooShort`].
-    pub fn new(psk: impl AsRef<[u8]>) -> Result<Self, ObfuscationError> {
-        let psk = psk.as_ref();
-        if psk.len() < MIN_KEY_LEN {
-            return Err(ObfuscationError::KeyTooShort(psk.len()));
-        }
-        if psk.len() < RECOMMENDED_KEY_LEN {
-            tracing::warn!(
-                len = psk.len(),
-                recommended = RECOMMENDED_KEY_LEN,
-                "short obfuscation key: whoever records traffic can guess it"
-            );
-        }
-        Ok(Self(Arc::new(Key::new(psk))))
-    }
-}
-
-impl fmt::Debug for ObfuscationKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
+    Ok(salamander)
 }
 
 impl GeckoSizes {
@@ -185,10 +147,10 @@ mod tests {
     fn short_keys_are_refused_and_never_printed() {
         assert_eq!(
             Obfuscation::salamander("abc").unwrap_err(),
-            ObfuscationError::KeyTooShort(3)
+            ObfuscationError::Password(PasswordTooShort)
         );
-        let obfs = Obfuscation::salamander("abcd").unwrap();
-        assert_eq!(format!("{obfs:?}"), "Salamander(***)");
+        let obfs = Obfuscation::salamander("secret-key").unwrap();
+        assert!(!format!("{obfs:?}").contains("secret"));
         let obfs = Obfuscation::gecko("secret-key", 512, 1200).unwrap();
         assert!(!format!("{obfs:?}").contains("secret"));
         assert_eq!(obfs.overhead(), 8);

@@ -8,13 +8,13 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
+use hy2_proto::salamander::{SALT_LEN, Salamander};
 use quinn::udp::{EcnCodepoint, Transmit};
 use rand::{Rng, RngExt, rngs::StdRng};
 
 use super::{
     gecko,
     obfs::{GECKO_MAX_SIZE, GeckoSizes, Obfuscation},
-    salamander::{Key, SALT_LEN},
 };
 
 /// Datagrams in a full transmit of quinn (`MAX_TRANSMIT_SEGMENTS` in its connection.rs):
@@ -106,32 +106,33 @@ impl Outbox {
                 }
             }
             Obfuscation::Salamander(_) | Obfuscation::Gecko(..) => {
-                let Some(key) = obfs.key() else { return };
+                let Some(cover) = obfs.cover() else { return };
                 for datagram in transmit.contents.chunks(segment) {
                     match obfs {
                         Obfuscation::Gecko(_, sizes) if obfs.splits(datagram) => {
-                            self.push_split(transmit, datagram, key, *sizes);
+                            self.push_split(transmit, datagram, cover, *sizes);
                         }
-                        _ => self.push_obfuscated(transmit, key, datagram),
+                        _ => self.push_obfuscated(transmit, cover, datagram),
                     }
                 }
             }
         }
     }
 
-    fn push_obfuscated(&mut self, transmit: &Transmit<'_>, key: &Key, datagram: &[u8]) {
+    fn push_obfuscated(&mut self, transmit: &Transmit<'_>, cover: &Salamander, datagram: &[u8]) {
         let salt = self.salt();
         let target = self.reserve_run(transmit, SALT_LEN + datagram.len());
         let (head, body) = target.split_at_mut(SALT_LEN);
         head.copy_from_slice(&salt);
-        key.stream(&salt).copy(datagram, body);
+        // The room was made for exactly this much.
+        let _ = cover.key(&salt).apply_into(datagram, body);
     }
 
     fn push_split(
         &mut self,
         transmit: &Transmit<'_>,
         datagram: &[u8],
-        key: &Key,
+        cover: &Salamander,
         sizes: GeckoSizes,
     ) {
         let message = self.next_message;
@@ -151,7 +152,7 @@ impl Outbox {
             let (head, body) = target.split_at_mut(SALT_LEN);
             head.copy_from_slice(&salt);
             gecko::write(message, index, count, pad, chunk, body);
-            key.stream(&salt).apply(body);
+            cover.key(&salt).apply(body);
         }
     }
 

@@ -169,3 +169,6 @@ impl Reassembler {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

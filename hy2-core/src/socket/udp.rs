@@ -107,6 +107,14 @@ impl UdpSocket {
         Ok(Arc::new(Self { shared, flusher }))
     }
 
+    /// Makes tokio believe that the kernel's buffer is full, as a send that found it so does.
+    #[cfg(test)]
+    pub(super) fn block(&self) {
+        let full = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+        let _ = self.shared.io.try_io(Interest::WRITABLE, full);
+        assert!(!self.is_writable());
+    }
+
     /// Sends what is held, as far as the kernel has room; the flush task sees to the rest.
     pub(super) fn flush(&self) {
         if self.shared.flush_all().is_err() {
@@ -426,3 +434,6 @@ fn is_too_long(err: &io::Error) -> bool {
         false
     }
 }
+
+#[cfg(test)]
+mod tests;

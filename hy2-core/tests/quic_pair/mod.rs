@@ -55,8 +55,8 @@ pub fn server_on(socket: std::net::UdpSocket, obfs: &Obfuscation, options: &Sock
 }
 
 pub fn client_to(remote: SocketAddr, obfs: &Obfuscation, options: &SocketOptions) -> Side {
-    let factory = DirectSocketFactory::new(options.clone());
-    let socket = client_socket(remote, &factory, obfs, options).unwrap();
+    let factory = Arc::new(DirectSocketFactory::new(options.clone()));
+    let socket = client_socket(remote, None, factory, obfs, options).unwrap();
     client_on(socket)
 }
 
