@@ -8,7 +8,10 @@ use crate::{
     congestion::BbrProfile,
     memory::MemoryBudget,
     quic::QuicConfig,
-    socket::{DefaultFactory, Obfuscation, SocketFactory, SocketOptions},
+    socket::{
+        DEFAULT_HOP_INTERVAL, DirectSocketFactory, HopInterval, Obfuscation, SocketFactory,
+        SocketOptions,
+    },
     tls::ClientTls,
 };
 
@@ -21,20 +24,12 @@ pub struct ServerAddress {
     pub ports: PortUnion,
 }
 
-/// How often a client with several ports moves to another one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HopInterval {
-    /// Shortest time on one port; users may not choose less than 5 s.
-    pub min: Duration,
-    /// Longest time on one port.
-    pub max: Duration,
-}
-
-impl Default for HopInterval {
-    fn default() -> Self {
+impl ServerAddress {
+    /// A server on one port.
+    pub fn new(host: impl Into<String>, port: u16) -> Self {
         Self {
-            min: Duration::from_secs(30),
-            max: Duration::from_secs(30),
+            host: host.into(),
+            ports: PortUnion::from(port),
         }
     }
 }
@@ -84,6 +79,8 @@ pub struct ClientConfig {
     pub socket: SocketOptions,
     /// Makes the UDP sockets (to protect, mark or bind them).
     pub socket_factory: Arc<dyn SocketFactory>,
+    /// Carries the datagrams in place of a UDP socket; obfuscation and hopping do not apply.
+    pub abstract_socket: Option<Arc<dyn quinn::AsyncUdpSocket>>,
     /// The memory that buffers may take.
     pub memory: Arc<MemoryBudget>,
     /// Give up on a connection attempt after this time. Default 10 s.
@@ -104,10 +101,11 @@ impl ClientConfig {
             loss_compensation: true,
             congestion: FallbackCongestion::default(),
             obfuscation: Obfuscation::default(),
-            hop: HopInterval::default(),
+            hop: DEFAULT_HOP_INTERVAL,
             fast_open: false,
-            socket_factory: Arc::new(DefaultFactory::new(socket.clone())),
+            socket_factory: Arc::new(DirectSocketFactory::new(socket.clone())),
             socket,
+            abstract_socket: None,
             memory: MemoryBudget::of_machine(),
             connect_timeout: Duration::from_secs(10),
         }
