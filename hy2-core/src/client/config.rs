@@ -9,7 +9,7 @@ use crate::{
     memory::MemoryBudget,
     quic::QuicConfig,
     socket::{
-        DEFAULT_HOP_INTERVAL, DirectSocketFactory, HopInterval, Obfuscation, SocketFactory,
+        DirectSocketFactory, HopInterval, Obfuscation, SocketFactory,
         SocketOptions,
     },
     tls::ClientTls,
@@ -101,7 +101,7 @@ impl ClientConfig {
             loss_compensation: true,
             congestion: FallbackCongestion::default(),
             obfuscation: Obfuscation::default(),
-            hop: DEFAULT_HOP_INTERVAL,
+            hop: HopInterval::default(),
             fast_open: false,
             socket_factory: Arc::new(DirectSocketFactory::new(socket.clone())),
             socket,
