@@ -17,7 +17,7 @@ use super::{
     request::{self, Refusal},
     response::{self, SendFault},
 };
-use crate::masquerade;
+use crate::masquerade::{self, Peer};
 
 /// What a decoded request may cost per byte as HTTP/3 counts its size: each field becomes an entry of a hash table and
 /// a value of its own, and the tables grow by doubling.
@@ -74,7 +74,12 @@ pub(super) async fn serve(
         head.content_length,
     );
     let is_head = head.request.method() == Method::HEAD;
-    let request = head.request.map(|()| body.boxed_unsync());
+    let mut request = head.request.map(|()| body.boxed_unsync());
+    let address = shared.conn.remote_address();
+    request.extensions_mut().insert(Peer {
+        address,
+        encrypted: true,
+    });
     match answer(&shared, &mut send, is_head, request).await {
         _ if home.is_violated() => reset(&mut send, codes::MESSAGE_ERROR),
         Ok(()) => {
