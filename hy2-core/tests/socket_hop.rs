@@ -33,7 +33,7 @@ struct Seen {
 }
 
 impl PortRange {
-    async fn towards(server: SocketAddr, count: usize) -> Self {
+    fn towards(server: SocketAddr, count: usize) -> Self {
         let seen = Arc::<Mutex<Seen>>::default();
         let mut tasks = JoinSet::new();
         let mut ports = Vec::new();
@@ -60,18 +60,16 @@ async fn forward(front: Arc<UdpSocket>, server: SocketAddr, seen: Arc<Mutex<Seen
         let Ok((len, client)) = front.recv_from(&mut buf).await else {
             continue;
         };
-        if !ways.contains_key(&client) {
-            {
-                let mut seen = seen.lock().unwrap();
-                seen.ports.insert(front.local_addr().unwrap().port());
-                seen.clients.insert(client);
-            }
+        let way = ways.entry(client).or_insert_with(|| {
+            let mut seen = seen.lock().unwrap();
+            seen.ports.insert(front.local_addr().unwrap().port());
+            seen.clients.insert(client);
             let way = bind((server.ip(), 0).into(), &SocketOptions::default()).unwrap();
             let way = Arc::new(UdpSocket::from_std(way).unwrap());
             backs.spawn(back(way.clone(), front.clone(), client));
-            ways.insert(client, way);
-        }
-        let _ = ways[&client].send_to(&buf[..len], server).await;
+            way
+        });
+        let _ = way.send_to(&buf[..len], server).await;
     }
 }
 
@@ -88,13 +86,11 @@ async fn back(way: Arc<UdpSocket>, front: Arc<UdpSocket>, client: SocketAddr) {
 async fn hops_during_transfers(ip: IpAddr, obfs: Obfuscation) {
     let options = SocketOptions::default();
     let server = server_on(bind((ip, 0).into(), &options).unwrap(), &obfs, &options);
-    let range = PortRange::towards(server.endpoint.local_addr().unwrap(), 6).await;
+    let range = PortRange::towards(server.endpoint.local_addr().unwrap(), 6);
 
-    let config = HopConfig::new(
-        range.ports.iter().map(|port| *port..=*port),
-        HopInterval::unchecked(HOP, HOP),
-    )
-    .unwrap();
+    let ports: Vec<_> = range.ports.iter().map(u16::to_string).collect();
+    let interval = HopInterval::unchecked(HOP, HOP);
+    let config = HopConfig::new(ports.join(",").parse().unwrap(), interval).unwrap();
     let remote = SocketAddr::new(ip, range.ports[0]);
     let factory = Arc::new(DirectSocketFactory::new(options.clone()).with_local_ip(ip));
     let socket = client_socket(remote, Some(config), factory, &obfs, &options).unwrap();

@@ -67,6 +67,22 @@ async fn salamander_transfer_without_merging_and_without_gso() {
     both_ways(obfs, options(false, true), BULK).await;
 }
 
+/// Where a queue holds packets back, a send buffer this small is full most of the time.
+#[tokio::test]
+async fn transfer_through_a_tiny_send_buffer() {
+    let mut options = options(true, true);
+    options.send_buffer = 4 << 10;
+    for obfs in [
+        Obfuscation::Plain,
+        Obfuscation::salamander("a key of good length").unwrap(),
+        Obfuscation::gecko("a key of good length", 512, 1200).unwrap(),
+    ] {
+        let pair = both_ways(obfs, options.clone(), 4 << 20).await;
+        let sent = pair.server.socket.stats().snapshot();
+        assert_eq!(sent.errors, 0, "{sent:?}");
+    }
+}
+
 #[tokio::test]
 async fn gecko_transfer_splits_the_handshake_only() {
     let obfs = Obfuscation::gecko("a key of good length", 512, 1200).unwrap();

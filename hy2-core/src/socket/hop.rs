@@ -4,7 +4,6 @@ use std::{
     fmt,
     io::{self, IoSliceMut},
     net::{SocketAddr, SocketAddrV6},
-    ops::RangeInclusive,
     pin::Pin,
     sync::{
         Arc,
@@ -16,6 +15,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use futures_util::task::AtomicWaker;
+use hy2_proto::ports::PortUnion;
 use quinn::{
     AsyncUdpSocket, UdpPoller,
     udp::{RecvMeta, Transmit},
@@ -41,9 +41,7 @@ pub const DEFAULT_HOP_INTERVAL: Duration = Duration::from_secs(30);
 /// Where and how often a client hops.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HopConfig {
-    ports: Vec<RangeInclusive<u16>>,
-    /// Ports in all ranges together.
-    count: u32,
+    ports: PortUnion,
     interval: HopInterval,
 }
 
@@ -75,54 +73,28 @@ pub enum HopConfigError {
 }
 
 impl HopConfig {
-    /// Hops among all ports of `ports`, each as likely as any other; ranges must not
-    /// overlap for that to hold.
+    /// Hops among `ports`, each as likely as any other but port 0, to which nothing can be
+    /// sent.
     ///
     /// # Errors
     ///
-    /// [`HopConfigError::NoPorts`].
-    pub fn new(
-        ports: impl IntoIterator<Item = RangeInclusive<u16>>,
-        interval: HopInterval,
-    ) -> Result<Self, HopConfigError> {
-        let ports: Vec<_> = ports
-            .into_iter()
-            // Nothing can be sent to port 0, but "all ports" is written from there.
-            .map(|range| (*range.start()).max(1)..=*range.end())
-            .filter(|range| !range.is_empty())
-            .collect();
-        let count = ports.iter().map(|range| range.len() as u32).sum();
-        if count == 0 {
+    /// [`HopConfigError::NoPorts`] if port 0 is the only one.
+    pub fn new(ports: PortUnion, interval: HopInterval) -> Result<Self, HopConfigError> {
+        if ports.single() == Some(0) {
             return Err(HopConfigError::NoPorts);
         }
-        Ok(Self {
-            ports,
-            count,
-            interval,
-        })
+        Ok(Self { ports, interval })
     }
 
     /// Draws a port, another than `current` unless there is no other.
-    fn pick(&self, current: Option<u16>) -> u16 {
-        let start = rand::rng().random_range(0..self.count);
-        // The ranges may name one port more than once, so look at the next ones too.
-        (start..self.count)
+    fn pick(&self, current: Option<u16>) -> Option<u16> {
+        let count = self.ports.count();
+        let start = rand::rng().random_range(0..count);
+        (start..count)
             .chain(0..start)
-            .map(|index| self.port(index))
-            .find(|port| Some(*port) != current)
-            .unwrap_or_else(|| self.port(start))
-    }
-
-    fn port(&self, mut index: u32) -> u16 {
-        for range in &self.ports {
-            let len = range.len() as u32;
-            if index < len {
-                // Within the range, so within u16.
-                return range.start() + index as u16;
-            }
-            index -= len;
-        }
-        *self.ports[0].start()
+            .filter_map(|index| self.ports.get(index))
+            .find(|port| *port != 0 && Some(*port) != current)
+            .or(current)
     }
 }
 
@@ -260,7 +232,7 @@ impl HopConfig {
         current: Option<u16>,
     ) -> io::Result<SocketAddr> {
         let mut destination = as_seen_by(socket, server)?;
-        destination.set_port(self.pick(current));
+        destination.set_port(self.pick(current).unwrap_or_else(|| server.port()));
         Ok(destination)
     }
 }

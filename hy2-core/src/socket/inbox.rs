@@ -7,15 +7,14 @@ use std::{
     time::Instant,
 };
 
-use hy2_proto::salamander::{SALT_LEN, Salamander};
+use hy2_proto::{
+    gecko::{self, Frame, Reassembler},
+    salamander::{SALT_LEN, Salamander},
+};
 use parking_lot::Mutex;
 use quinn::udp::{EcnCodepoint, RecvMeta};
 
-use super::{
-    gecko,
-    obfs::Obfuscation,
-    reassembly::{Outcome, Reassembler},
-};
+use super::obfs::Obfuscation;
 
 /// "Version" of a version negotiation packet (RFC 9000 §17.2.1).
 const VERSION_NEGOTIATION: u32 = 0;
@@ -33,7 +32,7 @@ pub(super) enum Inbox {
 /// Datagrams that arrive in fragments.
 #[derive(Default)]
 pub(super) struct Fragments {
-    reassembler: Reassembler,
+    reassembler: Reassembler<SocketAddr>,
     /// Complete datagrams for which the current read has no buffer. Drained before the next
     /// read, so it never holds more than one read can complete.
     ready: VecDeque<Ready>,
@@ -92,7 +91,9 @@ impl Inbox {
             dropped += reveal(cover, buf, meta, matches!(self, Self::Gecko(..)));
             if let Self::Gecko(_, fragments) = self
                 && meta.len > 0
-                && buf[..meta.len].chunks(meta.stride).any(gecko::is_fragment)
+                && buf[..meta.len]
+                    .chunks(meta.stride)
+                    .any(gecko::is_long_header)
             {
                 dropped += fragments.lock().collect(buf, meta, Instant::now());
             }
@@ -103,8 +104,8 @@ impl Inbox {
 
 /// Removes Salamander from every datagram in `buf` and closes the gaps the salts leave.
 /// Returns the number of datagrams that are too short to have a payload or must not be
-/// answered. With `fragments`, Gecko's are among them.
-fn reveal(cover: &Salamander, buf: &mut [u8], meta: &mut RecvMeta, fragments: bool) -> usize {
+/// answered. When `framed`, what has a long header is one of Gecko's frames.
+fn reveal(cover: &Salamander, buf: &mut [u8], meta: &mut RecvMeta, framed: bool) -> usize {
     let len = meta.len.min(buf.len());
     let stride = meta.stride.clamp(1, len.max(1));
     let mut dropped = 0;
@@ -113,7 +114,7 @@ fn reveal(cover: &Salamander, buf: &mut [u8], meta: &mut RecvMeta, fragments: bo
     while from < len {
         let end = len.min(from + stride);
         match cover.deobfuscate(&mut buf[from..end]) {
-            Some(payload) if !is_answerable_noise(payload, fragments) => {
+            Some(payload) if framed || !is_answerable_noise(payload) => {
                 let len = payload.len();
                 buf.copy_within(end - len..end, to);
                 to += len;
@@ -136,8 +137,8 @@ fn reveal(cover: &Salamander, buf: &mut [u8], meta: &mut RecvMeta, fragments: bo
 /// 9000 §6.1), so half of all large datagrams under a wrong key would be answered, and a
 /// server that has to look like nothing would show. No sender reaches one of the versions
 /// let through by chance.
-fn is_answerable_noise(payload: &[u8], fragments: bool) -> bool {
-    if !gecko::is_long_header(payload) || (fragments && gecko::is_fragment(payload)) {
+fn is_answerable_noise(payload: &[u8]) -> bool {
+    if !gecko::is_long_header(payload) {
         return false;
     }
     let version = match payload {
@@ -149,7 +150,7 @@ fn is_answerable_noise(payload: &[u8], fragments: bool) -> bool {
 
 impl Fragments {
     /// Takes the fragments out of `buf`, closes the gaps they leave, and puts together what
-    /// they complete. Returns the number of fragments that were of no use.
+    /// they complete. Returns the number of frames that cannot be right.
     fn collect(&mut self, buf: &mut [u8], meta: &mut RecvMeta, now: Instant) -> usize {
         let mut dropped = 0;
         let mut to = 0;
@@ -157,23 +158,19 @@ impl Fragments {
         while from < meta.len {
             let end = meta.len.min(from + meta.stride);
             let datagram = &buf[from..end];
-            if gecko::is_fragment(datagram) {
-                let outcome = match gecko::parse(datagram) {
-                    Some(fragment) => self.reassembler.insert(meta.addr, &fragment, now),
-                    None => Outcome::Dropped,
-                };
-                match outcome {
-                    Outcome::Complete(datagram) if is_answerable_noise(&datagram, false) => {
-                        dropped += 1;
-                    }
-                    Outcome::Complete(datagram) => self.ready.push_back(Ready {
-                        datagram,
-                        addr: meta.addr,
-                        ecn: meta.ecn,
-                        dst_ip: meta.dst_ip,
-                    }),
-                    Outcome::Kept => {}
-                    Outcome::Dropped => dropped += 1,
+            if gecko::is_long_header(datagram) {
+                match Frame::decode(datagram) {
+                    Ok(frame) => match self.reassembler.push(&meta.addr, &frame, now) {
+                        Some(datagram) if is_answerable_noise(&datagram) => dropped += 1,
+                        Some(datagram) => self.ready.push_back(Ready {
+                            datagram,
+                            addr: meta.addr,
+                            ecn: meta.ecn,
+                            dst_ip: meta.dst_ip,
+                        }),
+                        None => {}
+                    },
+                    Err(_) => dropped += 1,
                 }
             } else {
                 buf.copy_within(from..end, to);

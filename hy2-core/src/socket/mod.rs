@@ -4,14 +4,12 @@
 //! configures them. Nothing here knows of QUIC beyond the first bit of a datagram.
 
 mod factory;
-mod gecko;
 mod hop;
 mod inbox;
 mod obfs;
 mod options;
 mod outbox;
 mod poller;
-mod reassembly;
 mod sockopt;
 mod stats;
 mod udp;
@@ -22,7 +20,7 @@ use quinn::AsyncUdpSocket;
 
 pub use factory::{DirectSocketFactory, SocketFactory};
 pub use hop::{DEFAULT_HOP_INTERVAL, HopConfig, HopConfigError, HopInterval, MIN_HOP_INTERVAL};
-pub use obfs::{GECKO_DEFAULT_SIZES, GECKO_MAX_SIZE, GeckoSizes, Obfuscation, ObfuscationError};
+pub use obfs::{Obfuscation, ObfuscationError};
 pub use options::{DEFAULT_BUFFER, GrantedBuffers, SocketOptions, bind};
 pub use stats::{SocketCounters, SocketStats};
 

@@ -1,14 +1,10 @@
 //! Which obfuscation a socket speaks, and its rules.
 
-use hy2_proto::salamander::{PasswordTooShort, RECOMMENDED_PASSWORD_LEN, SALT_LEN, Salamander};
+use hy2_proto::{
+    gecko::{self, PacketSizes, PacketSizesError},
+    salamander::{PasswordTooShort, RECOMMENDED_PASSWORD_LEN, SALT_LEN, Salamander},
+};
 use thiserror::Error;
-
-use super::gecko;
-
-/// Default range of Gecko's datagram sizes on the wire, in bytes.
-pub const GECKO_DEFAULT_SIZES: (u16, u16) = (512, 1200);
-/// Largest size Gecko can be set to, in bytes.
-pub const GECKO_MAX_SIZE: u16 = 2048;
 
 /// What every UDP payload of a socket looks like on the wire.
 ///
@@ -22,14 +18,7 @@ pub enum Obfuscation {
     /// Every datagram is XORed under a salted key.
     Salamander(Salamander),
     /// Salamander, and datagrams with a long QUIC header are split and padded first.
-    Gecko(Salamander, GeckoSizes),
-}
-
-/// The range of sizes on the wire of Gecko's split datagrams, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct GeckoSizes {
-    min: u16,
-    max: u16,
+    Gecko(Salamander, PacketSizes),
 }
 
 /// Why an [`Obfuscation`] cannot be made.
@@ -39,14 +28,9 @@ pub enum ObfuscationError {
     /// The password is too short.
     #[error(transparent)]
     Password(#[from] PasswordTooShort),
-    /// The sizes are not `0 < min <= max <= 2048`.
-    #[error("Gecko packet sizes {min}..{max} are not in order or above {GECKO_MAX_SIZE}")]
-    BadSizes {
-        /// The smaller bound given.
-        min: u16,
-        /// The larger bound given.
-        max: u16,
-    },
+    /// The sizes are out of order or range.
+    #[error(transparent)]
+    Sizes(#[from] PacketSizesError),
 }
 
 impl Obfuscation {
@@ -66,7 +50,7 @@ impl Obfuscation {
     ///
     /// Any [`ObfuscationError`].
     pub fn gecko(password: impl AsRef<[u8]>, min: u16, max: u16) -> Result<Self, ObfuscationError> {
-        let sizes = GeckoSizes::new(min, max)?;
+        let sizes = PacketSizes::new(min, max)?;
         Ok(Self::Gecko(checked(password.as_ref())?, sizes))
     }
 
@@ -106,39 +90,6 @@ fn checked(password: &[u8]) -> Result<Salamander, PasswordTooShort> {
     Ok(salamander)
 }
 
-impl GeckoSizes {
-    /// Checks a range of sizes on the wire, in bytes, salt included.
-    ///
-    /// # Errors
-    ///
-    /// [`ObfuscationError::BadSizes`].
-    pub fn new(min: u16, max: u16) -> Result<Self, ObfuscationError> {
-        if min == 0 || min > max || max > GECKO_MAX_SIZE {
-            return Err(ObfuscationError::BadSizes { min, max });
-        }
-        Ok(Self { min, max })
-    }
-
-    /// Returns the smallest size in bytes.
-    #[must_use]
-    pub fn min(self) -> u16 {
-        self.min
-    }
-
-    /// Returns the largest size in bytes.
-    #[must_use]
-    pub fn max(self) -> u16 {
-        self.max
-    }
-}
-
-impl Default for GeckoSizes {
-    fn default() -> Self {
-        let (min, max) = GECKO_DEFAULT_SIZES;
-        Self { min, max }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -161,7 +112,7 @@ mod tests {
         for (min, max) in [(0, 10), (600, 599), (512, 2049)] {
             assert_eq!(
                 Obfuscation::gecko("abcd", min, max).unwrap_err(),
-                ObfuscationError::BadSizes { min, max }
+                ObfuscationError::Sizes(PacketSizesError)
             );
         }
         assert!(Obfuscation::gecko("abcd", 2048, 2048).is_ok());

@@ -190,9 +190,11 @@ mod tests {
 
     #[test]
     fn granted_buffer_is_read_back_in_the_unit_it_was_asked_for() {
-        let mut options = SocketOptions::default();
-        options.recv_buffer = 96 << 10;
-        options.send_buffer = 64 << 10;
+        let options = SocketOptions {
+            recv_buffer: 96 << 10,
+            send_buffer: 64 << 10,
+            ..SocketOptions::default()
+        };
         let socket = bind((Ipv4Addr::LOCALHOST, 0).into(), &options).unwrap();
         let granted = options.apply_buffers(&socket);
         assert_eq!(
@@ -214,8 +216,10 @@ mod tests {
     #[cfg(target_os = "linux")]
     #[test]
     fn unknown_device_is_an_error() {
-        let mut options = SocketOptions::default();
-        options.bind_device = Some("no-such-dev0".into());
+        let options = SocketOptions {
+            bind_device: Some("no-such-dev0".into()),
+            ..SocketOptions::default()
+        };
         assert!(bind((Ipv4Addr::LOCALHOST, 0).into(), &options).is_err());
     }
 }

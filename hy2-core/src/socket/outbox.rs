@@ -8,14 +8,14 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use hy2_proto::salamander::{SALT_LEN, Salamander};
+use hy2_proto::{
+    gecko::{self, PacketSizes},
+    salamander::{SALT_LEN, Salamander},
+};
 use quinn::udp::{EcnCodepoint, Transmit};
 use rand::{Rng, RngExt, rngs::StdRng};
 
-use super::{
-    gecko,
-    obfs::{GECKO_MAX_SIZE, GeckoSizes, Obfuscation},
-};
+use super::obfs::Obfuscation;
 
 /// Datagrams in a full transmit of quinn (`MAX_TRANSMIT_SEGMENTS` in its connection.rs):
 /// after a full one, more is likely to follow at once.
@@ -133,25 +133,25 @@ impl Outbox {
         transmit: &Transmit<'_>,
         datagram: &[u8],
         cover: &Salamander,
-        sizes: GeckoSizes,
+        sizes: PacketSizes,
     ) {
         let message = self.next_message;
         self.next_message = message.wrapping_add(1);
-        let count = self.rng.random_range(gecko::MIN_CHUNKS..=gecko::MAX_CHUNKS);
-        for (index, chunk) in gecko::chunks(datagram, count) {
-            let least = SALT_LEN + gecko::HEADER_LEN + chunk.len();
-            let wanted = usize::from(self.rng.random_range(sizes.min()..=sizes.max()));
-            let padding = wanted.saturating_sub(least);
+        let count = gecko::chunk_count(self.rng.next_u32());
+        for frame in gecko::split(datagram, message, count) {
+            let padding = sizes.padding_len(frame.chunk.len(), self.rng.next_u32());
+            let padding = usize::from(padding);
             let salt = self.salt();
             // Padding goes over the wire under a key stream that repeats: only random
             // bytes keep the repetition from showing.
-            let mut pad = [0; GECKO_MAX_SIZE as usize];
+            let mut pad = [0; gecko::MAX_DATAGRAM_LEN];
             let pad = &mut pad[..padding];
             self.rng.fill_bytes(pad);
-            let target = self.reserve_run(transmit, least + padding);
+            let len = SALT_LEN + gecko::HEADER_LEN + padding + frame.chunk.len();
+            let target = self.reserve_run(transmit, len);
             let (head, body) = target.split_at_mut(SALT_LEN);
             head.copy_from_slice(&salt);
-            gecko::write(message, index, count, pad, chunk, body);
+            frame.encode(pad, &mut &mut *body);
             cover.key(&salt).apply(body);
         }
     }
