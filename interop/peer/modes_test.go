@@ -52,8 +52,12 @@ func TestTCPCommands(t *testing.T) {
 	slow := c.ok("tcp_upload", fields{"addr": o.ready["sink"], "bytes": 100})
 	want(t, "small upload", number(t, slow, "remote_bytes"), 100)
 
-	many := c.ok("many_streams", fields{"addr": o.ready["echo"], "n": 1000, "bytes": 2000, "warm_up": true})
-	want(t, "completed", number(t, many, "completed"), 1000)
+	streams := 1000
+	if testing.Short() { // for the race detector, which is some 20 times slower
+		streams = 100
+	}
+	many := c.ok("many_streams", fields{"addr": o.ready["echo"], "n": streams, "bytes": 2000, "warm_up": true})
+	want(t, "completed", number(t, many, "completed"), float64(streams))
 	c.ok("sequential", fields{"addr": o.ready["echo"], "n": 200, "bytes": 100})
 
 	spoke := c.ok("server_speaks", fields{"addr": o.ready["banner"], "bytes": len(bannerText)})
@@ -227,9 +231,11 @@ func TestKick(t *testing.T) {
 	want(t, "online", number(t, s.ok("stats", nil), "online", "user"), 1)
 	s.ok("kick", fields{"user": "user"})
 	c.do("poke", fields{"tag": "k"})
-	ended := c.event("stream_ended", nil)["error"].(map[string]any)
-	want(t, "cause", ended["cause"], any("application_close"))
-	want(t, "code", number(t, ended, "code"), 0x107)
+	// The stream whose byte met the kick may see a plain end just before.
+	ended := c.event("stream_ended", func(e map[string]any) bool {
+		return e["error"].(map[string]any)["cause"] == "application_close"
+	})
+	want(t, "code", number(t, ended, "error", "code"), 0x107)
 	s.event("disconnect", nil)
 
 	r := c.ok("reconnect", fields{"addr": o.ready["echo"]})
