@@ -355,7 +355,11 @@ impl UdpAssociation for DirectUdp {
             }
             other => other,
         };
-        self.socket.try_send_to(data, destination).map(|_| ())
+        // Past tokio's readiness, which is unknown until the first event and is not needed: a full
+        // socket buffer loses the datagram either way.
+        socket2::SockRef::from(&self.socket)
+            .send_to(data, &destination.into())
+            .map(|_| ())
     }
 
     fn poll_recv_from(

@@ -4,7 +4,6 @@
 //! counted, found by index and iterated from the ranges.
 
 use std::fmt;
-use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use crate::address::parse_port;

@@ -147,7 +147,7 @@ fn open_socket(
 ) -> Result<Arc<dyn quinn::AsyncUdpSocket>, ConnectError> {
     let ports = &config.server.ports;
     let hop = if ports.count() > 1 {
-        let hop = HopConfig::new(ports.ranges(), config.hop)
+        let hop = HopConfig::new(ports.clone(), config.hop)
             .map_err(|error| ConnectError::Config(error.to_string()))?;
         Some(hop)
     } else {

@@ -15,7 +15,7 @@ use crate::{
     BoxFuture,
     error::BindError,
     event::{EventSink, NoEvents},
-    masquerade::{DefaultSite, Masquerade},
+    masquerade::{Masquerade, OrdinarySite},
     outbound::{Direct, Outbound},
     quic::{self, ResetKey},
     socket,
@@ -59,7 +59,7 @@ impl ServerBuilder {
             listeners: Vec::new(),
             authenticator: Arc::new(Nobody),
             outbound: Arc::new(Direct::default()),
-            masquerade: Arc::new(DefaultSite::default()),
+            masquerade: Arc::new(OrdinarySite::default()),
             events: Arc::new(NoEvents),
             reset_key: None,
         }

@@ -297,18 +297,22 @@ struct GateState {
 impl RequestHandler for Gate {
     fn handle(&self, request: Request<Body>) -> BoxFuture<'_, Response<Body>> {
         Box::pin(async move {
-            if auth::is_auth_request(&request)
-                && let Some(granted) = self.authenticate(&request).await
+            // The body is not looked at: clients may send its end later, or never.
+            let (parts, body) = request.into_parts();
+            let head = Request::from_parts(parts, ());
+            if auth::is_auth_request(&head)
+                && let Some(granted) = self.authenticate(&head).await
             {
                 return auth::accepted(granted);
             }
+            let request = head.map(|()| body);
             self.shared.masquerade.serve(request).await
         })
     }
 }
 
 impl Gate {
-    async fn authenticate(&self, request: &Request<Body>) -> Option<AuthResponse> {
+    async fn authenticate(&self, request: &Request<()>) -> Option<AuthResponse> {
         // One at a time; the reference holds a lock too.
         let mut state = self.state.lock().await;
         if self.authenticated.load(Acquire) {
@@ -335,7 +339,11 @@ impl Gate {
             AuthDecision::Deny => return None,
         };
         let config = &self.shared.config;
-        let agreed = agreed_rate(client_rx, config.max_tx, config.ignore_client_bandwidth);
+        let agreed = if config.ignore_client_bandwidth {
+            None
+        } else {
+            said.server_rate(config.max_tx.unwrap_or(Bandwidth::ZERO))
+        };
         let member = self.shared.registry.admit(&grant, |user| Member {
             peer: Peer {
                 connection: self.id,
@@ -374,31 +382,3 @@ impl Gate {
     }
 }
 
-/// The Brutal rate towards a client, `None` for the configured congestion control
-/// (reference §1.9).
-fn agreed_rate(
-    client_rx: Option<Bandwidth>,
-    max_tx: Option<Bandwidth>,
-    ignore: bool,
-) -> Option<Bandwidth> {
-    if ignore {
-        return None;
-    }
-    let client_rx = client_rx?;
-    Some(max_tx.map_or(client_rx, |max| client_rx.min(max)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_smaller_of_both_rates_is_agreed_on() {
-        let rate = |bytes| Some(Bandwidth::from_bytes_per_sec(bytes));
-        assert_eq!(agreed_rate(rate(100), rate(50), false), rate(50));
-        assert_eq!(agreed_rate(rate(100), rate(500), false), rate(100));
-        assert_eq!(agreed_rate(rate(100), None, false), rate(100));
-        assert_eq!(agreed_rate(None, rate(50), false), None);
-        assert_eq!(agreed_rate(rate(100), rate(50), true), None);
-    }
-}

@@ -112,13 +112,13 @@ struct Request {
 /// Reads the request that follows the frame type.
 async fn read_request(recv: &mut RecvStream) -> Result<Request, DecodeError> {
     let mut bytes = BytesMut::new();
-    let mut end = 0;
+
     loop {
         let chunk = recv.read_chunk(MAX_REQUEST_LEN, true).await;
         let Ok(Some(chunk)) = chunk else {
             return Err(DecodeError::Incomplete);
         };
-        end = chunk.offset + chunk.bytes.len() as u64;
+        let end = chunk.offset + chunk.bytes.len() as u64;
         // The usual case: the whole request in one chunk, which is not copied.
         let seen: Bytes = if bytes.is_empty() {
             chunk.bytes

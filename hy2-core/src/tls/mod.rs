@@ -5,7 +5,7 @@ mod provider;
 mod server;
 
 pub use client::ClientTls;
-pub(crate) use client::{ConnectTls, TlsFailure};
+pub(crate) use client::TlsFailure;
 pub use server::{CertificateError, ServerTls, SniGuard};
 
 /// The protocol name that both sides negotiate (RFC 9114 §3.1).
