@@ -48,7 +48,9 @@ pub(super) async fn serve(
         Err(ReadFault::Frame(FrameError::SectionTooLarge)) => return too_large(reader, send).await,
         Ok(None)
         | Err(
-            ReadFault::Truncated | ReadFault::Lost(_) | ReadFault::Frame(FrameError::Malformed),
+            ReadFault::Truncated
+            | ReadFault::Lost(_)
+            | ReadFault::Frame(FrameError::Malformed | FrameError::CutShort),
         ) => {
             return abort(&mut reader, &mut send, codes::REQUEST_INCOMPLETE);
         }

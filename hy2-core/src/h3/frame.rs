@@ -52,6 +52,9 @@ pub(super) enum FrameError {
     Reserved,
     /// A SETTINGS or GOAWAY frame that makes no sense.
     Malformed,
+    /// A SETTINGS frame whose payload ends inside a setting. The reference's stack mistakes it for the end of the
+    /// stream, so it gets another code than the rest.
+    CutShort,
 }
 
 /// Cuts frames out of bytes that arrive in any chunks.
@@ -147,12 +150,12 @@ impl FrameDecoder {
                         return Ok(None);
                     }
                     let found = if *kind == SETTINGS {
-                        settings_are_valid(held).then_some(Frame::Settings)
+                        check_settings(held)
                     } else {
-                        is_one_varint(held).then_some(Frame::GoAway)
+                        check_goaway(held)
                     };
                     self.state = State::default();
-                    return found.map(Some).ok_or(FrameError::Malformed);
+                    return found.map(Some);
                 }
             }
         }
@@ -268,19 +271,18 @@ fn gather(left: &mut u64, held: &mut BytesMut, input: &mut Bytes) -> bool {
 }
 
 /// Applies the checks of the reference's stack: whole varints, no setting twice, boolean settings 0 or 1.
-fn settings_are_valid(mut payload: &[u8]) -> bool {
+fn check_settings(mut payload: &[u8]) -> Result<Frame, FrameError> {
     let mut seen = Vec::new();
     while !payload.is_empty() {
-        let Some((id, value)) = next_varint(&mut payload).zip(next_varint(&mut payload)) else {
-            return false;
-        };
+        let id = next_varint(&mut payload).ok_or(FrameError::CutShort)?;
+        let value = next_varint(&mut payload).ok_or(FrameError::CutShort)?;
         let is_flag = matches!(id, ENABLE_CONNECT_PROTOCOL | H3_DATAGRAM);
         if seen.contains(&id) || seen.len() == MAX_SETTINGS_COUNT || (is_flag && value > 1) {
-            return false;
+            return Err(FrameError::Malformed);
         }
         seen.push(id);
     }
-    true
+    Ok(Frame::Settings)
 }
 
 const ENABLE_CONNECT_PROTOCOL: u64 = 0x8;
@@ -288,8 +290,11 @@ const H3_DATAGRAM: u64 = 0x33;
 /// Bounds the search for duplicates; nobody sends more than a handful.
 const MAX_SETTINGS_COUNT: usize = 256;
 
-fn is_one_varint(mut payload: &[u8]) -> bool {
-    next_varint(&mut payload).is_some() && payload.is_empty()
+fn check_goaway(mut payload: &[u8]) -> Result<Frame, FrameError> {
+    match next_varint(&mut payload) {
+        Some(_) if payload.is_empty() => Ok(Frame::GoAway),
+        _ => Err(FrameError::Malformed),
+    }
 }
 
 fn next_varint(payload: &mut &[u8]) -> Option<u64> {

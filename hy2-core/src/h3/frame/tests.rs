@@ -133,7 +133,7 @@ fn settings_are_checked() {
         Some(FrameError::Malformed),
         "neither 0 nor 1"
     );
-    assert_eq!(settings(&[6]).1, Some(FrameError::Malformed), "no value");
+    assert_eq!(settings(&[6]).1, Some(FrameError::CutShort), "no value");
     assert_eq!(
         decode(Place::Control, &frame(4, MAX_SETTINGS + 1, b""))
             .1

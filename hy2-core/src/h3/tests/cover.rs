@@ -227,7 +227,8 @@ async fn the_control_stream_begins_with_settings() {
         (frame(0, b"x"), 0x10a),
         (get("/"), 0x10a),
         (frame(7, &[0]), 0x10a),
-        (frame(4, &[6]), 0x106),
+        (frame(4, &[6]), 0x104),
+        (frame(4, &[6, 1, 6, 1]), 0x106),
         (frame(4, &[8, 2]), 0x106),
         (frame(9, b""), 0x105),
     ] {
