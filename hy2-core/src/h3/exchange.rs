@@ -69,10 +69,12 @@ pub(super) async fn serve(
     }
 
     let home = Arc::new(Home::default());
+    let trailers = shared.budget.share();
     let body = RequestBody::new(
         reader,
         Arc::clone(&home),
         shared.conn.clone(),
+        trailers,
         head.content_length,
     );
     let is_head = head.request.method() == Method::HEAD;

@@ -345,6 +345,8 @@ async fn bodies_and_their_declared_length() {
             .status(),
         400
     );
+    let bad_trailers = [post("5"), body.clone(), headers(&[(":path", "/")])].concat();
+    assert_eq!(probe.ask(&bad_trailers).await.status(), 400);
     let _stream = probe.open(&[post("9"), frame(4, b"")].concat()).await;
     assert_eq!(probe.closed().await, (0x105, String::new()));
 }
