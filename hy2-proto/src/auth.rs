@@ -65,7 +65,8 @@ impl<'a> AuthRequest<'a> {
     /// Reads the request through a look-up of header values by lower-case name.
     ///
     /// Never fails: a missing or unreadable header counts as empty or zero, and it is the
-    /// authenticator that turns the client away.
+    /// authenticator that turns the client away. Credentials may hold UTF-8 beyond ASCII, so the
+    /// look-up is to convert from bytes, and not by a method that takes visible ASCII only.
     ///
     /// # Examples
     ///
@@ -85,6 +86,27 @@ impl<'a> AuthRequest<'a> {
             auth: get(HEADER_AUTH).unwrap_or_default(),
             rx: parse_rate(get(HEADER_CC_RX).unwrap_or_default()),
         }
+    }
+
+    /// Returns the rate that the server is to send at, which is the lower of the client's and the
+    /// server's own `max_tx` ([`Bandwidth::ZERO`] for no limit).
+    ///
+    /// `None` if the client does not know its rate: the configured congestion control decides.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use hy2_proto::auth::AuthRequest;
+    /// use hy2_proto::bandwidth::Bandwidth;
+    ///
+    /// let rate = Bandwidth::from_bytes_per_sec;
+    /// let request = AuthRequest { auth: "", rx: rate(1_000_000) };
+    /// assert_eq!(request.server_rate(Bandwidth::ZERO), Some(rate(1_000_000)));
+    /// assert_eq!(request.server_rate(rate(65_536)), Some(rate(65_536)));
+    /// ```
+    #[must_use]
+    pub fn server_rate(&self, max_tx: Bandwidth) -> Option<Bandwidth> {
+        lower_limit(self.rx, max_tx)
     }
 
     /// Returns the headers to send, with `padding` from [`crate::padding::AUTH_REQUEST`].
@@ -133,6 +155,19 @@ impl CcRx {
         }
     }
 
+    /// Returns the rate that the client is to send at, which is the lower of the server's limit
+    /// and its own `max_tx`.
+    ///
+    /// `None` if the server said [`CcRx::Auto`] or the client does not know its rate (`max_tx` is
+    /// [`Bandwidth::ZERO`]): the configured congestion control decides.
+    #[must_use]
+    pub fn client_rate(self, max_tx: Bandwidth) -> Option<Bandwidth> {
+        match self {
+            Self::Auto => None,
+            Self::Limit(limit) => lower_limit(max_tx, limit),
+        }
+    }
+
     /// Returns the header value.
     #[must_use]
     pub fn to_value(self) -> Cow<'static, str> {
@@ -175,6 +210,15 @@ impl AuthResponse {
             (HEADER_PADDING, Cow::Borrowed(padding)),
         ]
         .into_iter()
+    }
+}
+
+/// Applies a limit, where zero means none, to a rate, where zero means unknown.
+fn lower_limit(rate: Bandwidth, limit: Bandwidth) -> Option<Bandwidth> {
+    match (rate.is_zero(), limit.is_zero()) {
+        (true, _) => None,
+        (false, true) => Some(rate),
+        (false, false) => Some(rate.min(limit)),
     }
 }
 
@@ -307,6 +351,34 @@ mod tests {
         assert_eq!((request.auth, request.rx), ("", Bandwidth::ZERO));
         let response = AuthResponse::from_headers(|_| None);
         assert_eq!((response.udp, response.cc_rx), (false, CcRx::UNLIMITED));
+    }
+
+    /// Reference: `core/server/server.go` and `core/client/client.go`.
+    #[test]
+    fn rates_are_negotiated() {
+        for (client_rx, max_tx, expected) in [
+            (0, 0, None),
+            (0, 100, None),
+            (100, 0, Some(100)),
+            (100, 50, Some(50)),
+            (50, 100, Some(50)),
+        ] {
+            let request = AuthRequest {
+                auth: "",
+                rx: rate(client_rx),
+            };
+            assert_eq!(request.server_rate(rate(max_tx)), expected.map(rate));
+        }
+        for (cc_rx, max_tx, expected) in [
+            (CcRx::Auto, 100, None),
+            (CcRx::UNLIMITED, 0, None),
+            (CcRx::UNLIMITED, 100, Some(100)),
+            (CcRx::Limit(rate(50)), 0, None),
+            (CcRx::Limit(rate(50)), 100, Some(50)),
+            (CcRx::Limit(rate(100)), 50, Some(50)),
+        ] {
+            assert_eq!(cc_rx.client_rate(rate(max_tx)), expected.map(rate));
+        }
     }
 
     #[test]

@@ -1,0 +1,188 @@
+//! The accept loop that all TCP inbounds share.
+
+use std::{
+    future::Future,
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::{
+    net::{TcpListener, TcpStream, UdpSocket},
+    sync::Semaphore,
+    task::{JoinError, JoinSet},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, warn};
+
+/// Connections the kernel holds while all slots are taken.
+const BACKLOG: i32 = 1024;
+
+/// Local programs that vanish without a FIN are noticed after about this time.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// Pause after an accept error that a retry at once would repeat (out of descriptors).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Binds a TCP listener. The unspecified IPv6 address takes IPv4 as well, and falls back to IPv4
+/// where the system has no IPv6.
+pub(super) fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = bind(address, Type::STREAM, Protocol::TCP, |socket| {
+        #[cfg(not(windows))]
+        socket.set_reuse_address(true)?;
+        Ok(())
+    })?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Binds a UDP socket by the same rules as [`bind_tcp`].
+pub(super) fn bind_udp(address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = bind(address, Type::DGRAM, Protocol::UDP, |_| Ok(()))?;
+    UdpSocket::from_std(socket.into())
+}
+
+fn bind(
+    address: SocketAddr,
+    kind: Type,
+    protocol: Protocol,
+    prepare: impl Fn(&Socket) -> io::Result<()>,
+) -> io::Result<Socket> {
+    let any = address.is_ipv6() && address.ip().is_unspecified();
+    let open = |address: SocketAddr| -> io::Result<Socket> {
+        let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
+        if any && address.is_ipv6() {
+            socket.set_only_v6(false)?;
+        }
+        prepare(&socket)?;
+        socket.bind(&address.into())?;
+        socket.set_nonblocking(true)?;
+        Ok(socket)
+    };
+    match open(address) {
+        Err(error) if any && error.kind() != io::ErrorKind::AddrInUse => {
+            open((Ipv4Addr::UNSPECIFIED, address.port()).into()).map_err(|_| error)
+        }
+        result => result,
+    }
+}
+
+/// Accepts connections until `stop` is cancelled and runs `handle` for each, at most `slots` at
+/// once. Returns after all handlers ended; cancelling ends them at once.
+pub(super) async fn serve<F, Fut>(
+    listener: &TcpListener,
+    slots: usize,
+    stop: &CancellationToken,
+    handle: F,
+) where
+    F: Fn(TcpStream, SocketAddr) -> Fut,
+    Fut: Future<Output = ()> + Send + 'static,
+{
+    let slots = Arc::new(Semaphore::new(slots.clamp(1, Semaphore::MAX_PERMITS)));
+    let mut tasks = JoinSet::new();
+    loop {
+        // Every arm is cancel safe: an accepted connection is returned or not accepted at all,
+        // and a permit that was not returned goes back.
+        let accepted = tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            Some(ended) = tasks.join_next() => {
+                report_panic(ended);
+                continue;
+            }
+            accepted = async {
+                let slot = Arc::clone(&slots).acquire_owned().await;
+                (slot, listener.accept().await)
+            } => accepted,
+        };
+        match accepted {
+            (Ok(slot), Ok((stream, peer))) => {
+                prepare(&stream);
+                let work = handle(stream, peer);
+                tasks.spawn(async move {
+                    work.await;
+                    drop(slot);
+                });
+            }
+            (_, Err(error)) => {
+                warn!(%error, "cannot accept a local connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+            // The semaphore is never closed while this function holds it.
+            (Err(_), _) => break,
+        }
+    }
+    tasks.shutdown().await;
+}
+
+/// Logs the panic of a task that served one connection; the others go on.
+pub(super) fn report_panic<T>(ended: Result<T, JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        metrics::counter!("hy2_panics_total").increment(1);
+        error!(%error, "a local connection's task panicked");
+    }
+}
+
+/// Small writes go out at once; a peer that vanished is noticed. Neither is worth failing for.
+fn prepare(stream: &TcpStream) {
+    let _ = stream.set_nodelay(true);
+    let _ = SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE));
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn unspecified_address_takes_both_families() {
+        let listener = bind_tcp("[::]:0".parse().expect("address")).expect("bind");
+        let port = listener.local_addr().expect("bound").port();
+        let (connected, accepted) =
+            tokio::join!(TcpStream::connect(("127.0.0.1", port)), listener.accept());
+        connected.expect("connected");
+        accepted.expect("accepted");
+    }
+
+    #[tokio::test]
+    async fn an_address_in_use_is_an_error() {
+        let first = bind_tcp("[::]:0".parse().expect("address")).expect("bind");
+        let port = first.local_addr().expect("bound").port();
+        let again = bind_tcp(SocketAddr::from(([0u16; 8], port)));
+        assert_eq!(again.expect_err("taken").kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[tokio::test]
+    async fn a_connection_above_the_cap_waits_for_a_slot() {
+        let listener = bind_tcp(([127, 0, 0, 1], 0).into()).expect("bind");
+        let address = listener.local_addr().expect("bound");
+        let stop = CancellationToken::new();
+        let server = tokio::spawn({
+            let stop = stop.clone();
+            async move {
+                // Greets, then stays until the peer closes.
+                serve(&listener, 1, &stop, |mut stream, _| async move {
+                    let _ = stream.write_all(b"hi").await;
+                    let _ = stream.read(&mut [0; 1]).await;
+                })
+                .await;
+            }
+        });
+        let mut greeting = [0; 2];
+        let mut first = TcpStream::connect(address).await.expect("first");
+        first.read_exact(&mut greeting).await.expect("greeting");
+        let mut second = TcpStream::connect(address).await.expect("second");
+        let early = tokio::time::timeout(Duration::from_millis(50), second.read(&mut greeting));
+        assert!(early.await.is_err(), "served above the cap");
+        drop(first);
+        second.read_exact(&mut greeting).await.expect("greeting");
+        stop.cancel();
+        server.await.expect("server ends with its token");
+        assert_eq!(second.read(&mut greeting).await.ok(), Some(0));
+    }
+}

@@ -1,0 +1,116 @@
+//! A local port whose connections all go to one target.
+
+use std::{io, net::SocketAddr};
+
+use hy2_proto::address::Address;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use super::{Dialer, InboundLimits, listener, relay::relay};
+
+/// Settings of a [`TcpForward`].
+#[derive(Debug, Clone)]
+pub struct TcpForwardConfig {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// Where every connection goes.
+    pub remote: Address,
+    /// What local programs may take.
+    pub limits: InboundLimits,
+}
+
+/// Forwards each connection of a local port to a target behind the tunnel.
+#[derive(Debug)]
+pub struct TcpForward {
+    listener: TcpListener,
+    config: TcpForwardConfig,
+}
+
+impl TcpForward {
+    /// Binds the local port. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// The system's error, such as an address in use.
+    pub fn bind(config: TcpForwardConfig) -> io::Result<Self> {
+        Ok(Self {
+            listener: listener::bind_tcp(config.listen)?,
+            config,
+        })
+    }
+
+    /// Returns the bound address.
+    ///
+    /// # Errors
+    ///
+    /// The system's error.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until `stop` is cancelled; connections end with it.
+    pub async fn run<D: Dialer>(self, dialer: D, stop: CancellationToken) {
+        let slots = self.config.limits.max_connections;
+        listener::serve(&self.listener, slots, &stop, |stream, _| {
+            let (dialer, remote) = (dialer.clone(), self.config.remote.clone());
+            async move {
+                match dialer.tcp(&remote).await {
+                    Ok(tunnel) => {
+                        if let Err(error) = relay(stream, tunnel, &[]).await {
+                            debug!(%error, "forwarded connection broke");
+                        }
+                    }
+                    Err(failure) => debug!(%failure, "forwarded connection not opened"),
+                }
+            }
+        })
+        .await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+    };
+
+    use super::*;
+    use crate::inbound::{
+        DialFailure,
+        loopback::{Loopback, echo_server},
+    };
+
+    fn forward(dialer: Loopback, remote: Address) -> SocketAddr {
+        let forward = TcpForward::bind(TcpForwardConfig {
+            listen: ([127, 0, 0, 1], 0).into(),
+            remote,
+            limits: InboundLimits::default(),
+        })
+        .expect("bind");
+        let address = forward.local_addr().expect("bound");
+        tokio::spawn(forward.run(dialer, CancellationToken::new()));
+        address
+    }
+
+    #[tokio::test]
+    async fn bytes_and_half_close_reach_the_target() {
+        let echo = echo_server().await;
+        let address = forward(Loopback::default(), echo.into());
+        let mut stream = TcpStream::connect(address).await.expect("connect");
+        stream.write_all(b"ping").await.expect("write");
+        stream.shutdown().await.expect("half-close");
+        let mut seen = Vec::new();
+        stream.read_to_end(&mut seen).await.expect("read");
+        assert_eq!(seen, b"ping");
+    }
+
+    #[tokio::test]
+    async fn a_failed_dial_closes_the_connection() {
+        let dialer = Loopback::failing(DialFailure::Refused);
+        let address = forward(dialer, "example.com:1".parse().expect("address"));
+        let mut stream = TcpStream::connect(address).await.expect("connect");
+        assert_eq!(stream.read(&mut [0; 1]).await.ok(), Some(0));
+    }
+}
