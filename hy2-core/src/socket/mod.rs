@@ -34,6 +34,7 @@ pub struct QuicSocket {
     socket: Arc<dyn AsyncUdpSocket>,
     stats: Arc<SocketStats>,
     overhead: u16,
+    buffers: GrantedBuffers,
 }
 
 impl QuicSocket {
@@ -49,6 +50,12 @@ impl QuicSocket {
         &self.stats
     }
 
+    /// Returns the kernel buffers that were granted when the socket was opened.
+    #[must_use]
+    pub fn buffers(&self) -> GrantedBuffers {
+        self.buffers
+    }
+
     /// Returns how many bytes each datagram grows by on the wire: lower
     /// `EndpointConfig::max_udp_payload_size` and the MTU bounds by as much.
     #[must_use]
@@ -62,6 +69,7 @@ impl fmt::Debug for QuicSocket {
         f.debug_struct("QuicSocket")
             .field("socket", &self.socket)
             .field("overhead", &self.overhead)
+            .field("buffers", &self.buffers)
             .finish_non_exhaustive()
     }
 }
@@ -82,6 +90,7 @@ pub fn server_socket(
     let stats = Arc::<SocketStats>::default();
     let socket = udp::UdpSocket::new(socket, obfs, options, stats.clone(), SERVER_LANES)?;
     Ok(QuicSocket {
+        buffers: socket.buffers(),
         socket,
         stats,
         overhead: obfs.overhead(),
@@ -108,16 +117,23 @@ pub fn client_socket(
     options: &SocketOptions,
 ) -> io::Result<QuicSocket> {
     let stats = Arc::<SocketStats>::default();
-    let socket: Arc<dyn AsyncUdpSocket> = match hop {
-        Some(hop) => hop::HopSocket::new(remote, hop, factory, obfs, options, stats.clone())?,
+    let (socket, buffers): (Arc<dyn AsyncUdpSocket>, _) = match hop {
+        Some(hop) => {
+            let hop = hop::HopSocket::new(remote, hop, factory, obfs, options, stats.clone())?;
+            let buffers = hop.buffers();
+            (hop, buffers)
+        }
         None => {
             let socket = factory.open(remote)?;
-            udp::UdpSocket::new(socket, obfs, options, stats.clone(), 1)?
+            let socket = udp::UdpSocket::new(socket, obfs, options, stats.clone(), 1)?;
+            let buffers = socket.buffers();
+            (socket, buffers)
         }
     };
     Ok(QuicSocket {
         socket,
         stats,
         overhead: obfs.overhead(),
+        buffers,
     })
 }
