@@ -1,7 +1,33 @@
 //! What sits under quinn: UDP sockets with batching, obfuscation, port hopping.
 //!
 //! [`server_socket`] and [`client_socket`] make what a quinn endpoint is built on; the rest
-//! configures them. Nothing here knows of QUIC beyond the first bit of a datagram.
+//! configures them. Nothing here knows of QUIC beyond the first bytes of a datagram.
+//!
+//! An endpoint on such a socket needs two things for an obfuscated server to stay silent
+//! towards those who lack the key: quinn's default connection ID generator, or another one
+//! that recognises its own, lest stateless resets answer noise; and a UDP payload lower by
+//! [`QuicSocket::overhead`].
+//!
+//! ```no_run
+//! use hy2_core::socket::{Obfuscation, SocketOptions, bind, server_socket};
+//! use quinn::{Endpoint, EndpointConfig, TokioRuntime};
+//!
+//! # async fn serve(config: quinn::ServerConfig) -> Result<(), Box<dyn std::error::Error>> {
+//! let options = SocketOptions::default();
+//! let obfs = Obfuscation::salamander("a password of some length")?;
+//! let socket = server_socket(bind("[::]:443".parse()?, &options)?, &obfs, &options)?;
+//!
+//! let mut endpoint = EndpointConfig::default();
+//! endpoint.max_udp_payload_size(1472 - socket.overhead())?;
+//! let endpoint = Endpoint::new_with_abstract_socket(
+//!     endpoint,
+//!     Some(config),
+//!     socket.socket(),
+//!     std::sync::Arc::new(TokioRuntime),
+//! )?;
+//! # Ok(())
+//! # }
+//! ```
 
 mod factory;
 mod hop;
