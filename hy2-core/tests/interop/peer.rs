@@ -22,6 +22,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
+use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::{Notify, oneshot};
@@ -75,6 +76,8 @@ pub(crate) struct Peer {
     /// Killed on drop; the readers end with its pipes.
     _child: Child,
     _readers: JoinSet<()>,
+    /// The peer's directory for temporary files, since a killed peer cannot remove its own.
+    _scratch: TempDir,
 }
 
 /// What the process has said so far.
@@ -103,8 +106,10 @@ impl Peer {
         config: &impl Serialize,
     ) -> Result<Self, Fault> {
         let binary = binary::path(version).await;
+        let scratch = tempfile::tempdir().expect("a temporary directory can be made");
         let mut child = Command::new(&binary)
             .arg(mode)
+            .env("TMPDIR", scratch.path())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -132,6 +137,7 @@ impl Peer {
             last_id: AtomicU64::new(0),
             _child: child,
             _readers: readers,
+            _scratch: scratch,
         };
         peer.send(&serde_json::to_value(config).expect("configurations are plain data"))
             .await;
