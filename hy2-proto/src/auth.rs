@@ -65,7 +65,8 @@ impl<'a> AuthRequest<'a> {
     /// Reads the request through a look-up of header values by lower-case name.
     ///
     /// Never fails: a missing or unreadable header counts as empty or zero, and it is the
-    /// authenticator that turns the client away.
+    /// authenticator that turns the client away. Credentials may hold UTF-8 beyond ASCII, so the
+    /// look-up is to convert from bytes, and not by a method that takes visible ASCII only.
     ///
     /// # Examples
     ///

@@ -1,1 +1,123 @@
 //! What sits under quinn: UDP sockets with batching, obfuscation, port hopping.
+//!
+//! [`server_socket`] and [`client_socket`] make what a quinn endpoint is built on; the rest
+//! configures them. Nothing here knows of QUIC beyond the first bit of a datagram.
+
+mod factory;
+mod hop;
+mod inbox;
+mod obfs;
+mod options;
+mod outbox;
+mod poller;
+mod sockopt;
+mod stats;
+mod udp;
+
+use std::{fmt, io, net::SocketAddr, sync::Arc};
+
+use quinn::AsyncUdpSocket;
+
+pub use factory::{DirectSocketFactory, SocketFactory};
+pub use hop::{DEFAULT_HOP_INTERVAL, HopConfig, HopConfigError, HopInterval, MIN_HOP_INTERVAL};
+pub use obfs::{Obfuscation, ObfuscationError};
+pub use options::{DEFAULT_BUFFER, GrantedBuffers, SocketOptions, bind};
+pub use stats::{SocketCounters, SocketStats};
+
+/// Send queues of a server socket: enough that busy connections rarely share one, few
+/// enough that their buffers (64 KiB each, once used) do not matter.
+const SERVER_LANES: usize = 8;
+
+/// A socket ready for `quinn::Endpoint::new_with_abstract_socket`, and its figures.
+#[derive(Clone)]
+pub struct QuicSocket {
+    socket: Arc<dyn AsyncUdpSocket>,
+    stats: Arc<SocketStats>,
+    overhead: u16,
+}
+
+impl QuicSocket {
+    /// Returns the socket for quinn.
+    #[must_use]
+    pub fn socket(&self) -> Arc<dyn AsyncUdpSocket> {
+        self.socket.clone()
+    }
+
+    /// Returns the live counters, which outlive the socket.
+    #[must_use]
+    pub fn stats(&self) -> &Arc<SocketStats> {
+        &self.stats
+    }
+
+    /// Returns how many bytes each datagram grows by on the wire: lower
+    /// `EndpointConfig::max_udp_payload_size` and the MTU bounds by as much.
+    #[must_use]
+    pub fn overhead(&self) -> u16 {
+        self.overhead
+    }
+}
+
+impl fmt::Debug for QuicSocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QuicSocket")
+            .field("socket", &self.socket)
+            .field("overhead", &self.overhead)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Makes a server's socket out of a bound one, see [`bind`].
+///
+/// Must be called inside a tokio runtime: the socket owns a task there, which ends when the
+/// socket is dropped.
+///
+/// # Errors
+///
+/// Outside a runtime, or when the system refuses an option that QUIC needs.
+pub fn server_socket(
+    socket: std::net::UdpSocket,
+    obfs: &Obfuscation,
+    options: &SocketOptions,
+) -> io::Result<QuicSocket> {
+    let stats = Arc::<SocketStats>::default();
+    let socket = udp::UdpSocket::new(socket, obfs, options, stats.clone(), SERVER_LANES)?;
+    Ok(QuicSocket {
+        socket,
+        stats,
+        overhead: obfs.overhead(),
+    })
+}
+
+/// Opens a client's socket towards `remote`, with `hop` one that hops among the ports of
+/// the server.
+///
+/// quinn must be told to connect to exactly `remote`: a hopping socket answers under that
+/// address, whichever port it uses.
+///
+/// Must be called inside a tokio runtime: the socket owns tasks there, which end when the
+/// socket is dropped.
+///
+/// # Errors
+///
+/// What `factory` failed with; else as [`server_socket`].
+pub fn client_socket(
+    remote: SocketAddr,
+    hop: Option<HopConfig>,
+    factory: Arc<dyn SocketFactory>,
+    obfs: &Obfuscation,
+    options: &SocketOptions,
+) -> io::Result<QuicSocket> {
+    let stats = Arc::<SocketStats>::default();
+    let socket: Arc<dyn AsyncUdpSocket> = match hop {
+        Some(hop) => hop::HopSocket::new(remote, hop, factory, obfs, options, stats.clone())?,
+        None => {
+            let socket = factory.open(remote)?;
+            udp::UdpSocket::new(socket, obfs, options, stats.clone(), 1)?
+        }
+    };
+    Ok(QuicSocket {
+        socket,
+        stats,
+        overhead: obfs.overhead(),
+    })
+}

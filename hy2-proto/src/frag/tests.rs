@@ -167,6 +167,19 @@ fn whole_messages_pass_and_leave_the_partial_alone() {
 }
 
 #[test]
+fn a_contradictory_fragment_evicts_nothing() {
+    let mut defragmenter = Defragmenter::new();
+    assert_eq!(defragmenter.push(&part(5, 0, 2, "a")), None);
+    for (frag_id, data) in [(2, "x"), (u8::MAX, "x"), (0, "")] {
+        assert_eq!(defragmenter.push(&part(6, frag_id, 2, data)), None);
+    }
+    assert_eq!(
+        text(defragmenter.push(&part(5, 1, 2, "b"))).as_deref(),
+        Some("ab")
+    );
+}
+
+#[test]
 fn another_count_starts_over() {
     let mut defragmenter = Defragmenter::new();
     assert_eq!(defragmenter.push(&part(5, 0, 2, "a")), None);

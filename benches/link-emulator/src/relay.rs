@@ -1,0 +1,1 @@
+//! A UDP relay between real sockets.

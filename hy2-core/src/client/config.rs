@@ -1,0 +1,127 @@
+//! What a client needs to know to connect.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use hy2_proto::{bandwidth::Bandwidth, ports::PortUnion};
+
+use crate::{
+    congestion::BbrProfile,
+    memory::MemoryBudget,
+    quic::QuicConfig,
+    socket::{
+        DirectSocketFactory, HopInterval, Obfuscation, SocketFactory,
+        SocketOptions,
+    },
+    tls::ClientTls,
+};
+
+/// Where the server is: a host, and one port or several to hop between.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerAddress {
+    /// Host name or IP address (IPv6 without brackets).
+    pub host: String,
+    /// The ports; more than one switches port hopping on.
+    pub ports: PortUnion,
+}
+
+impl ServerAddress {
+    /// A server on one port.
+    pub fn new(host: impl Into<String>, port: u16) -> Self {
+        Self {
+            host: host.into(),
+            ports: PortUnion::from(port),
+        }
+    }
+}
+
+/// Congestion control where no bandwidth was agreed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FallbackCongestion {
+    /// BBR with a profile of the reference.
+    Bbr(BbrProfile),
+    /// Reno.
+    Reno,
+}
+
+impl Default for FallbackCongestion {
+    fn default() -> Self {
+        Self::Bbr(BbrProfile::Standard)
+    }
+}
+
+/// Settings of a client; keys and defaults are the reference's.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct ClientConfig {
+    /// Where the server is.
+    pub server: ServerAddress,
+    /// The credential.
+    pub auth: String,
+    /// TLS settings.
+    pub tls: ClientTls,
+    /// QUIC settings.
+    pub quic: QuicConfig,
+    /// What we can send (`bandwidth.up`). `None`: congestion control finds out.
+    pub up: Option<Bandwidth>,
+    /// What we can receive (`bandwidth.down`), told to the server. `None`: it finds out.
+    pub down: Option<Bandwidth>,
+    /// Whether Brutal sends more to make up for measured loss. Default true.
+    pub loss_compensation: bool,
+    /// Congestion control where Brutal is not agreed on.
+    pub congestion: FallbackCongestion,
+    /// Obfuscation of every datagram; both ends must agree.
+    pub obfuscation: Obfuscation,
+    /// How often to change the port when the server has several.
+    pub hop: HopInterval,
+    /// Returns a TCP stream before the server said that the target is reached.
+    pub fast_open: bool,
+    /// Socket buffers and offloads.
+    pub socket: SocketOptions,
+    /// Makes the UDP sockets (to protect, mark or bind them).
+    pub socket_factory: Arc<dyn SocketFactory>,
+    /// Carries the datagrams in place of a UDP socket; obfuscation and hopping do not apply.
+    pub abstract_socket: Option<Arc<dyn quinn::AsyncUdpSocket>>,
+    /// The memory that buffers may take.
+    pub memory: Arc<MemoryBudget>,
+    /// Give up on a connection attempt after this time. Default 10 s.
+    pub connect_timeout: Duration,
+}
+
+impl ClientConfig {
+    /// Connects to `server` with credential `auth` and the defaults for everything else.
+    pub fn new(server: ServerAddress, auth: impl Into<String>) -> Self {
+        let socket = SocketOptions::default();
+        Self {
+            server,
+            auth: auth.into(),
+            tls: ClientTls::default(),
+            quic: QuicConfig::default(),
+            up: None,
+            down: None,
+            loss_compensation: true,
+            congestion: FallbackCongestion::default(),
+            obfuscation: Obfuscation::default(),
+            hop: HopInterval::default(),
+            fast_open: false,
+            socket_factory: Arc::new(DirectSocketFactory::new(socket.clone())),
+            socket,
+            abstract_socket: None,
+            memory: MemoryBudget::of_machine(),
+            connect_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+impl fmt::Debug for ClientConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientConfig")
+            .field("server", &self.server)
+            .field("auth", &"***")
+            .field("tls", &self.tls)
+            .field("up", &self.up)
+            .field("down", &self.down)
+            .field("obfuscation", &self.obfuscation)
+            .field("fast_open", &self.fast_open)
+            .finish_non_exhaustive()
+    }
+}

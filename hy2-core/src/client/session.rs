@@ -1,0 +1,163 @@
+//! One authenticated connection of a client.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use bytes::BytesMut;
+use hy2_proto::{
+    address::AddressRef,
+    bandwidth::Bandwidth,
+    padding,
+    tcp::{MAX_ADDRESS_LEN, TcpRequest},
+};
+use quinn::{Connection, Endpoint};
+use tokio::time::timeout;
+
+use super::{
+    ConnectionInfo,
+    udp::{UdpSession, UdpSessions},
+};
+use crate::{
+    congestion::{CongestionHandle, Pacing},
+    error::OpenError,
+    h3::client::ClientFront,
+    memory::MemoryBudget,
+    quic::close,
+    relay::{
+        TcpStream,
+        recv::{RelayRecv, RoundTrip},
+    },
+};
+
+/// How long to wait for the server to allow one more stream.
+const STREAM_LIMIT_WAIT: Duration = Duration::from_secs(5);
+
+/// An open connection; closes when dropped.
+#[derive(Debug)]
+pub(super) struct Session {
+    endpoint: Endpoint,
+    connection: Connection,
+    congestion: CongestionHandle,
+    _pacing: Pacing,
+    _front: ClientFront,
+    udp: Option<UdpSessions>,
+    tx: Option<Bandwidth>,
+    memory: Arc<MemoryBudget>,
+    next_udp: AtomicU32,
+}
+
+impl Session {
+    #[expect(clippy::too_many_arguments, reason = "called once, by the dialler")]
+    pub(super) fn start(
+        endpoint: Endpoint,
+        connection: Connection,
+        congestion: CongestionHandle,
+        pacing: Pacing,
+        front: ClientFront,
+        udp: bool,
+        tx: Option<Bandwidth>,
+        memory: &Arc<MemoryBudget>,
+    ) -> Self {
+        Self {
+            udp: udp.then(|| UdpSessions::start(connection.clone())),
+            endpoint,
+            connection,
+            congestion,
+            _pacing: pacing,
+            _front: front,
+            tx,
+            memory: memory.share(),
+            // The official client counts from 1.
+            next_udp: AtomicU32::new(1),
+        }
+    }
+
+    pub(super) fn is_alive(&self) -> bool {
+        self.connection.close_reason().is_none()
+    }
+
+    pub(super) async fn closed(&self) {
+        self.connection.closed().await;
+    }
+
+    pub(super) async fn close(&self) {
+        self.connection.close(close::OK, b"");
+        let _ = timeout(Duration::from_secs(1), self.endpoint.wait_idle()).await;
+    }
+
+    pub(super) fn info(&self) -> ConnectionInfo {
+        ConnectionInfo {
+            remote: self.connection.remote_address(),
+            udp: self.udp.is_some(),
+            tx: self.tx,
+            rtt: self.connection.rtt(),
+            congestion: self.congestion.snapshot(),
+            max_datagram: self.connection.max_datagram_size(),
+        }
+    }
+
+    pub(super) async fn tcp(&self, target: &str, fast_open: bool) -> Result<TcpStream, OpenError> {
+        check_target(target)?;
+        let (mut send, recv) = timeout(STREAM_LIMIT_WAIT, self.connection.open_bi())
+            .await
+            .map_err(|_| OpenError::Limit)?
+            .map_err(OpenError::Lost)?;
+        let noise = padding::fill(padding::TCP_REQUEST, |bytes| rand::fill(bytes));
+        let request = TcpRequest {
+            address: target,
+            padding: noise.as_bytes(),
+        };
+        let mut encoded = BytesMut::with_capacity(request.encoded_len());
+        request.encode(&mut encoded);
+        send.write_chunk(encoded.freeze())
+            .await
+            .map_err(|error| match error {
+                quinn::WriteError::ConnectionLost(error) => OpenError::Lost(error),
+                _ => OpenError::Ended,
+            })?;
+        let recv = RelayRecv::new(
+            recv,
+            0,
+            bytes::Bytes::new(),
+            &self.memory,
+            RoundTrip::of(&self.congestion),
+        );
+        let mut stream = TcpStream::new(send, recv, false);
+        if !fast_open {
+            stream.established().await?;
+        }
+        Ok(stream)
+    }
+
+    pub(super) fn udp(&self) -> Result<UdpSession, OpenError> {
+        if let Some(error) = self.connection.close_reason() {
+            return Err(OpenError::Lost(error));
+        }
+        let sessions = self.udp.as_ref().ok_or(OpenError::UdpDisabled)?;
+        Ok(sessions.open(self.next_udp.fetch_add(1, Relaxed)))
+    }
+}
+
+/// Refuses what the server could only refuse, before a stream is spent on it.
+fn check_target(target: &str) -> Result<(), OpenError> {
+    if target.len() > MAX_ADDRESS_LEN {
+        return Err(OpenError::Address(format!("longer than {MAX_ADDRESS_LEN} bytes")));
+    }
+    if target == hy2_proto::speedtest::ADDRESS {
+        return Ok(());
+    }
+    AddressRef::parse(target)
+        .map(|_| ())
+        .map_err(|error| OpenError::Address(error.to_string()))
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.connection.close(close::OK, b"");
+    }
+}

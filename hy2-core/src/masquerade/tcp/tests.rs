@@ -1,0 +1,234 @@
+use hyper::client::conn::http2;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use super::*;
+use crate::masquerade::OrdinarySite;
+
+struct Served {
+    handle: TcpSiteHandle,
+    tls: rustls::ClientConfig,
+}
+
+async fn served(change: impl FnOnce(&mut TcpSiteConfig)) -> Served {
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).expect("a certificate");
+    let key = rustls_pki_types::PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let tls = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key.into())
+        .expect("a pair");
+    let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+    let mut config = TcpSiteConfig::new(8443);
+    config.http = Some(loopback);
+    config.https = Some((loopback, Arc::new(tls)));
+    change(&mut config);
+    let site = TcpSite::bind(config, Arc::new(OrdinarySite::new("site.example")))
+        .await
+        .expect("bound");
+
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(made.cert.der().clone()).expect("our certificate");
+    let tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Served {
+        handle: site.spawn(),
+        tls,
+    }
+}
+
+impl Served {
+    async fn plain(&self) -> TcpStream {
+        TcpStream::connect(self.handle.http_addr().expect("a listener"))
+            .await
+            .expect("connected")
+    }
+
+    async fn encrypted(&self, protocol: &[u8]) -> TlsStream<TcpStream> {
+        let stream = TcpStream::connect(self.handle.https_addr().expect("a listener"))
+            .await
+            .expect("connected");
+        let mut tls = self.tls.clone();
+        tls.alpn_protocols = vec![protocol.to_vec()];
+        let name = "localhost".try_into().expect("a name");
+        TlsConnector::from(Arc::new(tls))
+            .connect(name, stream)
+            .await
+            .expect("a handshake")
+    }
+}
+
+async fn exchange(
+    mut stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+    request: &str,
+) -> String {
+    stream.write_all(request.as_bytes()).await.expect("written");
+    let mut answer = String::new();
+    // An abrupt end of TLS is how HTTP/1 connections end.
+    let _ = stream.read_to_string(&mut answer).await;
+    answer
+}
+
+const GET: &str = "GET /about HTTP/1.1\r\nHost: site.example\r\nConnection: close\r\n\r\n";
+
+#[tokio::test]
+async fn http_and_https_serve_the_same_site_and_announce_http3() {
+    let served = served(|_| ()).await;
+    let plain = exchange(served.plain().await, GET).await;
+    let encrypted = exchange(served.encrypted(b"http/1.1").await, GET).await;
+    let without_date = |answer: &str| {
+        answer
+            .lines()
+            .filter(|line| !line.starts_with("Date: "))
+            .collect::<Vec<_>>()
+            .join("\n")
+    };
+    assert_eq!(without_date(&plain), without_date(&encrypted));
+    assert!(plain.starts_with("HTTP/1.1 200 OK\r\n"), "{plain}");
+    for line in [
+        "Server: Caddy\r\n",
+        "Alt-Svc: h3=\":8443\"; ma=2592000\r\n",
+        "\r\nDate: ",
+        "\r\nEtag: ",
+    ] {
+        assert!(plain.contains(line), "{line:?} in {plain}");
+    }
+    assert!(plain.ends_with("</html>\n"));
+}
+
+#[tokio::test]
+async fn a_head_request_gets_the_length_and_no_body() {
+    let served = served(|_| ()).await;
+    let answer = exchange(served.plain().await, &GET.replace("GET", "HEAD")).await;
+    assert!(answer.contains("\r\nContent-Length: "), "{answer}");
+    assert!(answer.ends_with("\r\n\r\n"), "{answer}");
+}
+
+#[tokio::test]
+async fn http2_is_spoken() {
+    let served = served(|_| ()).await;
+    let stream = served.encrypted(b"h2").await;
+    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+        .await
+        .expect("HTTP/2");
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let _ = connection.await;
+    });
+    let request = Request::builder()
+        .uri("https://site.example/missing")
+        .body(empty())
+        .expect("a request");
+    let response = sender.send_request(request).await.expect("an answer");
+    assert_eq!(response.status(), 404);
+    assert_eq!(response.headers()["alt-svc"], "h3=\":8443\"; ma=2592000");
+}
+
+#[tokio::test]
+async fn plain_http_redirects_if_told_to() {
+    let served = served(|config| config.force_https = true).await;
+    let port = served.handle.https_addr().expect("a listener").port();
+    let request = "GET /a?b=<c> HTTP/1.1\r\nHost: site.example:80\r\nConnection: close\r\n\r\n";
+    let answer = exchange(served.plain().await, &request.replace("<c>", "c&d")).await;
+    assert!(
+        answer.starts_with("HTTP/1.1 301 Moved Permanently\r\n"),
+        "{answer}"
+    );
+    assert!(
+        answer.contains(&format!(
+            "\r\nLocation: https://site.example:{port}/a?b=c&d\r\n"
+        )),
+        "{answer}"
+    );
+    assert!(answer.ends_with(&format!(
+        "<a href=\"https://site.example:{port}/a?b=c&amp;d\">Moved Permanently</a>.\n\n"
+    )));
+    assert!(!answer.contains("Alt-Svc"), "{answer}");
+    let answer = exchange(served.plain().await, "GET / HTTP/1.0\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.0 400 "), "{answer}");
+    let answer = exchange(served.encrypted(b"http/1.1").await, GET).await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handshake_that_does_not_come_is_given_up() {
+    let served = served(|_| ()).await;
+    let mut stream = TcpStream::connect(served.handle.https_addr().expect("a listener"))
+        .await
+        .expect("connected");
+    assert_eq!(stream.read(&mut [0; 16]).await.expect("closed in order"), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_does_not_come_is_given_up() {
+    let served = served(|_| ()).await;
+    let mut stream = served.plain().await;
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nHost:")
+        .await
+        .expect("written");
+    let mut rest = Vec::new();
+    stream
+        .read_to_end(&mut rest)
+        .await
+        .expect("closed in order");
+    assert!(!rest.starts_with(b"HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn connections_above_the_limit_wait() {
+    let served = served(|config| config.max_connections = 1).await;
+    let mut first = served.plain().await;
+    first
+        .write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        .await
+        .expect("written");
+    first.read_exact(&mut [0; 12]).await.expect("served");
+    let second = exchange(served.plain().await, GET);
+    tokio::pin!(second);
+    let early = tokio::select! {
+        biased;
+        _ = &mut second => true,
+        // The first connection gets another answer meanwhile.
+        () = async {
+            first.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.expect("written");
+            let mut seen = Vec::new();
+            while seen.windows(7).filter(|part| *part == b"</html>").count() < 2 {
+                assert_ne!(first.read_buf(&mut seen).await.expect("served"), 0);
+            }
+        } => false,
+    };
+    assert!(!early);
+    drop(first);
+    assert!(second.await.starts_with("HTTP/1.1 200 "));
+}
+
+#[tokio::test]
+async fn shutdown_ends_idle_connections_and_listeners() {
+    let served = served(|_| ()).await;
+    let address = served.handle.http_addr().expect("a listener");
+    let mut idle = served.plain().await;
+    idle.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        .await
+        .expect("written");
+    idle.read_exact(&mut [0; 12]).await.expect("served");
+    served.handle.shutdown(Duration::from_secs(30)).await;
+    let mut rest = Vec::new();
+    idle.read_to_end(&mut rest).await.expect("closed in order");
+    assert!(TcpStream::connect(address).await.is_err());
+}
+
+#[tokio::test]
+async fn plain_http_alone_is_refused() {
+    let mut config = TcpSiteConfig::new(443);
+    config.http = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
+    let error = TcpSite::bind(config, Arc::new(OrdinarySite::default()))
+        .await
+        .expect_err("refused");
+    assert!(matches!(error, TcpSiteError::HttpWithoutHttps));
+}

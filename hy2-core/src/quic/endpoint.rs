@@ -1,0 +1,75 @@
+//! Endpoint-wide settings: connection identifiers, versions, limits on unproven peers.
+
+use std::{fmt, sync::Arc};
+
+use aws_lc_rs::{digest, hmac};
+use quinn::{EndpointConfig, crypto::ServerConfig as CryptoConfig};
+use quinn_proto::HashedConnectionIdGenerator;
+
+use super::crypto::ServerCrypto;
+
+/// Key of stateless resets and connection identifiers.
+///
+/// A server that keeps it across restarts can tell its clients at once that their connections are
+/// gone; with a new key they wait for their idle timeout.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ResetKey([u8; 32]);
+
+impl ResetKey {
+    /// Takes 32 secret bytes.
+    pub const fn new(secret: [u8; 32]) -> Self {
+        Self(secret)
+    }
+
+    /// Makes a key for this process only.
+    pub fn random() -> Self {
+        Self(rand::random())
+    }
+
+    fn hmac(&self) -> hmac::Key {
+        hmac::Key::new(hmac::HMAC_SHA256, &self.0)
+    }
+
+    /// Identifiers carry a keyed check, so that a packet for another identifier is ignored
+    /// silently and one of an earlier run is answered by a reset.
+    fn identifier_key(&self) -> u64 {
+        let hash = digest::digest(&digest::SHA256, &[b"hy2 cid".as_slice(), &self.0].concat());
+        hash.as_ref().iter().take(8).fold(0, |key, byte| (key << 8) | u64::from(*byte))
+    }
+}
+
+impl fmt::Debug for ResetKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ResetKey(***)")
+    }
+}
+
+/// Builds the endpoint settings; `reset_key` is a server's.
+pub(crate) fn endpoint_config(reset_key: Option<&ResetKey>) -> EndpointConfig {
+    let process_key;
+    let key = match reset_key {
+        Some(key) => key,
+        None => {
+            process_key = ResetKey::random();
+            &process_key
+        }
+    };
+    let mut config = EndpointConfig::new(Arc::new(key.hmac()));
+    let identifier_key = key.identifier_key();
+    config
+        .cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(identifier_key)))
+        .supported_versions(vec![1])
+        .grease_quic_bit(false);
+    config
+}
+
+/// Builds the server settings around `crypto`, with tight limits on peers that have not proven
+/// their address.
+pub(crate) fn server_config(crypto: Arc<dyn CryptoConfig>) -> quinn::ServerConfig {
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(ServerCrypto(crypto)));
+    config
+        .max_incoming(4096)
+        .incoming_buffer_size(64 << 10)
+        .incoming_buffer_size_total(16 << 20);
+    config
+}

@@ -1,0 +1,114 @@
+//! A rate shared by all relays of one user, changeable while they run.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+/// Smallest burst, so that slow rates still move whole chunks.
+const MIN_BURST: f64 = 65_536.0;
+
+/// A token bucket over bytes. Without a rate it costs one relaxed load.
+#[derive(Debug)]
+pub(crate) struct RateLimiter {
+    /// Bytes per second; 0 is no limit.
+    rate: AtomicU64,
+    bucket: Mutex<Bucket>,
+}
+
+#[derive(Debug)]
+struct Bucket {
+    tokens: f64,
+    filled: Instant,
+}
+
+impl Bucket {
+    fn fill(&mut self, rate: f64) -> Instant {
+        let now = Instant::now();
+        let burst = (rate * 0.05).max(MIN_BURST);
+        let refill = now.saturating_duration_since(self.filled).as_secs_f64() * rate;
+        self.tokens = (self.tokens + refill).min(burst);
+        self.filled = now;
+        now
+    }
+}
+
+impl RateLimiter {
+    pub(crate) fn unlimited() -> Self {
+        Self {
+            rate: AtomicU64::new(0),
+            bucket: Mutex::new(Bucket {
+                tokens: 0.0,
+                filled: Instant::now(),
+            }),
+        }
+    }
+
+    /// Changes the rate in bytes per second; `None` lifts the limit.
+    pub(crate) fn set(&self, rate: Option<u64>) {
+        self.rate.store(rate.unwrap_or(0), Relaxed);
+    }
+
+    /// Takes `bytes` if they are there, for what may be dropped instead of delayed.
+    pub(crate) fn try_take(&self, bytes: usize) -> bool {
+        let rate = self.rate.load(Relaxed);
+        if rate == 0 {
+            return true;
+        }
+        let mut bucket = self.bucket.lock();
+        bucket.fill(rate as f64);
+        let enough = bucket.tokens >= bytes as f64;
+        if enough {
+            bucket.tokens -= bytes as f64;
+        }
+        enough
+    }
+
+    /// Takes `bytes` that were moved; returns until when the mover must pause.
+    ///
+    /// Debt is allowed: a mover cannot know in advance how much a read brings.
+    pub(crate) fn take(&self, bytes: usize) -> Option<Instant> {
+        let rate = self.rate.load(Relaxed);
+        if rate == 0 {
+            return None;
+        }
+        let rate = rate as f64;
+        let mut bucket = self.bucket.lock();
+        let now = bucket.fill(rate);
+        bucket.tokens -= bytes as f64;
+        (bucket.tokens < 0.0).then(|| now + Duration::from_secs_f64(-bucket.tokens / rate))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::time::{advance, sleep_until};
+
+    #[tokio::test(start_paused = true)]
+    async fn the_long_run_rate_is_the_configured_one() {
+        let limiter = RateLimiter::unlimited();
+        assert_eq!(limiter.take(1 << 30), None);
+        limiter.set(Some(1_000_000));
+        let start = Instant::now();
+        for _ in 0..100 {
+            if let Some(until) = limiter.take(100_000) {
+                sleep_until(until).await;
+            }
+        }
+        let seconds = start.elapsed().as_secs_f64();
+        assert!((9.8..=10.2).contains(&seconds), "{seconds}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn idle_time_buys_a_short_burst_only() {
+        let limiter = RateLimiter::unlimited();
+        limiter.set(Some(1_000_000));
+        advance(Duration::from_secs(60)).await;
+        assert_eq!(limiter.take(65_000), None);
+        assert!(limiter.take(65_000).is_some());
+    }
+}

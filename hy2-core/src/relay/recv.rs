@@ -1,0 +1,300 @@
+//! The receiving half of a relay stream: unordered reads, bounded memory.
+
+use std::{
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use quinn::ReadError;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::reassembler::Reassembler;
+use crate::{
+    congestion::CongestionHandle,
+    memory::{MemoryBudget, Reservation},
+};
+
+/// Chunks taken from quinn before the consumer gets a turn; as many as one vectored write takes.
+pub(crate) const BATCH: usize = 64;
+
+/// Deliverable bytes up to which reading goes at full speed.
+const READY_SOFT: usize = 256 << 10;
+
+/// How much more may pile up, while reading slows down, per chunk that waited behind a gap.
+const SPAN_PER_GAP: usize = 16 << 10;
+
+/// The most that may pile up while reading slows down.
+const SPAN_MAX: usize = 16 << 20;
+
+/// Memory a stream may hold before it counts against the budget.
+const UNCOUNTED: usize = 32 << 10;
+
+/// Step in which memory is reserved.
+const STEP: usize = 128 << 10;
+
+/// What a stream may hold beyond a refused reservation, so that the byte it waits for can come.
+const OVERDRAFT: usize = 16 << 10;
+
+/// A stream refused memory for this long without delivering anything is given up.
+const STARVED: Duration = Duration::from_secs(30);
+
+/// How often a held-back reader looks again.
+const TICK: Duration = Duration::from_millis(10);
+
+/// Why a relay stream can deliver no more.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RecvError {
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error("stream holds more than its share of memory and makes no progress")]
+    Starved,
+}
+
+/// Receives a relay stream in order while reading quinn's chunks unordered.
+///
+/// # Why reading slows down instead of stopping
+///
+/// When the consumer stalls, the peer may still send a whole window. On a lossy path that window
+/// arrives full of gaps, and quinn closes the connection once the unread part has 1,024 of them.
+/// Unread gaps are only dangerous while the peer sends at full rate, so reading winds down over
+/// several round trips, in proportion to what is already piled up: flow control then slows the
+/// peer to a rate at which gaps close faster than they appear.
+#[derive(Debug)]
+pub(crate) struct RelayRecv {
+    stream: quinn::RecvStream,
+    assembler: Reassembler,
+    finished: bool,
+    memory: Reservation,
+    round_trip: RoundTrip,
+    /// Most chunks seen behind a gap lately; decays as data is delivered.
+    gaps: usize,
+    hold: Option<Box<Hold>>,
+}
+
+/// Tells the connection's round trip time; asked only while a consumer stalls.
+#[derive(Debug, Clone)]
+pub(crate) struct RoundTrip(CongestionHandle);
+
+impl RoundTrip {
+    pub(crate) fn of(congestion: &CongestionHandle) -> Self {
+        Self(congestion.clone())
+    }
+
+    fn get(&self) -> Duration {
+        self.0.snapshot().smoothed_rtt
+    }
+}
+
+/// State of a reader that must not read at full speed.
+#[derive(Debug)]
+struct Hold {
+    timer: Pin<Box<Sleep>>,
+    /// Bytes that may be read until the next tick.
+    quota: usize,
+    ticked: Instant,
+    starved_since: Option<Instant>,
+}
+
+enum Permit {
+    /// Read this many bytes at most.
+    Upto(usize),
+    /// The timer will wake the task.
+    Wait,
+}
+
+impl RelayRecv {
+    /// Continues a stream whose bytes before `offset` are consumed; `early` are bytes that were
+    /// read beyond the header and start at `offset`.
+    pub(crate) fn new(
+        stream: quinn::RecvStream,
+        offset: u64,
+        early: Bytes,
+        budget: &Arc<MemoryBudget>,
+        round_trip: RoundTrip,
+    ) -> Self {
+        let mut assembler = Reassembler::starting_at(offset);
+        assembler.insert(offset, early);
+        Self {
+            stream,
+            assembler,
+            finished: false,
+            memory: budget.reservation(),
+            round_trip,
+            gaps: 0,
+            hold: None,
+        }
+    }
+
+    /// Takes up to [`BATCH`] chunks from quinn. Ready when at least one came or the stream ended.
+    pub(crate) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), RecvError>> {
+        if self.finished {
+            return Poll::Ready(Ok(()));
+        }
+        let mut taken = 0;
+        while taken < BATCH {
+            let limit = match self.permit(cx)? {
+                Permit::Upto(limit) => limit,
+                Permit::Wait => break,
+            };
+            match pin!(self.stream.read_chunk(limit, false)).poll(cx) {
+                Poll::Pending => break,
+                Poll::Ready(Ok(None)) => {
+                    self.finished = true;
+                    break;
+                }
+                Poll::Ready(Ok(Some(chunk))) => {
+                    if let Some(hold) = &mut self.hold {
+                        hold.quota = hold.quota.saturating_sub(chunk.bytes.len());
+                    }
+                    self.assembler.insert(chunk.offset, chunk.bytes);
+                    taken += 1;
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
+            }
+        }
+        self.gaps = self.gaps.max(self.assembler.gapped_chunks());
+        if taken > 0 || self.finished {
+            Poll::Ready(Ok(()))
+        } else {
+            Poll::Pending
+        }
+    }
+
+    /// Decides how much may be read now.
+    fn permit(&mut self, cx: &mut Context<'_>) -> Result<Permit, RecvError> {
+        let held = self.assembler.held();
+        let ready = self.assembler.ready_bytes();
+        if held <= UNCOUNTED {
+            self.hold = None;
+            self.memory.shrink(usize::MAX);
+            return Ok(Permit::Upto(usize::MAX));
+        }
+        let counted = self.count(held);
+        if counted && ready <= READY_SOFT {
+            self.hold = None;
+            return Ok(Permit::Upto(usize::MAX));
+        }
+        let span = (self.gaps * SPAN_PER_GAP).min(SPAN_MAX);
+        let excess = ready.saturating_sub(READY_SOFT);
+        let now = Instant::now();
+        let hold = self.hold.get_or_insert_with(|| {
+            Box::new(Hold {
+                timer: Box::pin(sleep_until(now)),
+                quota: 0,
+                ticked: now,
+                starved_since: None,
+            })
+        });
+        if !counted {
+            let since = *hold.starved_since.get_or_insert(now);
+            if now.duration_since(since) >= STARVED {
+                return Err(RecvError::Starved);
+            }
+        } else {
+            hold.starved_since = None;
+        }
+        while hold.timer.as_mut().poll(cx).is_ready() {
+            // The share of the remaining span that one tick of a wind-down over four round
+            // trips covers.
+            let fall = 4 * self.round_trip.get().max(Duration::from_millis(25));
+            let passed = now.duration_since(hold.ticked).max(TICK);
+            let share = (passed.as_secs_f64() / fall.as_secs_f64()).min(1.0);
+            hold.quota = if counted {
+                (span.saturating_sub(excess) as f64 * share) as usize
+            } else if held < self.memory.bytes() + UNCOUNTED + OVERDRAFT {
+                // One packet per tick, lowest offset first: the byte the stream waits for.
+                1500
+            } else {
+                0
+            };
+            hold.ticked = now;
+            hold.timer.as_mut().reset(now + TICK);
+        }
+        Ok(match hold.quota {
+            0 => Permit::Wait,
+            quota => Permit::Upto(quota),
+        })
+    }
+
+    /// Brings the reservation in line with what is held; `false` when the budget is exhausted.
+    fn count(&mut self, held: usize) -> bool {
+        let reserved = self.memory.bytes();
+        if held > reserved {
+            return self.memory.try_grow(held.next_multiple_of(STEP) - reserved);
+        }
+        if reserved > held + 2 * STEP {
+            self.memory.shrink(reserved - held.next_multiple_of(STEP));
+        }
+        true
+    }
+
+    /// The bytes in order, as chunks.
+    pub(crate) fn chunks(&self) -> impl Iterator<Item = &Bytes> {
+        self.assembler.chunks()
+    }
+
+    /// Tells whether nothing is ready to be delivered.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.assembler.ready_bytes() == 0
+    }
+
+    /// Tells whether the peer will send no more, delivered or not.
+    pub(crate) fn at_end(&self) -> bool {
+        self.finished
+    }
+
+    /// Tells whether everything was delivered and the peer will send no more.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.finished && self.is_empty()
+    }
+
+    /// Marks the first `count` ready bytes as delivered.
+    pub(crate) fn consume(&mut self, count: usize) {
+        self.assembler.consume(count);
+        self.delivered();
+    }
+
+    fn delivered(&mut self) {
+        if let Some(hold) = &mut self.hold {
+            hold.starved_since = None;
+        }
+        if self.assembler.gapped_chunks() * 2 < self.gaps {
+            self.gaps -= self.gaps.div_ceil(64);
+        }
+    }
+
+    /// Takes the next chunk, at most `limit` bytes of it; `None` at the end.
+    pub(crate) fn poll_chunk(
+        &mut self,
+        cx: &mut Context<'_>,
+        limit: usize,
+    ) -> Poll<Result<Option<Bytes>, RecvError>> {
+        loop {
+            if let Some(mut bytes) = self.assembler.pop() {
+                let rest = bytes.split_off(limit.min(bytes.len()));
+                self.assembler.unpop(rest);
+                self.delivered();
+                return Poll::Ready(Ok(Some(bytes)));
+            }
+            if self.finished {
+                return Poll::Ready(Ok(None));
+            }
+            ready!(self.poll_fill(cx))?;
+        }
+    }
+
+    /// Puts bytes that were taken too many back in front.
+    pub(crate) fn put_back(&mut self, bytes: Bytes) {
+        self.assembler.unpop(bytes);
+    }
+
+    /// Tells the peer to stop sending, with `code`.
+    pub(crate) fn stop(&mut self, code: quinn::VarInt) {
+        // Fails only when the stream is over anyway.
+        let _ = self.stream.stop(code);
+        self.finished = true;
+    }
+}

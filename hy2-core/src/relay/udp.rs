@@ -1,0 +1,481 @@
+//! UDP datagrams of one connection on the server: sessions, destinations, the way back.
+
+use std::{
+    collections::HashMap,
+    future::poll_fn,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    task::Poll,
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use hy2_proto::{
+    address::{Address, AddressRef},
+    frag::{Defragmenter, fragment},
+    udp::{MAX_MESSAGE_LEN, UdpMessage},
+};
+use parking_lot::Mutex;
+use quinn::{Connection, SendDatagramError};
+use tokio::{
+    io::ReadBuf,
+    sync::mpsc,
+    task::JoinSet,
+    time::{Instant, interval, sleep_until},
+};
+
+use super::limiter::RateLimiter;
+use crate::{
+    event::{EventSink, Peer},
+    meter::{Presence, UserCounters},
+    outbound::{DialError, Outbound, UdpAssociation},
+};
+
+/// UDP sessions of one connection.
+pub(crate) const MAX_SESSIONS: usize = 1024;
+
+/// Destinations remembered per session; also those that were refused.
+const MAX_DESTINATIONS: usize = 256;
+
+/// Datagrams that wait for a session's socket or a name to resolve; more are dropped.
+const MAX_WAITING: usize = 32;
+
+/// Unfinished fragments of all sessions of a connection, in bytes.
+const MAX_FRAGMENTS: usize = 1 << 20;
+
+/// Datagrams handled before other tasks get a turn.
+const BATCH: usize = 64;
+
+/// What a connection's UDP side needs of its surroundings.
+pub(crate) struct UdpContext {
+    pub(crate) connection: Connection,
+    pub(crate) outbound: Arc<dyn Outbound>,
+    pub(crate) events: Arc<dyn EventSink>,
+    pub(crate) peer: Peer,
+    pub(crate) counters: Arc<UserCounters>,
+    pub(crate) tx_limit: Arc<RateLimiter>,
+    pub(crate) rx_limit: Arc<RateLimiter>,
+    /// Keeps UDP from taking the whole of a fixed rate: quinn sends datagrams before streams.
+    pub(crate) share: Arc<RateLimiter>,
+    pub(crate) idle_timeout: Duration,
+}
+
+/// Serves the datagrams of one connection until it is lost.
+pub(crate) async fn serve(context: UdpContext) {
+    let context = Arc::new(context);
+    let mut sessions = Sessions {
+        context: Arc::clone(&context),
+        open: HashMap::new(),
+        tasks: JoinSet::new(),
+    };
+    let mut sweep = interval(Duration::from_secs(1));
+    let mut handled = 0;
+    loop {
+        // Each arm is cancel safe: a datagram is only taken when returned, a finished task is
+        // only removed when returned.
+        tokio::select! {
+            datagram = context.connection.read_datagram() => match datagram {
+                Ok(datagram) => sessions.accept(&datagram),
+                Err(_) => return,
+            },
+            Some(ended) = sessions.tasks.join_next() => match ended {
+                Ok(id) => sessions.remove(id),
+                Err(error) => {
+                    metrics::counter!("hy2_panics_total").increment(1);
+                    tracing::error!(%error, "UDP session task failed");
+                }
+            },
+            now = sweep.tick() => sessions.expire_fragments(now),
+        }
+        handled += 1;
+        if handled % BATCH == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+struct Sessions {
+    context: Arc<UdpContext>,
+    open: HashMap<u32, Entry>,
+    tasks: JoinSet<u32>,
+}
+
+struct Entry {
+    session: Arc<Session>,
+    waiting: mpsc::Sender<Waiting>,
+    fragments: Defragmenter,
+    /// The latest destination, so that a flow to one target costs one string comparison.
+    latest: Option<(Box<str>, SocketAddr)>,
+}
+
+/// A datagram whose destination is not known yet.
+struct Waiting {
+    target: Address,
+    text: Box<str>,
+    data: Bytes,
+}
+
+/// The part of a session that both directions use.
+struct Session {
+    id: u32,
+    opened: Instant,
+    /// Milliseconds from `opened` to the latest datagram.
+    active: AtomicU64,
+    association: OnceLock<Box<dyn UdpAssociation>>,
+    destinations: Mutex<HashMap<Box<str>, Option<SocketAddr>>>,
+}
+
+impl Session {
+    fn touch(&self) {
+        let since = self.opened.elapsed().as_millis();
+        self.active.store(u64::try_from(since).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    fn idle_at(&self, timeout: Duration) -> Instant {
+        self.opened + Duration::from_millis(self.active.load(Relaxed)) + timeout
+    }
+
+    /// Remembers what a destination means; `None` is refused.
+    fn remember(&self, text: &str, destination: Option<SocketAddr>) {
+        let mut known = self.destinations.lock();
+        if known.len() >= MAX_DESTINATIONS {
+            known.clear();
+        }
+        known.insert(text.into(), destination);
+    }
+}
+
+impl Sessions {
+    fn accept(&mut self, datagram: &Bytes) {
+        // Whatever does not parse is ignored silently, as the reference does.
+        let Ok(message) = UdpMessage::decode(datagram) else {
+            return;
+        };
+        let known = self.open.contains_key(&message.session_id);
+        if !known && self.open.len() >= MAX_SESSIONS {
+            metrics::counter!("hy2_udp_sessions_refused_total").increment(1);
+            return;
+        }
+        if !message.is_fragment() {
+            return self.forward(message.session_id, message.address, datagram, message.data);
+        }
+        let held: usize = if known {
+            self.open.values().map(|entry| entry.fragments.held_bytes()).sum()
+        } else {
+            0
+        };
+        if held > MAX_FRAGMENTS {
+            return;
+        }
+        if !known && AddressRef::parse(message.address).is_err() {
+            return;
+        }
+        let whole = match self.open.get_mut(&message.session_id) {
+            Some(entry) => entry.fragments.push(&message),
+            None => {
+                // The socket opens with the first whole message only.
+                let entry = self.entry(message.session_id);
+                entry.fragments.push(&message)
+            }
+        };
+        if let Some(whole) = whole {
+            self.forward(whole.session_id, &whole.address, &whole.data, &whole.data);
+        }
+    }
+
+    /// Sends `data`, a part of `owner`, towards the destination named by the client.
+    fn forward(&mut self, id: u32, text: &str, owner: &Bytes, data: &[u8]) {
+        let Ok(address) = AddressRef::parse(text) else {
+            return;
+        };
+        let context = Arc::clone(&self.context);
+        let entry = self.entry(id);
+        let session = &entry.session;
+        session.touch();
+        if let Some(association) = session.association.get() {
+            let destination = match &entry.latest {
+                Some((latest, destination)) if **latest == *text => Some(Some(*destination)),
+                _ => session.destinations.lock().get(text).copied(),
+            };
+            let destination = destination.or_else(|| {
+                let judged = association.resolve_now(&address.to_owned())?.ok();
+                session.remember(text, judged);
+                Some(judged)
+            });
+            match destination {
+                Some(Some(destination)) => {
+                    if entry.latest.as_ref().is_none_or(|(latest, _)| **latest != *text) {
+                        entry.latest = Some((text.into(), destination));
+                    }
+                    context.send_out(&**association, data, destination);
+                    return;
+                }
+                Some(None) => return,
+                None => {}
+            }
+        }
+        // Dropped when too many wait: UDP.
+        let _ = entry.waiting.try_send(Waiting {
+            target: address.to_owned(),
+            text: text.into(),
+            data: owner.slice_ref(data),
+        });
+    }
+
+    /// Finds or opens a session.
+    fn entry(&mut self, id: u32) -> &mut Entry {
+        let Self { context, open, tasks } = self;
+        open.entry(id).or_insert_with(|| {
+            let session = Arc::new(Session {
+                id,
+                opened: Instant::now(),
+                active: AtomicU64::new(0),
+                association: OnceLock::new(),
+                destinations: Mutex::default(),
+            });
+            let (waiting, queue) = mpsc::channel(MAX_WAITING);
+            tasks.spawn(run(Arc::clone(context), Arc::clone(&session), queue));
+            Entry {
+                session,
+                waiting,
+                fragments: Defragmenter::new(),
+                latest: None,
+            }
+        })
+    }
+
+    fn remove(&mut self, id: u32) {
+        self.open.remove(&id);
+    }
+
+    fn expire_fragments(&mut self, now: Instant) {
+        for entry in self.open.values_mut() {
+            entry.fragments.expire(now.into_std());
+        }
+    }
+}
+
+impl UdpContext {
+    fn send_out(&self, association: &dyn UdpAssociation, data: &[u8], destination: SocketAddr) {
+        if !self.tx_limit.try_take(data.len()) {
+            return;
+        }
+        // An error concerns this datagram only; UDP may lose it.
+        if association.try_send_to(data, destination).is_ok() {
+            self.counters.add_tx(data.len() as u64);
+        }
+    }
+
+    /// Sends one datagram of `source` to the client; `message` is its encoding when whole.
+    fn send_back(&self, message: Bytes, header_len: usize, next_packet: &mut u16) {
+        let payload = message.len() - header_len;
+        if !self.rx_limit.try_take(payload) || !self.share.try_take(message.len()) {
+            return;
+        }
+        let max = self.connection.max_datagram_size().unwrap_or(0);
+        let sent = if message.len() <= max {
+            self.connection.send_datagram(message.clone())
+        } else {
+            Err(SendDatagramError::TooLarge)
+        };
+        let sent = match sent {
+            Err(SendDatagramError::TooLarge) => self.send_fragments(&message, max, next_packet),
+            other => other.is_ok(),
+        };
+        if sent {
+            self.counters.add_rx(payload as u64);
+        }
+    }
+
+    fn send_fragments(&self, message: &[u8], max: usize, next_packet: &mut u16) -> bool {
+        let Ok(whole) = UdpMessage::decode(message) else {
+            return false;
+        };
+        *next_packet = next_packet.checked_add(1).unwrap_or(1);
+        let Ok(parts) = fragment(&whole, max, *next_packet) else {
+            return false;
+        };
+        for part in parts {
+            let mut encoded = BytesMut::with_capacity(part.encoded_len());
+            part.encode(&mut encoded);
+            if self.connection.send_datagram(encoded.freeze()).is_err() {
+                return false;
+            }
+        }
+        true
+    }
+}
+
+/// Runs one session until it is idle for too long or its socket fails.
+async fn run(context: Arc<UdpContext>, session: Arc<Session>, mut queue: mpsc::Receiver<Waiting>) -> u32 {
+    let idle = context.idle_timeout;
+    let first = tokio::select! {
+        first = queue.recv() => first,
+        // Fragments that never become a message.
+        () = sleep_until(session.opened + idle.min(Duration::from_secs(10))) => None,
+    };
+    let Some(first) = first else {
+        return session.id;
+    };
+    let association = match context.outbound.udp(&first.target).await {
+        Ok(association) => session.association.get_or_init(|| association),
+        Err(error) => {
+            tracing::debug!(%error, "UDP session not opened");
+            return session.id;
+        }
+    };
+    let _presence = context.counters.enter(Presence::UdpSession);
+    context.events.udp_opened(&context.peer, session.id, &first.text);
+    deliver(&context, &session, &**association, first).await;
+    let mut way_back = WayBack::new(session.id);
+    let mut timer = Box::pin(sleep_until(session.idle_at(idle)));
+    loop {
+        // Each arm is cancel safe: the socket's datagram and the queue's item are taken only
+        // when returned.
+        tokio::select! {
+            waiting = queue.recv() => match waiting {
+                Some(waiting) => deliver(&context, &session, &**association, waiting).await,
+                None => break,
+            },
+            result = way_back.receive(&**association) => match result {
+                Ok((message, header_len)) => {
+                    session.touch();
+                    context.send_back(message, header_len, &mut way_back.next_packet);
+                }
+                // A datagram that was too large, or an ICMP answer to an earlier one.
+                Err(error) if is_passing(&error) => {}
+                Err(error) => {
+                    tracing::debug!(%error, "UDP socket failed");
+                    break;
+                }
+            },
+            () = &mut timer => {
+                let due = session.idle_at(idle);
+                if due <= Instant::now() {
+                    break;
+                }
+                timer.as_mut().reset(due);
+            }
+        }
+    }
+    context.events.udp_closed(&context.peer, session.id);
+    session.id
+}
+
+async fn deliver(
+    context: &UdpContext,
+    session: &Session,
+    association: &dyn UdpAssociation,
+    waiting: Waiting,
+) {
+    let known = session.destinations.lock().get(&waiting.text).copied();
+    let destination = match known {
+        Some(destination) => destination,
+        None => {
+            let resolved = match association.resolve_now(&waiting.target) {
+                Some(judged) => judged,
+                None => association.resolve(&waiting.target).await,
+            };
+            // A failed look-up may work next time; a refused destination stays refused.
+            if !matches!(resolved, Err(ref error) if !matches!(error, DialError::Denied)) {
+                session.remember(&waiting.text, resolved.as_ref().ok().copied());
+            }
+            resolved.ok()
+        }
+    };
+    if let Some(destination) = destination {
+        context.send_out(association, &waiting.data, destination);
+    }
+}
+
+fn is_passing(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkUnreachable
+            | io::ErrorKind::InvalidData
+            | io::ErrorKind::WouldBlock
+            | io::ErrorKind::Interrupted
+    )
+}
+
+/// Receives from the target straight behind an encoded header, so that the usual case (the same
+/// source again) needs no copy.
+struct WayBack {
+    id: u32,
+    source: Option<SocketAddr>,
+    header: Vec<u8>,
+    buffer: BytesMut,
+    next_packet: u16,
+}
+
+impl WayBack {
+    fn new(id: u32) -> Self {
+        Self {
+            id,
+            source: None,
+            header: Vec::new(),
+            buffer: BytesMut::new(),
+            next_packet: rand::random(),
+        }
+    }
+
+    /// Waits for a datagram; returns it as an encoded message with the length of its header.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe.
+    async fn receive(&mut self, association: &dyn UdpAssociation) -> io::Result<(Bytes, usize)> {
+        let source = poll_fn(|cx| {
+            let header_len = self.header.len();
+            // One byte more than can be carried shows what was cut off.
+            let wanted = MAX_MESSAGE_LEN + 1;
+            self.buffer.clear();
+            if self.buffer.capacity() < wanted {
+                self.buffer.reserve(8 * wanted);
+            }
+            self.buffer.resize(wanted, 0);
+            let Some(room) = self.buffer.get_mut(header_len..) else {
+                return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+            };
+            let mut read = ReadBuf::new(room);
+            let polled = association.poll_recv_from(cx, &mut read);
+            let len = read.filled().len();
+            if polled.is_pending() {
+                self.buffer = BytesMut::new();
+                return Poll::Pending;
+            }
+            self.buffer.truncate(header_len + len);
+            polled
+        })
+        .await?;
+        let data_len = self.buffer.len() - self.header.len();
+        if Some(source) == self.source {
+            if let Some(room) = self.buffer.get_mut(..self.header.len()) {
+                room.copy_from_slice(&self.header);
+            }
+        } else {
+            let data = self.buffer.split_off(self.header.len());
+            self.source = Some(source);
+            self.header.clear();
+            // The reference answers with the address the datagram came from, never a name.
+            let text = source.to_string();
+            UdpMessage::whole(self.id, &text, &[]).encode(&mut self.header);
+            self.buffer.clear();
+            self.buffer.extend_from_slice(&self.header);
+            self.buffer.extend_from_slice(&data);
+        }
+        // Empty data cannot be encoded, and more than the format allows is dropped as the
+        // reference does.
+        if data_len == 0 || self.buffer.len() > MAX_MESSAGE_LEN {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        Ok((self.buffer.split().freeze(), self.header.len()))
+    }
+}

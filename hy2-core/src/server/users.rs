@@ -1,0 +1,206 @@
+//! Who is connected: counters, limits and live connections by user.
+
+use std::{collections::HashMap, sync::Arc};
+
+use hy2_proto::bandwidth::Bandwidth;
+use parking_lot::Mutex;
+use quinn::Connection;
+
+use crate::{
+    authenticator::{Grant, UserId, UserLimits},
+    congestion::{Algorithm, CongestionHandle},
+    event::{ConnectionId, Peer},
+    meter::UserCounters,
+    quic::close,
+    relay::limiter::RateLimiter,
+};
+
+/// One user's shared state; lives while a connection or an embedder's limit needs it.
+#[derive(Debug)]
+pub(crate) struct User {
+    pub(crate) id: UserId,
+    pub(crate) counters: Arc<UserCounters>,
+    /// Towards targets.
+    pub(crate) tx: Arc<RateLimiter>,
+    /// Towards the client.
+    pub(crate) rx: Arc<RateLimiter>,
+    limits: Mutex<UserLimits>,
+}
+
+/// An authenticated connection.
+#[derive(Debug, Clone)]
+pub(crate) struct Member {
+    pub(crate) peer: Peer,
+    pub(crate) connection: Connection,
+    pub(crate) congestion: CongestionHandle,
+    /// The Brutal rate agreed on with the client, before the user's limit.
+    pub(crate) agreed: Option<Bandwidth>,
+    pub(crate) loss_compensation: bool,
+    pub(crate) user: Arc<User>,
+}
+
+impl Member {
+    /// Puts the agreed rate into force, capped by the user's limit.
+    pub(crate) fn apply_rate(&self) -> Option<Bandwidth> {
+        let cap = self.user.limits.lock().down;
+        let rate = match (self.agreed, cap) {
+            (Some(agreed), Some(cap)) => Some(agreed.min(cap)),
+            (agreed, _) => agreed,
+        };
+        if let Some(rate) = rate {
+            self.congestion.set(Algorithm::Brutal {
+                rate: rate.bytes_per_sec(),
+                loss_compensation: self.loss_compensation,
+            });
+        }
+        rate
+    }
+}
+
+/// All authenticated connections of a server.
+#[derive(Debug, Default)]
+pub(crate) struct Registry {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    users: HashMap<UserId, Entry>,
+    members: HashMap<ConnectionId, Member>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    user: Arc<User>,
+    connections: Vec<ConnectionId>,
+}
+
+/// The user holds as many connections as the limit allows.
+#[derive(Debug)]
+pub(crate) struct TooManyConnections;
+
+impl Registry {
+    /// Finds or makes the user of a grant and adds a connection to it.
+    pub(crate) fn admit(
+        &self,
+        grant: &Grant,
+        member: impl FnOnce(Arc<User>) -> Member,
+    ) -> Result<Member, TooManyConnections> {
+        let mut inner = self.inner.lock();
+        let Inner { users, members } = &mut *inner;
+        let entry = users.entry(grant.user.clone()).or_insert_with(|| Entry {
+            user: Arc::new(User {
+                id: grant.user.clone(),
+                counters: grant.counters.clone().unwrap_or_default(),
+                tx: Arc::new(RateLimiter::unlimited()),
+                rx: Arc::new(RateLimiter::unlimited()),
+                limits: Mutex::default(),
+            }),
+            connections: Vec::new(),
+        });
+        if let Some(max) = grant.limits.max_connections
+            && entry.connections.len() >= usize::try_from(max).unwrap_or(usize::MAX)
+        {
+            return Err(TooManyConnections);
+        }
+        entry.user.set_limits(grant.limits);
+        let member = member(Arc::clone(&entry.user));
+        entry.connections.push(member.peer.connection);
+        members.insert(member.peer.connection, member.clone());
+        Ok(member)
+    }
+
+    /// Forgets a connection, and its user's limits with the last one.
+    ///
+    /// The counters stay readable: they are what the user has consumed.
+    pub(crate) fn leave(&self, id: ConnectionId) {
+        let mut inner = self.inner.lock();
+        if let Some(member) = inner.members.remove(&id)
+            && let Some(entry) = inner.users.get_mut(&member.peer.user)
+        {
+            entry.connections.retain(|other| *other != id);
+        }
+    }
+
+    pub(crate) fn user(&self, id: &UserId) -> Option<Arc<User>> {
+        self.inner.lock().users.get(id).map(|entry| Arc::clone(&entry.user))
+    }
+
+    pub(crate) fn users(&self) -> Vec<Arc<User>> {
+        let inner = self.inner.lock();
+        inner.users.values().map(|entry| Arc::clone(&entry.user)).collect()
+    }
+
+    pub(crate) fn members(&self) -> Vec<Member> {
+        self.inner.lock().members.values().cloned().collect()
+    }
+
+    pub(crate) fn members_of(&self, id: &UserId) -> Vec<Member> {
+        let inner = self.inner.lock();
+        let Some(entry) = inner.users.get(id) else {
+            return Vec::new();
+        };
+        entry
+            .connections
+            .iter()
+            .filter_map(|id| inner.members.get(id).cloned())
+            .collect()
+    }
+
+    /// Closes every connection of a user and returns how many there were.
+    pub(crate) fn kick(&self, id: &UserId) -> usize {
+        let members = self.members_of(id);
+        for member in &members {
+            member.connection.close(close::EXCESSIVE_LOAD, b"");
+        }
+        members.len()
+    }
+
+    /// Changes a user's limits while connected; `false` when the user is unknown.
+    pub(crate) fn set_limits(&self, id: &UserId, limits: UserLimits) -> bool {
+        let Some(user) = self.user(id) else {
+            return false;
+        };
+        user.set_limits(limits);
+        let members = self.members_of(id);
+        for member in &members {
+            member.apply_rate();
+        }
+        if let Some(max) = limits.max_connections {
+            // The oldest stay.
+            let mut newest: Vec<_> = members.iter().collect();
+            newest.sort_by_key(|member| member.peer.connection);
+            for member in newest.into_iter().skip(usize::try_from(max).unwrap_or(usize::MAX)) {
+                member.connection.close(close::EXCESSIVE_LOAD, b"");
+            }
+        }
+        true
+    }
+
+    /// Forgets users without connections and returns their last figures' cells.
+    pub(crate) fn forget_absent(&self) -> Vec<Arc<User>> {
+        let mut inner = self.inner.lock();
+        let absent: Vec<UserId> = inner
+            .users
+            .iter()
+            .filter(|(_, entry)| entry.connections.is_empty())
+            .map(|(id, _)| id.clone())
+            .collect();
+        absent
+            .iter()
+            .filter_map(|id| inner.users.remove(id).map(|entry| entry.user))
+            .collect()
+    }
+}
+
+impl User {
+    fn set_limits(&self, limits: UserLimits) {
+        *self.limits.lock() = limits;
+        self.tx.set(limits.up.map(Bandwidth::bytes_per_sec));
+        self.rx.set(limits.down.map(Bandwidth::bytes_per_sec));
+    }
+
+    pub(crate) fn limits(&self) -> UserLimits {
+        *self.limits.lock()
+    }
+}
