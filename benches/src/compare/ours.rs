@@ -91,6 +91,7 @@ async fn forward(config: &Value) -> Result<()> {
     let address = ServerAddress::new(server.ip().to_string(), server.port());
     let mut settings = ClientConfig::new(address, config["auth"].as_str().context("auth")?);
     settings.tls.insecure = true;
+    settings.tls.sni = Some("localhost".to_owned());
     settings.obfuscation = obfuscation(config)?;
     settings.up = rate(&config["tx"]);
     settings.down = rate(&config["rx"]);

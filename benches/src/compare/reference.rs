@@ -28,7 +28,7 @@ pub(crate) fn client(peer: &Path, config: &Value) -> Result<(Process, String)> {
         "obfs": config["obfs"],
         "tx": config["tx"],
         "rx": config["rx"],
-        "tls": {"insecure": true},
+        "tls": {"insecure": true, "sni": "localhost"},
     });
     let settings = without_nulls(settings);
     let mut command = Command::new(peer);
