@@ -66,7 +66,10 @@ fn obfuscation(config: &Value) -> Result<Obfuscation> {
 }
 
 fn rate(value: &Value) -> Option<Bandwidth> {
-    value.as_u64().filter(|rate| *rate > 0).map(Bandwidth::from_bytes_per_sec)
+    value
+        .as_u64()
+        .filter(|rate| *rate > 0)
+        .map(Bandwidth::from_bytes_per_sec)
 }
 
 async fn serve(config: &Value) -> Result<()> {
@@ -76,11 +79,16 @@ async fn serve(config: &Value) -> Result<()> {
     settings.obfuscation = obfuscation(config)?;
     let server = Server::builder(ServerTls::from_pem_files(certificate, key)?)
         .listen("127.0.0.1:0".parse()?)
-        .authenticator(Password::new(config["password"].as_str().context("password")?))
+        .authenticator(Password::new(
+            config["password"].as_str().context("password")?,
+        ))
         .outbound(Direct::new(AddressPolicy::allow_all()))
         .config(settings)
         .bind()?;
-    println!("{}", json!({"event": "ready", "addr": server.local_addrs()[0].to_string()}));
+    println!(
+        "{}",
+        json!({"event": "ready", "addr": server.local_addrs()[0].to_string()})
+    );
     server.closed().await;
     Ok(())
 }
@@ -97,7 +105,10 @@ async fn forward(config: &Value) -> Result<()> {
     settings.down = rate(&config["rx"]);
     let client = Client::connect(settings).await?;
     let listener = TcpListener::bind("127.0.0.1:0").await?;
-    println!("{}", json!({"event": "ready", "addr": listener.local_addr()?.to_string()}));
+    println!(
+        "{}",
+        json!({"event": "ready", "addr": listener.local_addr()?.to_string()})
+    );
     let mut connections = JoinSet::new();
     loop {
         let (local, _) = listener.accept().await?;

@@ -26,7 +26,11 @@ impl Process {
             .with_context(|| format!("starting {command:?}"))?;
         let stdin = child.stdin.take().context("stdin")?;
         let stdout = BufReader::new(child.stdout.take().context("stdout")?);
-        let mut process = Self { child, stdin, stdout };
+        let mut process = Self {
+            child,
+            stdin,
+            stdout,
+        };
         process.tell(config)?;
         let ready = process.hear("ready")?;
         Ok((process, ready))
