@@ -38,6 +38,23 @@ pub(crate) fn kind(error: &ConnectError) -> &'static str {
     }
 }
 
+/// Returns what to look at first, where the error's own text does not say.
+pub(crate) fn hint(error: &anyhow::Error) -> Option<&'static str> {
+    match error.chain().find_map(|cause| cause.downcast_ref())? {
+        ConnectError::AuthRejected { .. } => {
+            Some("check auth; where the server has users it is name:password")
+        }
+        ConnectError::PinMismatch => {
+            Some("check tls.pinSHA256; the server's certificate may have been renewed")
+        }
+        ConnectError::Tls(_) => Some(
+            "check tls.sni, which must be a name of the certificate; a self-signed certificate \
+             needs tls.ca, or tls.insecure together with tls.pinSHA256",
+        ),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use anyhow::Context;

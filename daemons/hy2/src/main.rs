@@ -35,6 +35,9 @@ fn main() -> ExitCode {
                 Some(wrong) => writeln!(io::stderr(), "{wrong}"),
                 None => writeln!(io::stderr(), "hy2: {}", one_line(&error)),
             };
+            if let Some(hint) = failure::hint(&error) {
+                let _ = writeln!(io::stderr(), "     {hint}");
+            }
             ExitCode::from(failure::exit_code(&error))
         }
     }

@@ -111,6 +111,27 @@ fn the_command_line_is_told_about_mistakes() {
     }
 }
 
+#[test]
+fn flags_win_over_the_environment() {
+    let run = |arguments: &[&str]| {
+        Command::new(assert_cmd::cargo::cargo_bin!("hy2"))
+            .args(arguments)
+            .env("HYSTERIA_LOG_LEVEL", "loud")
+            .env("HYSTERIA_LOG_FORMAT", "json")
+            .output()
+            .expect("runs")
+    };
+    assert_eq!(
+        run(&["version"]).status.code(),
+        Some(2),
+        "the environment is read"
+    );
+    assert_eq!(
+        run(&["version", "--log-level", "debug"]).status.code(),
+        Some(0)
+    );
+}
+
 fn hy2(folder: &Path, arguments: &[&str]) -> std::process::Output {
     Command::new(assert_cmd::cargo::cargo_bin!("hy2"))
         .args(arguments)
