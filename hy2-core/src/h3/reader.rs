@@ -93,11 +93,6 @@ impl FrameReader {
         std::future::poll_fn(|cx| self.poll_frame(cx, &mut held)).await
     }
 
-    /// Goes on with the frames of another place.
-    pub(super) fn enter(&mut self, place: Place) {
-        self.decoder.enter(place);
-    }
-
     /// Asks the peer to send no more.
     ///
     /// Nothing is sent where the end was read or the peer gave up by itself. A stream whose end arrived but was not

@@ -227,7 +227,8 @@ async fn the_control_stream_begins_with_settings() {
         (frame(0, b"x"), 0x10a),
         (get("/"), 0x10a),
         (frame(7, &[0]), 0x10a),
-        (frame(4, &[6]), 0x106),
+        (frame(4, &[6]), 0x104),
+        (frame(4, &[6, 1, 6, 1]), 0x106),
         (frame(4, &[8, 2]), 0x106),
         (frame(9, b""), 0x105),
     ] {
@@ -344,6 +345,8 @@ async fn bodies_and_their_declared_length() {
             .status(),
         400
     );
+    let bad_trailers = [post("5"), body.clone(), headers(&[(":path", "/")])].concat();
+    assert_eq!(probe.ask(&bad_trailers).await.status(), 400);
     let _stream = probe.open(&[post("9"), frame(4, b"")].concat()).await;
     assert_eq!(probe.closed().await, (0x105, String::new()));
 }
