@@ -55,7 +55,7 @@ pub(crate) struct Global {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Run a server
-    Server(Run),
+    Server(Serve),
     /// Run a client
     Client(Run),
     /// Connect to the server and open one TCP connection to a target
@@ -80,6 +80,17 @@ pub(crate) struct Run {
     /// Serve Prometheus metrics on this address
     #[arg(long, value_name = "ADDRESS", env = "HY2_METRICS")]
     pub(crate) metrics: Option<SocketAddr>,
+}
+
+/// Flags of a server.
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    #[command(flatten)]
+    pub(crate) run: Run,
+
+    /// When told to end, wait so long for open streams
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = crate::config::duration)]
+    pub(crate) drain: Duration,
 }
 
 #[derive(Debug, Args)]

@@ -32,7 +32,8 @@ pub(crate) enum Site {
     Files(PathBuf),
     /// Another web server.
     Proxy {
-        url: Uri,
+        /// `http://…`, `https://…`, or the path of a Unix socket.
+        url: String,
         rewrite_host: bool,
         forwarded: bool,
         insecure: bool,
@@ -145,12 +146,14 @@ fn read_proxy(section: &Section<'_>) -> Option<Site> {
     let insecure = section.flag("insecure");
     let url = section.required("url", "the web site to show");
     let url = section.parsed("url", url, |text| {
-        if text.starts_with('/') || text.starts_with("unix:") {
-            return Err("not supported in this version: web servers on Unix sockets".into());
+        let socket = text.strip_prefix("unix://").unwrap_or(text);
+        if socket.len() > 1 && socket.starts_with('/') {
+            return Ok(text.to_owned());
         }
         let url: Option<Uri> = text.parse().ok();
         url.filter(|url| matches!(url.scheme_str(), Some("http" | "https")) && url.host().is_some())
-            .ok_or_else(|| "must be an http:// or https:// URL".into())
+            .map(|_| text.to_owned())
+            .ok_or_else(|| "must be an http:// or https:// URL or the path of a socket".into())
     })?;
     Some(Site::Proxy {
         url,
