@@ -44,7 +44,9 @@ fn serve(stream: TcpStream) -> Option<()> {
 fn send(stream: &mut impl Write, mut bytes: u64) -> std::io::Result<()> {
     let block: Vec<u8> = (0..BUFFER).map(|i| (i % 251) as u8).collect();
     while bytes > 0 {
-        let count = usize::try_from(bytes).unwrap_or(usize::MAX).min(block.len());
+        let count = usize::try_from(bytes)
+            .unwrap_or(usize::MAX)
+            .min(block.len());
         stream.write_all(&block[..count])?;
         bytes -= count as u64;
     }
@@ -78,7 +80,9 @@ pub(crate) fn bulk(proxy: SocketAddr, way: Way, bytes: u64, streams: u64) -> Res
         .map(|_| thread::spawn(move || one(proxy, way, bytes / streams)))
         .collect();
     for thread in threads {
-        thread.join().map_err(|_| anyhow::anyhow!("load thread failed"))??;
+        thread
+            .join()
+            .map_err(|_| anyhow::anyhow!("load thread failed"))??;
     }
     Ok(start.elapsed())
 }

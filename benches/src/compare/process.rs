@@ -26,7 +26,11 @@ impl Process {
             .with_context(|| format!("starting {command:?}"))?;
         let stdin = child.stdin.take().context("stdin")?;
         let stdout = BufReader::new(child.stdout.take().context("stdout")?);
-        let mut process = Self { child, stdin, stdout };
+        let mut process = Self {
+            child,
+            stdin,
+            stdout,
+        };
         process.tell(config)?;
         let ready = process.hear("ready")?;
         Ok((process, ready))
@@ -38,7 +42,7 @@ impl Process {
     }
 
     /// Reads lines until an event of this name comes.
-    fn hear(&mut self, event: &str) -> Result<Value> {
+    pub(crate) fn hear(&mut self, event: &str) -> Result<Value> {
         let mut line = String::new();
         loop {
             line.clear();

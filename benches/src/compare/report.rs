@@ -13,7 +13,11 @@ pub(crate) struct Figures {
 
 impl Figures {
     pub(crate) fn cpu(&self) -> Vec<f64> {
-        self.server.iter().zip(&self.client).map(|(a, b)| a + b).collect()
+        self.server
+            .iter()
+            .zip(&self.client)
+            .map(|(a, b)| a + b)
+            .collect()
     }
 }
 

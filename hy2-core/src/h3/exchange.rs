@@ -114,6 +114,7 @@ async fn answer(
         _ = stopped => return Err(codes::REQUEST_CANCELLED),
     };
     let Ok(response) = response else {
+        metrics::counter!("hy2_panics_total").increment(1);
         tracing::error!("request handler panicked");
         return Err(codes::INTERNAL_ERROR);
     };

@@ -178,6 +178,11 @@ impl FrameDecoder {
         }
     }
 
+    /// Returns whether a part of a field section has arrived, and a part has not.
+    pub(super) fn is_inside_section(&self) -> bool {
+        matches!(&self.state, State::Section { held, .. } if !held.is_empty())
+    }
+
     /// Returns whether the stream may end here.
     pub(super) fn is_between_frames(&self) -> bool {
         matches!(self.state, State::Head { len: 0, .. })

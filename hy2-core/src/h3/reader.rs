@@ -93,6 +93,11 @@ impl FrameReader {
         std::future::poll_fn(|cx| self.poll_frame(cx, &mut held)).await
     }
 
+    /// Returns whether a part of a field section has arrived, and a part has not.
+    pub(super) fn is_inside_section(&self) -> bool {
+        self.decoder.is_inside_section()
+    }
+
     /// Asks the peer to send no more.
     ///
     /// Nothing is sent where the end was read or the peer gave up by itself. A stream whose end arrived but was not
