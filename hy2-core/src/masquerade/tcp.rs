@@ -3,10 +3,11 @@
 use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use http::{
-    HeaderValue, Request, Response, StatusCode, Uri,
-    header::{ALT_SVC, CONTENT_TYPE, HOST, LOCATION},
+    HeaderValue, Method, Request, Response, StatusCode, Uri,
+    header::{ALT_SVC, CONTENT_LENGTH, CONTENT_TYPE, HOST, LOCATION},
     uri::Authority,
 };
+use http_body::Body as _;
 use http_body_util::BodyExt;
 use hyper::{
     body::Incoming,
@@ -332,13 +333,29 @@ impl Site {
         if let Some(port) = self.redirect_to.filter(|_| !peer.encrypted) {
             return redirect(&request, port);
         }
+        let is_head = request.method() == Method::HEAD;
         let mut request = request.map(|body| body.map_err(Into::into).boxed_unsync());
         complete_uri(&mut request, peer.encrypted);
         request.extensions_mut().insert(peer);
         let mut response = self.masquerade.serve(request).await;
         response.headers_mut().insert(ALT_SVC, self.alt_svc.clone());
+        if is_head {
+            // hyper leaves the body out over HTTP/1 only.
+            response = without_body(response);
+        }
         response
     }
+}
+
+/// Keeps the length that the answer would have had.
+fn without_body(mut response: Response<Body>) -> Response<Body> {
+    if let Some(length) = response.body().size_hint().exact() {
+        response
+            .headers_mut()
+            .entry(CONTENT_LENGTH)
+            .or_insert_with(|| HeaderValue::from(length));
+    }
+    response.map(|_| empty())
 }
 
 /// Gives a request of HTTP/1 the scheme and authority that it has in HTTP/2 and HTTP/3.

@@ -232,3 +232,29 @@ async fn plain_http_alone_is_refused() {
         .expect_err("refused");
     assert!(matches!(error, TcpSiteError::HttpWithoutHttps));
 }
+
+#[tokio::test]
+async fn a_head_request_over_http2_gets_the_length_and_no_body() {
+    let served = served(|_| ()).await;
+    let stream = served.encrypted(b"h2").await;
+    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+        .await
+        .expect("HTTP/2");
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let _ = connection.await;
+    });
+    let mut lengths = Vec::new();
+    for method in [Method::GET, Method::HEAD] {
+        let request = Request::builder()
+            .method(&method)
+            .uri("https://site.example/about")
+            .body(empty())
+            .expect("a request");
+        let response = sender.send_request(request).await.expect("an answer");
+        lengths.push(response.headers()["content-length"].clone());
+        let body = response.into_body().collect().await.expect("a whole body");
+        assert_eq!(body.to_bytes().is_empty(), method == Method::HEAD);
+    }
+    assert_eq!(lengths[0], lengths[1]);
+}
