@@ -55,11 +55,20 @@ pub(super) struct Shared {
     stats: Arc<SocketStats>,
     /// Most datagrams in one send; only shrinks.
     segments: AtomicUsize,
+    /// Questions for the segment count that are still answered in full.
+    busy: AtomicUsize,
     lanes: Box<[Lane]>,
     /// Wakes the flush task.
     held: Notify,
     inbox: Inbox,
 }
+
+/// Datagrams per transmit offered to quinn while none of them are full: each connection keeps a
+/// buffer of as many packets as it was offered when it first sent two at once, in its handshake.
+const QUIET_TRANSMIT: usize = 3;
+
+/// For how many more transmits a full one shows that the socket is busy.
+const BUSY_TRANSMITS: usize = 1024;
 
 /// What waits for the destinations that share a hash. Lanes keep connections that send in
 /// turn from ending each other's runs, and workers from waiting for each other's sends.
@@ -99,6 +108,7 @@ impl UdpSocket {
             obfs: obfs.clone(),
             stats,
             segments: AtomicUsize::new(segments),
+            busy: AtomicUsize::new(0),
             lanes: (0..lanes.max(1)).map(|_| Lane::new()).collect(),
             held: Notify::new(),
             inbox: Inbox::new(obfs),
@@ -166,6 +176,11 @@ impl AsyncUdpSocket for UdpSocket {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        if let Some(size) = transmit.segment_size
+            && transmit.contents.len() > size * (QUIET_TRANSMIT - 1)
+        {
+            self.shared.busy.store(BUSY_TRANSMITS, Relaxed);
+        }
         self.shared.try_send(transmit)
     }
 
@@ -183,7 +198,14 @@ impl AsyncUdpSocket for UdpSocket {
     }
 
     fn max_transmit_segments(&self) -> usize {
-        self.shared.segments.load(Relaxed)
+        let segments = self.shared.segments.load(Relaxed);
+        let busy = self.shared.busy.load(Relaxed);
+        if busy == 0 {
+            return segments.min(QUIET_TRANSMIT);
+        }
+        // A lost update makes it one send longer or shorter.
+        self.shared.busy.store(busy - 1, Relaxed);
+        segments
     }
 
     fn max_receive_segments(&self) -> usize {

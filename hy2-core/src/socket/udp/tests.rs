@@ -293,7 +293,7 @@ async fn refused_offload_falls_back_without_loss() {
         let bench = Bench::new(&obfs);
         crate::socket::sockopt::disable_tx_checksum(&bench.kernel).unwrap();
         bench.writable().await;
-        assert_eq!(bench.socket.max_transmit_segments(), MAX_RUN_DATAGRAMS);
+        assert_eq!(bench.socket.max_transmit_segments(), QUIET_TRANSMIT);
         bench.send(&full(0), Some(SIZE)).unwrap();
         bench.send(&full(10), Some(SIZE)).unwrap();
         bench.send(&batch(20, 2, SIZE), Some(SIZE)).unwrap();
