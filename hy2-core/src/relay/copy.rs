@@ -20,6 +20,7 @@ use super::{
     limiter::RateLimiter,
     recv::{BATCH, RecvError, RelayRecv},
 };
+use crate::meter::UserCounters;
 
 /// Stream code for "the relay is over" (the reference cancels reads with it).
 pub(crate) const STREAM_DONE: VarInt = VarInt::from_u32(0);
@@ -40,9 +41,13 @@ const GATHER: Duration = Duration::from_millis(1);
 
 /// Counts and limits what a relay moves. Directions are the reference's: `tx` towards the
 /// target, `rx` towards the client.
+///
+/// `moved_*` return until when to pause; then `pause_*` say whether that was long enough.
 pub(crate) trait Tally {
     fn moved_tx(&self, bytes: usize) -> Option<Instant>;
     fn moved_rx(&self, bytes: usize) -> Option<Instant>;
+    fn pause_tx(&self) -> Option<Instant>;
+    fn pause_rx(&self) -> Option<Instant>;
 }
 
 /// Counts nothing: the client's side.
@@ -56,12 +61,18 @@ impl Tally for NoTally {
     fn moved_rx(&self, _bytes: usize) -> Option<Instant> {
         None
     }
+    fn pause_tx(&self) -> Option<Instant> {
+        None
+    }
+    fn pause_rx(&self) -> Option<Instant> {
+        None
+    }
 }
 
 /// Counts into a user's cells and pauses at the user's rates.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct UserTally<'a> {
-    pub(crate) counters: &'a crate::meter::UserCounters,
+    pub(crate) counters: &'a UserCounters,
     pub(crate) tx: &'a RateLimiter,
     pub(crate) rx: &'a RateLimiter,
 }
@@ -74,6 +85,12 @@ impl Tally for UserTally<'_> {
     fn moved_rx(&self, bytes: usize) -> Option<Instant> {
         self.counters.add_rx(bytes as u64);
         self.rx.take(bytes)
+    }
+    fn pause_tx(&self) -> Option<Instant> {
+        self.tx.pause()
+    }
+    fn pause_rx(&self) -> Option<Instant> {
+        self.rx.pause()
     }
 }
 
@@ -148,10 +165,14 @@ impl Pause {
         }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Some(sleep) = &mut self.0 {
+    /// Ready when the pause is over; `again` says whether it must go on.
+    fn poll(&mut self, cx: &mut Context<'_>, again: impl Fn() -> Option<Instant>) -> Poll<()> {
+        while let Some(sleep) = &mut self.0 {
             ready!(sleep.as_mut().poll(cx));
-            self.0 = None;
+            match again() {
+                Some(deadline) => sleep.as_mut().reset(deadline),
+                None => self.0 = None,
+            }
         }
         Poll::Ready(())
     }
@@ -179,7 +200,7 @@ impl Inward {
             return Poll::Ready(Ok(()));
         }
         loop {
-            if self.pause.poll(cx).is_pending() {
+            if self.pause.poll(cx, || tally.pause_tx()).is_pending() {
                 return self.keep_reading(cx, recv);
             }
             if !recv.is_empty() {
@@ -304,7 +325,7 @@ impl Outward {
                     Poll::Ready(Err(error)) => return self.refused(error),
                 }
             }
-            if self.pause.poll(cx).is_pending() {
+            if self.pause.poll(cx, || tally.pause_rx()).is_pending() {
                 return self.watch_for_stop(cx, send);
             }
             match self.read(cx, target) {

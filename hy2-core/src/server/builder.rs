@@ -171,19 +171,21 @@ impl ServerBuilder {
             next_connection: AtomicU64::new(1),
             counts: accept::Counts::default(),
         });
-        let mut tasks = JoinSet::new();
+        let mut accepting = JoinSet::new();
         for endpoint in &endpoints {
-            tasks.spawn(accept::run(
+            accepting.spawn(accept::run(
                 Arc::clone(&shared),
                 endpoint.clone(),
                 quic_config.clone(),
             ));
         }
-        tasks.spawn(accept::supervise(Arc::clone(&shared)));
+        let mut supervisor = JoinSet::new();
+        supervisor.spawn(accept::supervise(Arc::clone(&shared)));
         Ok(Server {
             endpoints,
             handle: ServerHandle { shared },
-            tasks,
+            accepting,
+            _supervisor: supervisor,
         })
     }
 }
