@@ -4,7 +4,7 @@ mod client;
 mod provider;
 mod server;
 
-pub use client::ClientTls;
+pub use client::{ClientIdentity, ClientTls};
 pub(crate) use client::TlsFailure;
 pub use server::{CertificateError, ServerTls, SniGuard};
 
