@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use quinn::{SendStream, StoppedError, VarInt, WriteError};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -42,8 +42,11 @@ const GATHER: Duration = Duration::from_millis(1);
 /// Counts and limits what a relay moves. Directions are the reference's: `tx` towards the
 /// target, `rx` towards the client.
 ///
-/// `moved_*` return until when to pause; then `pause_*` say whether that was long enough.
+/// `quantum_*` say how much to move at a time; `moved_*` return until when to pause after it, and
+/// then `pause_*` say whether that was long enough.
 pub(crate) trait Tally {
+    fn quantum_tx(&self) -> usize;
+    fn quantum_rx(&self) -> usize;
     fn moved_tx(&self, bytes: usize) -> Option<Instant>;
     fn moved_rx(&self, bytes: usize) -> Option<Instant>;
     fn pause_tx(&self) -> Option<Instant>;
@@ -55,6 +58,12 @@ pub(crate) trait Tally {
 pub(crate) struct NoTally;
 
 impl Tally for NoTally {
+    fn quantum_tx(&self) -> usize {
+        usize::MAX
+    }
+    fn quantum_rx(&self) -> usize {
+        usize::MAX
+    }
     fn moved_tx(&self, _bytes: usize) -> Option<Instant> {
         None
     }
@@ -78,6 +87,12 @@ pub(crate) struct UserTally<'a> {
 }
 
 impl Tally for UserTally<'_> {
+    fn quantum_tx(&self) -> usize {
+        self.tx.quantum()
+    }
+    fn quantum_rx(&self) -> usize {
+        self.rx.quantum()
+    }
     fn moved_tx(&self, bytes: usize) -> Option<Instant> {
         self.counters.add_tx(bytes as u64);
         self.tx.take(bytes)
@@ -204,7 +219,7 @@ impl Inward {
                 return self.keep_reading(cx, recv);
             }
             if !recv.is_empty() {
-                match write_ready(cx, target, recv) {
+                match write_ready(cx, target, recv, tally.quantum_tx()) {
                     Poll::Ready(Ok(count)) => {
                         recv.consume(count);
                         self.moved += count as u64;
@@ -249,17 +264,24 @@ impl Inward {
     }
 }
 
-/// Writes as many ready chunks as one call takes.
+/// Writes as many ready chunks as one call takes, at most `limit` bytes.
 fn write_ready<S: AsyncWrite + Unpin>(
     cx: &mut Context<'_>,
     target: &mut S,
     recv: &RelayRecv,
+    limit: usize,
 ) -> Poll<io::Result<usize>> {
     let mut slices = [IoSlice::new(&[]); BATCH];
     let mut count = 0;
+    let mut room = limit;
     for (slice, chunk) in slices.iter_mut().zip(recv.chunks()) {
-        *slice = IoSlice::new(chunk);
+        let bytes = chunk.get(..room).unwrap_or(chunk);
+        *slice = IoSlice::new(bytes);
         count += 1;
+        room -= bytes.len();
+        if room == 0 {
+            break;
+        }
     }
     let filled = slices.get(..count).unwrap_or(&[]);
     let written = if target.is_write_vectored() {
@@ -328,7 +350,7 @@ impl Outward {
             if self.pause.poll(cx, || tally.pause_rx()).is_pending() {
                 return self.watch_for_stop(cx, send);
             }
-            match self.read(cx, target) {
+            match self.read(cx, target, tally.quantum_rx()) {
                 Poll::Pending => return self.watch_for_stop(cx, send),
                 Poll::Ready(Err(error)) => {
                     return Poll::Ready(Err(RelayError::TargetRead(error)));
@@ -348,12 +370,14 @@ impl Outward {
         &mut self,
         cx: &mut Context<'_>,
         target: &mut S,
+        limit: usize,
     ) -> Poll<io::Result<usize>> {
         if self.buffer.capacity() < self.read_size / 2 {
             self.buffer.reserve(self.read_size);
         }
         let room = self.buffer.capacity();
-        let Poll::Ready(result) = poll_read_buf(Pin::new(target), cx, &mut self.buffer) else {
+        let mut buffer = (&mut self.buffer).limit(limit);
+        let Poll::Ready(result) = poll_read_buf(Pin::new(target), cx, &mut buffer) else {
             // Nothing to come for a while: hold no memory for it.
             self.buffer = BytesMut::new();
             self.read_size = (self.read_size / 2).max(READ_MIN);

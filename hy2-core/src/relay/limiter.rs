@@ -14,6 +14,9 @@ const PAUSE_MAX: Duration = Duration::from_millis(200);
 /// Smallest burst, so that slow rates still move whole chunks.
 const MIN_BURST: f64 = 65_536.0;
 
+/// What one mover may move at a time at the slowest rates, in bytes.
+const QUANTUM_MIN: usize = 4096;
+
 /// A token bucket over bytes. Without a rate it costs one relaxed load.
 #[derive(Debug)]
 pub(crate) struct RateLimiter {
@@ -85,6 +88,15 @@ impl RateLimiter {
             bucket.tokens -= bytes as f64;
         }
         enough
+    }
+
+    /// Returns how many bytes to move at most before [`Self::take`]: a twentieth of a second's
+    /// worth. Sockets take megabytes at once where they can.
+    pub(crate) fn quantum(&self) -> usize {
+        match self.rate.load(Relaxed) {
+            0 => usize::MAX,
+            rate => usize::try_from(rate / 20).map_or(usize::MAX, |bytes| bytes.max(QUANTUM_MIN)),
+        }
     }
 
     /// Takes `bytes` that were moved; returns until when the mover must pause before it asks

@@ -16,7 +16,11 @@ use std::{
 
 use hy2_proto::bandwidth::Bandwidth;
 use quinn::Endpoint;
-use tokio::{sync::watch, task::JoinSet, time::timeout};
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 
 pub use builder::ServerBuilder;
 pub use config::{ServerConfig, ServerLimits};
@@ -29,6 +33,7 @@ use crate::{
     meter::Traffic,
     outbound::Outbound,
     quic::close,
+    socket::SocketStats,
     tls::ServerTls,
 };
 
@@ -66,6 +71,8 @@ pub(crate) struct Shared {
 #[derive(Debug)]
 pub struct Server {
     endpoints: Vec<Endpoint>,
+    /// Figures of the sockets, which share them until they are closed.
+    sockets: Vec<Arc<SocketStats>>,
     handle: ServerHandle,
     /// One per endpoint; each ends when its endpoint is closed and its connections are over.
     accepting: JoinSet<()>,
@@ -101,7 +108,8 @@ impl Server {
     ///
     /// Meanwhile new streams are answered with an error, and a connection closes as soon as it
     /// has no open TCP stream, so that its client reconnects (elsewhere, where there are more).
-    /// UDP sessions do not hold a connection open. When this returns, every event was reported.
+    /// UDP sessions do not hold a connection open. When this returns, every event was reported and the ports are
+    /// free.
     ///
     /// # Cancel safety
     ///
@@ -120,6 +128,20 @@ impl Server {
             }
         };
         let _ = timeout(CLOSING_MAX, ended).await;
+        self.endpoints.clear();
+        let _ = timeout(CLOSING_MAX, self.sockets_closed()).await;
+    }
+
+    /// Waits until the sockets are closed. That is for tasks of quinn and of the sockets to do,
+    /// which tell nobody; it takes them one turn each.
+    async fn sockets_closed(&self) {
+        while self
+            .sockets
+            .iter()
+            .any(|stats| Arc::strong_count(stats) > 1)
+        {
+            sleep(Duration::from_millis(1)).await;
+        }
     }
 
     /// Waits until there is no connection, handshakes included.

@@ -49,7 +49,10 @@ async fn clean_ends_are_counted_exactly_for_each_user() {
     assert_eq!(alice.rx, 2 * (answers + 700_001 + 4001));
     assert_eq!(bob.tx, 3 * 2_000_000 + 4001);
     assert_eq!(bob.rx, answers + 700_001 + 4001);
-    assert_eq!((alice.connections, alice.streams, alice.udp_sessions), (2, 0, 2));
+    assert_eq!(
+        (alice.connections, alice.streams, alice.udp_sessions),
+        (2, 0, 2)
+    );
     assert_eq!((bob.connections, bob.streams, bob.udp_sessions), (1, 0, 1));
     assert_eq!(pair.server.handle().traffic(&"bob".into()), Some(bob));
 
@@ -59,9 +62,15 @@ async fn clean_ends_are_counted_exactly_for_each_user() {
     recorder.until(3, Event::is_disconnected).await;
     for user in ["alice", "bob"] {
         let after = users.traffic(user);
-        assert_eq!((after.connections, after.streams, after.udp_sessions), (0, 0, 0));
+        assert_eq!(
+            (after.connections, after.streams, after.udp_sessions),
+            (0, 0, 0)
+        );
     }
-    assert_eq!((users.traffic("alice").rx, users.traffic("bob").tx), (alice.rx, bob.tx));
+    assert_eq!(
+        (users.traffic("alice").rx, users.traffic("bob").tx),
+        (alice.rx, bob.tx)
+    );
 }
 
 /// What can be between the server's counter and the reader of a download: the receive window of
@@ -113,7 +122,10 @@ async fn an_upload_cut_by_a_kick_is_counted_as_the_target_got_it() {
     recorder.until(1, Event::is_disconnected).await;
     let delivered = totals.recv().await.expect("total");
     assert_eq!(users.traffic("alice").tx, delivered);
-    assert_eq!(recorder.count(|event| matches!(event, Event::Closed(_, _, false))), 1);
+    assert_eq!(
+        recorder.count(|event| matches!(event, Event::Closed(_, _, false))),
+        1
+    );
 }
 
 #[tokio::test]
@@ -126,7 +138,10 @@ async fn an_upload_that_the_client_drops_is_counted_as_the_target_got_it() {
     drop(stream);
     recorder.until(1, Event::is_closed).await;
     let delivered = totals.recv().await.expect("total");
-    assert_eq!((users.traffic("alice").tx, delivered), (3_000_000, 3_000_000));
+    assert_eq!(
+        (users.traffic("alice").tx, delivered),
+        (3_000_000, 3_000_000)
+    );
 }
 
 #[tokio::test]
@@ -142,7 +157,10 @@ async fn a_download_that_the_client_drops_is_counted_with_what_was_buffered() {
     drop(stream);
     recorder.until(1, Event::is_closed).await;
     let traffic = users.traffic("alice");
-    assert!((1_000_000..=1_000_000 + BUFFERED).contains(&traffic.rx), "{traffic:?}");
+    assert!(
+        (1_000_000..=1_000_000 + BUFFERED).contains(&traffic.rx),
+        "{traffic:?}"
+    );
     assert_eq!((traffic.streams, traffic.connections), (0, 1));
 }
 
@@ -166,10 +184,16 @@ async fn a_download_that_the_target_resets_is_counted_with_what_was_lost() {
     let mut buffer = vec![0; 1_000_000];
     stream.read_exact(&mut buffer).await.expect("read");
     reset.send(()).expect("origin waits");
-    stream.read(&mut buffer).await.expect_err("a reset, not an end");
+    stream
+        .read(&mut buffer)
+        .await
+        .expect_err("a reset, not an end");
     recorder.until(1, Event::is_closed).await;
     assert_eq!(users.traffic("alice").rx, 1_000_000);
-    assert_eq!(recorder.count(|event| matches!(event, Event::Closed(_, _, false))), 1);
+    assert_eq!(
+        recorder.count(|event| matches!(event, Event::Closed(_, _, false))),
+        1
+    );
 }
 
 #[tokio::test]
@@ -190,8 +214,17 @@ async fn a_returning_user_counts_into_the_cells_of_the_new_grant() {
     assert_eq!(read(&second).await, 1000);
     assert_eq!(read(&first).await, 1000);
     recorder.until(3, Event::is_closed).await;
-    assert_eq!((old_cells.snapshot().rx, users.traffic("alice").rx), (2000, 1000));
-    assert_eq!((old_cells.snapshot().connections, users.traffic("alice").connections), (1, 1));
+    assert_eq!(
+        (old_cells.snapshot().rx, users.traffic("alice").rx),
+        (2000, 1000)
+    );
+    assert_eq!(
+        (
+            old_cells.snapshot().connections,
+            users.traffic("alice").connections
+        ),
+        (1, 1)
+    );
 
     // And once more when all are gone.
     first.close().await;
@@ -201,7 +234,10 @@ async fn a_returning_user_counts_into_the_cells_of_the_new_grant() {
     let third = pair.client_of("alice").await;
     assert_eq!(read(&third).await, 1000);
     recorder.until(4, Event::is_closed).await;
-    assert_eq!((old_cells.snapshot().rx, users.traffic("alice").rx), (2000, 1000));
+    assert_eq!(
+        (old_cells.snapshot().rx, users.traffic("alice").rx),
+        (2000, 1000)
+    );
     assert_eq!(old_cells.snapshot().connections, 0);
 }
 

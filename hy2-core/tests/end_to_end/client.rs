@@ -41,9 +41,15 @@ async fn a_closed_client_stays_closed() {
     assert!(session.recv().await.is_none());
     for client in [client, clone] {
         let error = client.tcp(&origin.target()).await.expect_err("closed");
-        assert!(matches!(error, OpenError::Connect(ConnectError::Closed)), "{error}");
+        assert!(
+            matches!(error, OpenError::Connect(ConnectError::Closed)),
+            "{error}"
+        );
         let error = client.udp().await.expect_err("closed");
-        assert!(matches!(error, OpenError::Connect(ConnectError::Closed)), "{error}");
+        assert!(
+            matches!(error, OpenError::Connect(ConnectError::Closed)),
+            "{error}"
+        );
         client.close().await;
     }
 }
@@ -80,9 +86,16 @@ async fn one_attempt_serves_all_who_wait_for_it() {
     }
     for result in calls.join_all().await {
         let error = result.expect_err("silence");
-        assert!(matches!(error, OpenError::Connect(ConnectError::Silence)), "{error}");
+        assert!(
+            matches!(error, OpenError::Connect(ConnectError::Silence)),
+            "{error}"
+        );
     }
-    assert!(started.elapsed() < Duration::from_millis(1500), "{:?}", started.elapsed());
+    assert!(
+        started.elapsed() < Duration::from_millis(1500),
+        "{:?}",
+        started.elapsed()
+    );
 }
 
 #[tokio::test]

@@ -43,7 +43,10 @@ async fn a_drain_lets_streams_finish_and_nothing_new_begin() {
         "{refused}"
     );
     let turned_away = Client::connect(config).await.expect_err("draining");
-    assert!(matches!(turned_away, ConnectError::Lost(_)), "{turned_away}");
+    assert!(
+        matches!(turned_away, ConnectError::Lost(_)),
+        "{turned_away}"
+    );
     assert!(!drain.is_finished());
 
     for _ in 0..50 {
@@ -54,7 +57,10 @@ async fn a_drain_lets_streams_finish_and_nothing_new_begin() {
     stream.shutdown().await.expect("shutdown");
     assert_eq!(read_sum(&mut stream).await.expect("sum"), sum.finish());
     busy.disconnected().await;
-    timeout(Duration::from_secs(10), drain).await.expect("ends early").expect("drain");
+    timeout(Duration::from_secs(10), drain)
+        .await
+        .expect("ends early")
+        .expect("drain");
     println!("drained in {:?}", started.elapsed());
     // Everything was reported by then.
     assert_eq!(recorder.count(Event::is_disconnected), 2);
@@ -74,7 +80,10 @@ async fn a_drain_ends_at_its_grace_when_a_stream_does_not() {
     let grace = Duration::from_millis(300);
     pair.server.drain(grace).await;
     let took = started.elapsed();
-    assert!((grace..grace + Duration::from_secs(4)).contains(&took), "{took:?}");
+    assert!(
+        (grace..grace + Duration::from_secs(4)).contains(&took),
+        "{took:?}"
+    );
     stream.read_u8().await.expect_err("closed");
     assert_eq!(recorder.count(Event::is_disconnected), 1);
     assert_eq!(recorder.count(Event::is_closed), 1);

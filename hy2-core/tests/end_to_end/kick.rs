@@ -29,7 +29,10 @@ async fn a_kick_closes_every_connection_of_the_user_and_no_other() {
     let bob = pair.client_of("bob").await;
     let mut bobs = opened(&bob, &echo).await;
     let before = users.traffic("alice");
-    assert_eq!((before.connections, before.streams, before.udp_sessions), (2, 2, 2));
+    assert_eq!(
+        (before.connections, before.streams, before.udp_sessions),
+        (2, 2, 2)
+    );
 
     assert_eq!(pair.server.handle().kick(&"alice".into()), 2);
     for (client, mut stream, session) in kicked {
@@ -40,7 +43,10 @@ async fn a_kick_closes_every_connection_of_the_user_and_no_other() {
     }
     recorder.until(2, Event::is_disconnected).await;
     let after = users.traffic("alice");
-    assert_eq!((after.connections, after.streams, after.udp_sessions), (0, 0, 0));
+    assert_eq!(
+        (after.connections, after.streams, after.udp_sessions),
+        (0, 0, 0)
+    );
     assert_eq!((users.guards.made(), users.guards.dropped()), (3, 2));
     bobs.write_all(b"still here").await.expect("write");
     bobs.read_exact(&mut [0; 10]).await.expect("read");
@@ -115,7 +121,10 @@ async fn dropping_the_server_ends_everything_once() {
     recorder.until(1, Event::is_disconnected).await;
     each_begin_has_one_end(&recorder);
     let after = users.traffic("alice");
-    assert_eq!((after.connections, after.streams, after.udp_sessions), (0, 0, 0));
+    assert_eq!(
+        (after.connections, after.streams, after.udp_sessions),
+        (0, 0, 0)
+    );
     let error = stream.read_u8().await.expect_err("closed");
     assert_eq!(close_code(&error), Some(0x100), "{error:?}");
     assert_eq!(users.guards.dropped(), 1);
@@ -163,7 +172,8 @@ fn close_code(error: &std::io::Error) -> Option<u64> {
     let open = error.get_ref()?.downcast_ref::<OpenError>()?;
     match open {
         OpenError::Lost(ConnectionError::ApplicationClosed(ApplicationClose {
-            error_code, ..
+            error_code,
+            ..
         })) => Some(error_code.into_inner()),
         _ => None,
     }

@@ -41,7 +41,10 @@ async fn a_download_limit_holds_over_all_connections_and_can_change() {
         let client = pair.client_of("alice").await;
         assert!(handle.set_limits(&"alice".into(), down(1_000_000)));
         for _ in 0..2 {
-            streams.push((client.clone(), client.tcp(&origin.target()).await.expect("stream")));
+            streams.push((
+                client.clone(),
+                client.tcp(&origin.target()).await.expect("stream"),
+            ));
         }
     }
     for (client, mut stream) in streams {
@@ -105,7 +108,9 @@ async fn lifting_a_limit_frees_a_stream_that_waits_for_it() {
     let client = pair.client_of("alice").await;
     let mut stream = client.tcp(&origin.target()).await.expect("stream");
     stream.read_u8().await.expect("first byte");
-    pair.server.handle().set_limits(&"alice".into(), UserLimits::default());
+    pair.server
+        .handle()
+        .set_limits(&"alice".into(), UserLimits::default());
     let rest = tokio::time::timeout(Duration::from_secs(10), payload::receive(&mut stream)).await;
     assert_eq!(rest.expect("in time").expect("receive").len, (20 << 20) - 1);
 }
@@ -137,8 +142,13 @@ async fn a_lowered_connection_limit_closes_the_newest() {
 
     // And the limit of a grant keeps one more out, like a wrong password would.
     *users.limits.lock().expect("lock") = limits;
-    let error = Client::connect(pair.config_of("alice")).await.expect_err("one too many");
-    assert!(matches!(error, ConnectError::AuthRejected { .. }), "{error}");
+    let error = Client::connect(pair.config_of("alice"))
+        .await
+        .expect_err("one too many");
+    assert!(
+        matches!(error, ConnectError::AuthRejected { .. }),
+        "{error}"
+    );
     assert_eq!(users.traffic("alice").connections, 1);
     clients[0].close().await;
     recorder.until(3, Event::is_disconnected).await;
@@ -175,7 +185,10 @@ async fn congestion_control_changes_under_a_running_transfer() {
     assert_eq!(handle.set_congestion(&alice, brutal(rate / 2)), 1);
     handle.set_limits(&alice, down(rate / 10));
     handle.set_limits(&alice, UserLimits::default());
-    assert_eq!(handle.rate(id), Some(Bandwidth::from_bytes_per_sec(rate / 2)));
+    assert_eq!(
+        handle.rate(id),
+        Some(Bandwidth::from_bytes_per_sec(rate / 2))
+    );
     for algorithm in [Algorithm::Reno, Algorithm::Bbr(BbrProfile::Standard)] {
         assert_eq!(handle.set_congestion(&alice, algorithm), 1);
         handle.set_limits(&alice, down(rate / 10));
@@ -213,5 +226,8 @@ async fn measure(total: impl Fn() -> u64) -> f64 {
 
 fn near(expected: u64, measured: f64) {
     let ratio = measured / expected as f64;
-    assert!((0.9..=1.1).contains(&ratio), "{measured} where {expected} is set");
+    assert!(
+        (0.9..=1.1).contains(&ratio),
+        "{measured} where {expected} is set"
+    );
 }

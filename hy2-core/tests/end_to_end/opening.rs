@@ -77,7 +77,10 @@ async fn a_relay_over_fast_open_says_that_the_target_was_refused() {
         while application.write_all(&block).await.is_ok() {}
     });
     let error = stream.relay(local).await.expect_err("refused");
-    assert_eq!(error.to_string(), "target not reached: name does not resolve");
+    assert_eq!(
+        error.to_string(),
+        "target not reached: name does not resolve"
+    );
     writer.await.expect("writer");
 }
 
@@ -93,7 +96,9 @@ async fn a_client_that_gives_up_ends_the_dial() {
     call.abort();
     gated.recorder.until(1, Event::is_closed).await;
     assert_eq!(gated.dropped.load(SeqCst), 1);
-    let closed = gated.recorder.count(|event| matches!(event, Event::Closed(_, _, false)));
+    let closed = gated
+        .recorder
+        .count(|event| matches!(event, Event::Closed(_, _, false)));
     assert_eq!(closed, 1);
 }
 
@@ -101,7 +106,14 @@ async fn a_client_that_gives_up_ends_the_dial() {
 async fn addresses_that_cannot_be_are_refused_before_they_are_sent() {
     let (pair, _, recorder) = Pair::recorded(ServerConfig::default());
     let client = pair.client_of("alice").await;
-    for target in ["", "name", "name:", "name:65536", "[::1", &format!("{}:1", "x".repeat(3000))] {
+    for target in [
+        "",
+        "name",
+        "name:",
+        "name:65536",
+        "[::1",
+        &format!("{}:1", "x".repeat(3000)),
+    ] {
         let error = client.tcp(target).await.expect_err("invalid");
         assert!(matches!(error, OpenError::Address(_)), "{target}: {error}");
     }
@@ -115,9 +127,15 @@ async fn private_targets_are_refused_unless_allowed() {
         builder.outbound(Direct::default())
     });
     let client = pair.client().await;
-    for target in [origin.target(), format!("localhost:{}", origin.address.port())] {
+    for target in [
+        origin.target(),
+        format!("localhost:{}", origin.address.port()),
+    ] {
         let error = client.tcp(&target).await.expect_err("private");
-        assert!(matches!(&error, OpenError::Refused(text) if text == "not allowed"), "{error}");
+        assert!(
+            matches!(&error, OpenError::Refused(text) if text == "not allowed"),
+            "{error}"
+        );
     }
 }
 
@@ -166,7 +184,9 @@ fn gated_pair() -> (Pair, Gated) {
         recorder: Recorder::new(),
     };
     let pair = Pair::with(ServerConfig::default(), |builder| {
-        builder.outbound(gated.clone()).events(gated.recorder.clone())
+        builder
+            .outbound(gated.clone())
+            .events(gated.recorder.clone())
     });
     (pair, gated)
 }

@@ -85,7 +85,9 @@ impl Pair {
 
     /// Connects as `user`, to a server of [`Self::recorded`].
     pub(crate) async fn client_of(&self, user: &str) -> Client {
-        Client::connect(self.config_of(user)).await.expect("connect")
+        Client::connect(self.config_of(user))
+            .await
+            .expect("connect")
     }
 
     pub(crate) fn config_of(&self, user: &str) -> ClientConfig {

@@ -62,10 +62,7 @@ impl Blocks {
 }
 
 /// Writes `len` bytes; the end of the stream is the caller's.
-pub(crate) async fn send(
-    to: &mut (impl AsyncWrite + Unpin),
-    len: u64,
-) -> std::io::Result<Sum> {
+pub(crate) async fn send(to: &mut (impl AsyncWrite + Unpin), len: u64) -> std::io::Result<Sum> {
     let mut blocks = Blocks::new();
     let mut sum = Summer::default();
     while sum.len < len {

@@ -4,10 +4,7 @@ use std::{
 };
 
 use hy2_core::{
-    Client, ClientConfig, Server,
-    authenticator::Password,
-    client::ServerAddress,
-    quic::ResetKey,
+    Client, ClientConfig, Server, authenticator::Password, client::ServerAddress, quic::ResetKey,
     tls::ServerTls,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -10,12 +10,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::{
-    origin::Origin,
-    pair::Pair,
-    payload,
-    recorder::Event,
-};
+use crate::{origin::Origin, pair::Pair, payload, recorder::Event};
 
 #[tokio::test]
 async fn a_thousand_streams_are_open_at_once_after_one() {
@@ -122,7 +117,10 @@ async fn connections_without_a_byte_end_on_both_sides() {
     recorder.until(2, Event::is_closed).await;
     let traffic = users.traffic("alice");
     assert_eq!((traffic.tx, traffic.rx, traffic.streams), (0, 0, 0));
-    assert_eq!(recorder.count(|event| matches!(event, Event::Closed(_, _, true))), 2);
+    assert_eq!(
+        recorder.count(|event| matches!(event, Event::Closed(_, _, true))),
+        2
+    );
 }
 
 #[tokio::test]
@@ -166,7 +164,9 @@ async fn a_dropped_stream_ends_at_the_target() {
     let mut stream = client.tcp(&origin.target()).await.expect("stream");
     stream.read_u8().await.expect("read");
     drop(stream);
-    let clean = timeout(Duration::from_secs(5), ends.recv()).await.expect("in time");
+    let clean = timeout(Duration::from_secs(5), ends.recv())
+        .await
+        .expect("in time");
     assert_eq!(clean, Some(true));
 }
 
@@ -189,7 +189,9 @@ async fn a_reset_by_the_target_is_an_error_and_not_an_end() {
     // The other direction is told, too.
     let block = vec![7; 64 << 10];
     let writes = async { while stream.write_all(&block).await.is_ok() {} };
-    timeout(Duration::from_secs(5), writes).await.expect("in time");
+    timeout(Duration::from_secs(5), writes)
+        .await
+        .expect("in time");
 }
 
 #[tokio::test]
@@ -221,7 +223,9 @@ async fn a_stream_that_is_not_read_holds_up_no_other() {
     stuck.read_u8().await.expect("flows");
     for number in 0..100 {
         let turn = echo(&client, &origin, number);
-        timeout(Duration::from_secs(5), turn).await.expect("in time");
+        timeout(Duration::from_secs(5), turn)
+            .await
+            .expect("in time");
     }
 }
 

@@ -27,15 +27,21 @@ async fn a_pin_is_checked_in_addition_to_the_chain() {
     let pin: [u8; 32] = Sha256::digest(&made.certificate).into();
     let mut config = made.client(&pair);
     config.tls.pin_sha256 = Some(pin);
-    Client::connect(config.clone()).await.expect("the pinned one");
+    Client::connect(config.clone())
+        .await
+        .expect("the pinned one");
     config.tls.pin_sha256 = Some([7; 32]);
     let error = Client::connect(config.clone()).await.expect_err("another");
     assert!(matches!(error, ConnectError::PinMismatch), "{error}");
     config.tls.insecure = true;
-    let error = Client::connect(config.clone()).await.expect_err("still another");
+    let error = Client::connect(config.clone())
+        .await
+        .expect_err("still another");
     assert!(matches!(error, ConnectError::PinMismatch), "{error}");
     config.tls.pin_sha256 = Some(pin);
-    Client::connect(config).await.expect("self-signed and pinned");
+    Client::connect(config)
+        .await
+        .expect("self-signed and pinned");
 }
 
 #[tokio::test]
@@ -82,18 +88,24 @@ async fn a_server_may_ask_for_a_client_certificate() {
     let made = Made::new("localhost");
     let (authority, roots) = authority();
     let pair = made.pair(|tls| tls.client_ca(roots));
-    let error = Client::connect(made.client(&pair)).await.expect_err("no certificate");
+    let error = Client::connect(made.client(&pair))
+        .await
+        .expect_err("no certificate");
     assert!(matches!(error, ConnectError::Tls(_)), "{error}");
 
     let stranger = Made::new("client");
     let mut config = made.client(&pair);
     config.tls.identity = Some(stranger.identity());
-    let error = Client::connect(config).await.expect_err("not of the authority");
+    let error = Client::connect(config)
+        .await
+        .expect_err("not of the authority");
     assert!(matches!(error, ConnectError::Tls(_)), "{error}");
 
     let mut config = made.client(&pair);
     config.tls.identity = Some(issued(&authority));
-    let client = Client::connect(config).await.expect("issued by the authority");
+    let client = Client::connect(config)
+        .await
+        .expect("issued by the authority");
     client.info().await.expect("info");
 }
 
@@ -103,21 +115,32 @@ async fn a_new_certificate_is_for_new_connections() {
     let (old, new) = (Made::new("localhost"), Made::new("localhost"));
     let tls = old.tls();
     let pair = Pair::served_by(tls.clone(), ServerConfig::default(), |builder| builder);
-    let early = Client::connect(old.client(&pair)).await.expect("old certificate");
+    let early = Client::connect(old.client(&pair))
+        .await
+        .expect("old certificate");
     let mut stream = early.tcp(&origin.target()).await.expect("stream");
 
-    tls.replace(vec![new.certificate.clone()], new.key()).expect("replace");
+    tls.replace(vec![new.certificate.clone()], new.key())
+        .expect("replace");
     let error = Client::connect(old.client(&pair)).await.expect_err("gone");
     assert!(matches!(error, ConnectError::Tls(_)), "{error}");
-    let late = Client::connect(new.client(&pair)).await.expect("new certificate");
+    let late = Client::connect(new.client(&pair))
+        .await
+        .expect("new certificate");
     late.tcp(&origin.target()).await.expect("stream");
     stream.write_all(b"x").await.expect("write");
     assert_eq!(stream.read_u8().await.expect("read"), b'x');
-    early.tcp(&origin.target()).await.expect("one more on the old connection");
+    early
+        .tcp(&origin.target())
+        .await
+        .expect("one more on the old connection");
 
     // What does not fit together is not taken.
-    tls.replace(vec![old.certificate.clone()], new.key()).expect_err("not its key");
-    Client::connect(new.client(&pair)).await.expect("still the new one");
+    tls.replace(vec![old.certificate.clone()], new.key())
+        .expect_err("not its key");
+    Client::connect(new.client(&pair))
+        .await
+        .expect("still the new one");
 }
 
 #[tokio::test]
@@ -189,7 +212,9 @@ impl Made {
     }
 
     fn pair(&self, change: impl FnOnce(ServerTls) -> ServerTls) -> Pair {
-        Pair::served_by(change(self.tls()), ServerConfig::default(), |builder| builder)
+        Pair::served_by(change(self.tls()), ServerConfig::default(), |builder| {
+            builder
+        })
     }
 
     /// A client that trusts this certificate.

@@ -34,7 +34,10 @@ async fn datagrams_of_every_size_come_back() {
     }
     for wrong in ["", "name", "127.0.0.1:65536"] {
         let error = session.send(b"x", wrong).expect_err("address");
-        assert!(matches!(error, UdpSendError::Address(_)), "{wrong}: {error}");
+        assert!(
+            matches!(error, UdpSendError::Address(_)),
+            "{wrong}: {error}"
+        );
     }
 }
 
@@ -65,9 +68,15 @@ async fn a_third_party_can_answer_to_the_sessions_socket() {
     let session = client.udp().await.expect("session");
     let port = port_of(&session, &mirror).await;
     let third = UdpSocket::bind("127.0.0.1:0").await.expect("bind");
-    third.send_to(b"full cone", ("127.0.0.1", port)).await.expect("send");
+    third
+        .send_to(b"full cone", ("127.0.0.1", port))
+        .await
+        .expect("send");
     let packet = answer(&session).await;
-    assert_eq!(packet.source(), third.local_addr().expect("address").to_string());
+    assert_eq!(
+        packet.source(),
+        third.local_addr().expect("address").to_string()
+    );
     assert_eq!(packet.data, "full cone");
     // And be answered.
     session.send(b"pong", packet.source()).expect("send");
@@ -155,7 +164,9 @@ async fn a_target_by_name_answers_under_its_address() {
     let pair = Pair::start();
     let client = pair.client().await;
     let session = client.udp().await.expect("session");
-    session.send(b"ping", &format!("localhost:{port}")).expect("send");
+    session
+        .send(b"ping", &format!("localhost:{port}"))
+        .expect("send");
     let mut buffer = [0; 16];
     let (len, from) = socket.recv_from(&mut buffer).await.expect("receive");
     socket.send_to(&buffer[..len], from).await.expect("send");
