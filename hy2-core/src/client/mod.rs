@@ -74,6 +74,8 @@ struct Tunnel {
     /// One attempt serves all calls that wait for it, with the same outcome; it ends when the
     /// last of them is dropped.
     dial: Option<WeakShared<Dial>>,
+    /// Attempts so far; tells the present one from one whose outcome came late to a caller.
+    attempt: u64,
 }
 
 type Dial = BoxFuture<'static, Result<Arc<Session>, ConnectError>>;
@@ -208,22 +210,24 @@ impl Client {
 
     /// Returns the connection in use, or waits for a new one.
     async fn session(&self) -> Result<Arc<Session>, ConnectError> {
-        let dial = match self.present() {
+        let (attempt, dial) = match self.present() {
             Present::Session(session) => return Ok(session),
-            Present::Dial(dial) => dial,
+            Present::Dial(attempt, dial) => (attempt, dial),
         };
-        let session = tokio::select! {
+        let dialled = tokio::select! {
             biased;
             () = self.inner.closed.cancelled() => return Err(ConnectError::Closed),
-            dialled = dial => dialled?,
+            dialled = dial => dialled,
         };
         let mut tunnel = self.inner.tunnel.lock();
         // Checked under the lock: `close` takes the session after it set the mark.
         if self.inner.closed.is_cancelled() {
             return Err(ConnectError::Closed);
         }
-        tunnel.session = Some(Arc::clone(&session));
-        Ok(session)
+        if tunnel.attempt == attempt && tunnel.dial.take().is_some() {
+            tunnel.session = dialled.as_ref().ok().cloned();
+        }
+        dialled
     }
 
     fn present(&self) -> Present {
@@ -235,17 +239,18 @@ impl Client {
             return Present::Session(Arc::clone(session));
         }
         if let Some(dial) = tunnel.dial.as_ref().and_then(WeakShared::upgrade) {
-            return Present::Dial(dial);
+            return Present::Dial(tunnel.attempt, dial);
         }
         let config = Arc::clone(&self.inner.config);
         let dial: Dial = Box::pin(async move { connect::dial(&config).await.map(Arc::new) });
         let dial = dial.shared();
         tunnel.dial = dial.downgrade();
-        Present::Dial(dial)
+        tunnel.attempt += 1;
+        Present::Dial(tunnel.attempt, dial)
     }
 }
 
 enum Present {
     Session(Arc<Session>),
-    Dial(Shared<Dial>),
+    Dial(u64, Shared<Dial>),
 }

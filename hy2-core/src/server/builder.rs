@@ -193,11 +193,10 @@ impl ServerBuilder {
     }
 }
 
-/// Opens a socket; its figures come with it when it is one of ours.
-fn open(
-    listener: Listener,
-    config: &ServerConfig,
-) -> io::Result<(Arc<dyn AsyncUdpSocket>, Option<Arc<SocketStats>>)> {
+/// A socket, and its figures when it is one of ours.
+type Opened = (Arc<dyn AsyncUdpSocket>, Option<Arc<SocketStats>>);
+
+fn open(listener: Listener, config: &ServerConfig) -> io::Result<Opened> {
     let socket = match listener {
         Listener::Address(address) => socket::bind(address, &config.socket)?,
         Listener::Socket(socket) => socket,

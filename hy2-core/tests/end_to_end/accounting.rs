@@ -241,6 +241,57 @@ async fn a_returning_user_counts_into_the_cells_of_the_new_grant() {
     assert_eq!(old_cells.snapshot().connections, 0);
 }
 
+#[tokio::test]
+async fn figures_of_absent_users_are_handed_out_once() {
+    let origin = Origin::source(1000).await;
+    let pair = Pair::start();
+    let handle = pair.server.handle();
+    for _ in 0..2 {
+        let client = pair.client().await;
+        let mut stream = client.tcp(&origin.target()).await.expect("stream");
+        payload::receive(&mut stream).await.expect("receive");
+        drop(stream);
+        assert!(handle.take_absent().is_empty(), "still connected");
+        client.close().await;
+        while !handle.connections().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        let taken = handle.take_absent();
+        assert_eq!((taken.len(), taken[0].traffic.rx), (1, 1000));
+        assert!(handle.take_absent().is_empty());
+        assert!(handle.users().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn datagrams_cut_by_a_kick_are_counted_with_what_was_buffered() {
+    let echo = Origin::udp_echo().await;
+    let (pair, users, recorder) = Pair::recorded(ServerConfig::default());
+    let client = pair.client_of("alice").await;
+    let session = client.udp().await.expect("session");
+    let mut delivered = 0;
+    for _ in 0..20 {
+        session.send(&[7; 500], &echo.target()).expect("send");
+        delivered += session.recv().await.expect("echo").data.len() as u64;
+    }
+    // These race with the kick.
+    for _ in 0..20 {
+        session.send(&[7; 500], &echo.target()).expect("send");
+    }
+    pair.server.handle().kick(&"alice".into());
+    while let Some(packet) = session.recv().await {
+        delivered += packet.data.len() as u64;
+    }
+    recorder.until(1, Event::is_disconnected).await;
+    let traffic = users.traffic("alice");
+    assert!(traffic.rx <= traffic.tx, "{traffic:?}");
+    assert!(
+        (delivered..=delivered + 20 * 500).contains(&traffic.rx),
+        "{traffic:?}"
+    );
+    assert_eq!((traffic.connections, traffic.udp_sessions), (0, 0));
+}
+
 /// Tells of each connection how many bytes came before its end, whatever the end was.
 async fn totalling_origin() -> (Origin, tokio::sync::mpsc::Receiver<u64>) {
     let (tell, totals) = tokio::sync::mpsc::channel(8);

@@ -92,6 +92,23 @@ async fn a_drain_ends_at_its_grace_when_a_stream_does_not() {
 }
 
 #[tokio::test]
+async fn a_udp_session_does_not_hold_up_a_drain() {
+    let echo = Origin::udp_echo().await;
+    let (pair, users, recorder) = Pair::recorded(ServerConfig::default());
+    let client = pair.client_of("alice").await;
+    let session = client.udp().await.expect("session");
+    session.send(b"ping", &echo.target()).expect("send");
+    session.recv().await.expect("pong");
+    let drain = pair.server.drain(Duration::from_secs(60));
+    timeout(Duration::from_secs(10), drain)
+        .await
+        .expect("ends early");
+    assert!(session.recv().await.is_none());
+    assert_eq!(recorder.count(Event::is_udp_closed), 1);
+    assert_eq!(users.traffic("alice").udp_sessions, 0);
+}
+
+#[tokio::test]
 async fn an_idle_server_drains_at_once() {
     let pair = Pair::start();
     let started = Instant::now();

@@ -150,6 +150,9 @@ async fn a_lowered_connection_limit_closes_the_newest() {
         "{error}"
     );
     assert_eq!(users.traffic("alice").connections, 1);
+    // Whoever was not let in after all has no guard left behind, and no event.
+    assert_eq!(users.guards.made() - users.guards.dropped(), 2);
+    assert_eq!(recorder.count(Event::is_connected), 4);
     clients[0].close().await;
     recorder.until(3, Event::is_disconnected).await;
     pair.client_of("alice").await;

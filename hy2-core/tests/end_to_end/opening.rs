@@ -103,6 +103,23 @@ async fn a_client_that_gives_up_ends_the_dial() {
 }
 
 #[tokio::test]
+async fn a_kick_ends_the_dial() {
+    let (pair, gated) = gated_pair();
+    let client = Client::connect(pair.config.clone()).await.expect("connect");
+    let call = client.tcp("127.0.0.1:1");
+    let kick = async {
+        gated.dials.acquired().await;
+        pair.server.handle().kick(&"user".into())
+    };
+    let (opened, kicked) = tokio::join!(call, kick);
+    assert!(matches!(opened, Err(OpenError::Lost(_))), "{opened:?}");
+    assert_eq!(kicked, 1);
+    gated.recorder.until(1, Event::is_disconnected).await;
+    assert_eq!(gated.dropped.load(SeqCst), 1);
+    assert_eq!(gated.recorder.count(Event::is_closed), 1);
+}
+
+#[tokio::test]
 async fn addresses_that_cannot_be_are_refused_before_they_are_sent() {
     let (pair, _, recorder) = Pair::recorded(ServerConfig::default());
     let client = pair.client_of("alice").await;

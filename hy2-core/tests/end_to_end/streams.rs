@@ -214,6 +214,37 @@ async fn a_target_that_takes_no_more_stops_the_upload_and_may_still_answer() {
 }
 
 #[tokio::test]
+async fn a_joined_local_connection_carries_both_directions_and_their_ends() {
+    const LEN: u64 = 5_000_000;
+    let sink = Origin::checksum().await;
+    let source = Origin::source(LEN).await;
+    let pair = Pair::start();
+    for fast_open in [false, true] {
+        let mut config = pair.config.clone();
+        config.fast_open = fast_open;
+        let client = Client::connect(config).await.expect("connect");
+
+        let stream = client.tcp(&sink.target()).await.expect("stream");
+        let (mut application, local) = tokio::io::duplex(10_000);
+        let joined = tokio::spawn(stream.relay(local));
+        let sent = payload::send(&mut application, LEN).await.expect("send");
+        application.shutdown().await.expect("shutdown");
+        let answer = read_sum(&mut application).await.expect("answer");
+        assert_eq!(answer, sent);
+        assert_eq!(application.read(&mut [0; 1]).await.expect("end"), 0);
+        joined.await.expect("task").expect("clean ends");
+
+        let stream = client.tcp(&source.target()).await.expect("stream");
+        let (mut application, local) = tokio::io::duplex(10_000);
+        let joined = tokio::spawn(stream.relay(local));
+        let received = payload::receive(&mut application).await.expect("receive");
+        assert_eq!(received, sent);
+        application.shutdown().await.expect("shutdown");
+        joined.await.expect("task").expect("clean ends");
+    }
+}
+
+#[tokio::test]
 async fn a_stream_that_is_not_read_holds_up_no_other() {
     let source = Origin::endless().await;
     let origin = Origin::echo().await;
