@@ -11,7 +11,7 @@ use crate::{
     origin::{Origin, read_sum},
     pair::Pair,
     payload::{self, Blocks},
-    recorder::Event,
+    recorder::{Event, Recorder},
 };
 
 #[tokio::test]
@@ -244,18 +244,19 @@ async fn a_returning_user_counts_into_the_cells_of_the_new_grant() {
 #[tokio::test]
 async fn figures_of_absent_users_are_handed_out_once() {
     let origin = Origin::source(1000).await;
-    let pair = Pair::start();
+    let recorder = Recorder::new();
+    let pair = Pair::with(ServerConfig::default(), |builder| {
+        builder.events(recorder.clone())
+    });
     let handle = pair.server.handle();
-    for _ in 0..2 {
+    for turn in 1..=2 {
         let client = pair.client().await;
         let mut stream = client.tcp(&origin.target()).await.expect("stream");
         payload::receive(&mut stream).await.expect("receive");
         drop(stream);
         assert!(handle.take_absent().is_empty(), "still connected");
         client.close().await;
-        while !handle.connections().is_empty() {
-            tokio::task::yield_now().await;
-        }
+        recorder.until(turn, Event::is_disconnected).await;
         let taken = handle.take_absent();
         assert_eq!((taken.len(), taken[0].traffic.rx), (1, 1000));
         assert!(handle.take_absent().is_empty());

@@ -10,7 +10,12 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::{origin::Origin, pair::Pair, payload, recorder::Event};
+use crate::{
+    origin::{Origin, read_sum},
+    pair::Pair,
+    payload,
+    recorder::Event,
+};
 
 #[tokio::test]
 async fn a_thousand_streams_are_open_at_once_after_one() {
