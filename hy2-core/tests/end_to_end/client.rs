@@ -55,17 +55,26 @@ async fn a_closed_client_stays_closed() {
 }
 
 #[tokio::test]
-async fn a_stream_and_a_session_keep_the_connection_open() {
+async fn a_stream_keeps_the_connection_open() {
     let origin = Origin::echo().await;
-    let udp = Origin::udp_echo().await;
     let (pair, _, recorder) = Pair::recorded(ServerConfig::default());
     let client = pair.client_of("alice").await;
     let mut stream = client.tcp(&origin.target()).await.expect("stream");
-    let session = client.udp().await.expect("session");
     drop(client);
     stream.write_all(b"x").await.expect("write");
     assert_eq!(stream.read_u8().await.expect("read"), b'x');
+    assert_eq!(recorder.count(Event::is_disconnected), 0);
     drop(stream);
+    recorder.until(1, Event::is_disconnected).await;
+}
+
+#[tokio::test]
+async fn a_session_keeps_the_connection_open() {
+    let udp = Origin::udp_echo().await;
+    let (pair, _, recorder) = Pair::recorded(ServerConfig::default());
+    let client = pair.client_of("alice").await;
+    let session = client.udp().await.expect("session");
+    drop(client);
     session.send(b"ping", &udp.target()).expect("send");
     session.recv().await.expect("pong");
     assert_eq!(recorder.count(Event::is_disconnected), 0);
