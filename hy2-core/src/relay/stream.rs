@@ -165,6 +165,11 @@ impl TcpStream {
         Ok(self.send.write_chunk(bytes).await?)
     }
 
+    /// Waits until the peer has everything that was sent, or wants no more of it.
+    pub(crate) async fn acknowledged(&self) {
+        let _ = self.send.stopped().await;
+    }
+
     /// Joins this stream with a local connection until both directions are over.
     ///
     /// The fastest way to carry a connection: no intermediate buffers, vectored writes,

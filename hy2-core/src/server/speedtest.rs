@@ -1,5 +1,7 @@
 //! The built-in speed test: bytes from and to nowhere (reference §1.10).
 
+use std::time::Duration;
+
 use bytes::{Bytes, BytesMut};
 use hy2_proto::speedtest::{
     CHUNK_LEN, Direction, SpeedtestRequest, SpeedtestResponse, SpeedtestSummary, UNTIL_CLOSED,
@@ -7,7 +9,7 @@ use hy2_proto::speedtest::{
 use quinn::SendStream;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout},
 };
 
 use super::users::Member;
@@ -18,17 +20,20 @@ use crate::relay::{
 };
 
 /// Serves one test on a relay stream whose request named the speed test. Counted and limited like
-/// any other traffic of the user.
+/// any other traffic of the user. The end waits up to `patience` for the client to have it all.
 pub(super) async fn serve(
     member: &Member,
     mut send: SendStream,
     recv: RelayRecv,
+    patience: Duration,
 ) -> std::io::Result<()> {
     if !super::tcp::answer(&mut send, Ok(())).await {
         return Err(std::io::ErrorKind::BrokenPipe.into());
     }
     let mut stream = TcpStream::new(send, recv, true);
-    run(&mut stream, UserTally::of(member)).await
+    run(&mut stream, UserTally::of(member)).await?;
+    let _ = timeout(patience, stream.acknowledged()).await;
+    Ok(())
 }
 
 async fn run(stream: &mut TcpStream, tally: UserTally<'_>) -> std::io::Result<()> {

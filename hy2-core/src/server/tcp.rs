@@ -73,7 +73,7 @@ pub(crate) async fn serve(relays: Arc<Relays>, stream: RelayStream) -> StreamEnd
     let address = match destination {
         Destination::Target(address) => address,
         Destination::SpeedTest => {
-            let ended = super::speedtest::serve(member, send, recv).await;
+            let ended = super::speedtest::serve(member, send, recv, limit).await;
             report.end = ended.err().map(Into::into);
             return StreamEnd::Served;
         }
@@ -102,6 +102,11 @@ pub(crate) async fn serve(relays: Arc<Relays>, stream: RelayStream) -> StreamEnd
     }
     let tally = UserTally::of(member);
     let result = relay(&mut connection, &mut send, &mut recv, tally).await;
+    if result.is_ok() {
+        // A draining connection closes when its last stream ends, and closing discards what the
+        // peer has not acknowledged.
+        let _ = timeout(limit, send.stopped()).await;
+    }
     if let Err(RelayError::Recv(crate::relay::recv::RecvError::Starved)) = &result {
         metrics::counter!("hy2_streams_starved_total").increment(1);
     }

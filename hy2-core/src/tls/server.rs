@@ -170,6 +170,15 @@ impl ServerTls {
             .map(|(c, k)| (c.as_path(), k.as_path()))
     }
 
+    /// Returns settings for HTTPS on TCP with the same certificate, which follow its renewals.
+    ///
+    /// # Errors
+    ///
+    /// [`CertificateError`] when the parts do not make a configuration.
+    pub fn https(&self) -> Result<Arc<rustls::ServerConfig>, CertificateError> {
+        self.rustls(&[b"h2", b"http/1.1"]).map(Arc::new)
+    }
+
     /// Returns rustls settings for `alpn` protocols, in order of preference.
     pub(crate) fn rustls(&self, alpn: &[&[u8]]) -> Result<rustls::ServerConfig, CertificateError> {
         let builder = rustls::ServerConfig::builder_with_provider(provider());
