@@ -106,14 +106,17 @@ impl Grant {
 
     /// Counts into `counters`, cells that the embedder owns and reads when it likes.
     ///
-    /// Without them the server makes cells of its own, readable through
-    /// [`crate::ServerHandle::users`].
+    /// The connection counts into them until its end, also when the user's next connection is
+    /// granted others; [`crate::ServerHandle::users`] shows the latest. Without them the
+    /// connection counts into the user's latest, or into cells that the server makes.
     pub fn counters(mut self, counters: Arc<UserCounters>) -> Self {
         self.counters = Some(counters);
         self
     }
 
-    /// Keeps `guard` for as long as the connection lives; its `Drop` is the report that it ended.
+    /// Keeps `guard` for as long as the connection lives; its `Drop` is the report that it ended,
+    /// after [`crate::event::EventSink::disconnected`]. Also dropped, without any event, when the
+    /// connection is not let in after all (see [`UserLimits::max_connections`]).
     pub fn guard(mut self, guard: impl Any + Send + Sync) -> Self {
         self.guard = Some(SessionGuard(Box::new(guard)));
         self

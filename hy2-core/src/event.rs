@@ -37,6 +37,10 @@ pub struct Peer {
 
 /// Receives events of a server. Every method has an empty default.
 ///
+/// Events come in pairs, however a connection, stream or session ends: each opening is followed by
+/// exactly one closing, and a connection's `disconnected` comes after those of its streams and
+/// sessions. By then the presence figures no longer count what ended, and its bytes are final.
+///
 /// Called inline on the connection's task: return at once, hand long work elsewhere. Destinations
 /// are private data; do not log them above `debug`.
 pub trait EventSink: Send + Sync + 'static {

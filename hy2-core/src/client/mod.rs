@@ -6,17 +6,12 @@ mod session;
 mod speedtest;
 mod udp;
 
-use std::{
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 
+use futures_util::future::{FutureExt, Shared, WeakShared};
 use hy2_proto::bandwidth::Bandwidth;
-use tokio::sync::Mutex;
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
 
 pub use config::{ClientConfig, FallbackCongestion, ServerAddress};
 pub use hy2_proto::speedtest::Direction;
@@ -24,17 +19,18 @@ pub use speedtest::{Amount, SpeedtestError, SpeedtestProgress, SpeedtestResult};
 pub use udp::{UdpPacket, UdpSession};
 
 use crate::{
+    BoxFuture,
     congestion::CongestionSnapshot,
     error::{ConnectError, OpenError},
     relay::TcpStream,
 };
-use session::Session;
+use session::{NotOpened, Session};
 
 /// A Hysteria 2 client; cheap to clone, clones share one connection.
 ///
 /// When the connection is lost, the next call dials anew (and resolves the server's name again).
 /// The connection closes when the last clone, stream and session are dropped, or on
-/// [`Client::close`].
+/// [`Client::close`]; bytes that are still on their way then are lost.
 ///
 /// # Examples
 ///
@@ -56,13 +52,33 @@ pub struct Client {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
 struct Inner {
-    config: ClientConfig,
-    /// The connection in use. Held while dialling, so that one dial serves all waiting calls.
-    session: Mutex<Option<Arc<Session>>>,
-    closed: AtomicBool,
+    config: Arc<ClientConfig>,
+    tunnel: Mutex<Tunnel>,
+    closed: CancellationToken,
 }
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inner")
+            .field("config", &self.config)
+            .field("closed", &self.closed.is_cancelled())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The connection in use, or the attempt at one.
+#[derive(Default)]
+struct Tunnel {
+    session: Option<Arc<Session>>,
+    /// One attempt serves all calls that wait for it, with the same outcome; it ends when the
+    /// last of them is dropped.
+    dial: Option<WeakShared<Dial>>,
+    /// Attempts so far; tells the present one from one whose outcome came late to a caller.
+    attempt: u64,
+}
+
+type Dial = BoxFuture<'static, Result<Arc<Session>, ConnectError>>;
 
 /// What the two ends agreed on, and how the connection does.
 #[derive(Debug, Clone)]
@@ -99,9 +115,9 @@ impl Client {
     pub fn lazy(config: ClientConfig) -> Self {
         Self {
             inner: Arc::new(Inner {
-                config,
-                session: Mutex::new(None),
-                closed: AtomicBool::new(false),
+                config: Arc::new(config),
+                tunnel: Mutex::default(),
+                closed: CancellationToken::new(),
             }),
         }
     }
@@ -119,8 +135,20 @@ impl Client {
     ///
     /// Dropping the future gives the stream up.
     pub async fn tcp(&self, target: &str) -> Result<TcpStream, OpenError> {
+        let fast_open = self.inner.config.fast_open;
         let session = self.session().await.map_err(OpenError::Connect)?;
-        session.tcp(target, self.inner.config.fast_open).await
+        match session.tcp(target, fast_open).await {
+            Err(NotOpened {
+                error,
+                unseen: true,
+            }) => {
+                tracing::debug!(%error, "tunnel was gone, dialling anew");
+                let session = self.session().await.map_err(OpenError::Connect)?;
+                session.tcp(target, fast_open).await
+            }
+            result => result,
+        }
+        .map_err(|failure| failure.error)
     }
 
     /// Opens a UDP session: one source port at the server, any number of destinations.
@@ -160,33 +188,69 @@ impl Client {
 
     /// Waits until the present connection is lost; returns at once when there is none.
     pub async fn disconnected(&self) {
-        let session = self.inner.session.lock().await.clone();
+        let session = self.inner.tunnel.lock().session.clone();
         if let Some(session) = session {
             session.closed().await;
         }
     }
 
-    /// Closes the connection for good; every later call fails.
+    /// Closes the connection for good, streams and sessions included; waiting and later calls
+    /// fail with [`ConnectError::Closed`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: the rest of it is only waiting until the server was told.
     pub async fn close(&self) {
-        self.inner.closed.store(true, Relaxed);
-        if let Some(session) = self.inner.session.lock().await.take() {
+        self.inner.closed.cancel();
+        let session = self.inner.tunnel.lock().session.take();
+        if let Some(session) = session {
             session.close().await;
         }
     }
 
+    /// Returns the connection in use, or waits for a new one.
     async fn session(&self) -> Result<Arc<Session>, ConnectError> {
-        let mut current = self.inner.session.lock().await;
-        if self.inner.closed.load(Relaxed) {
+        let (attempt, dial) = match self.present() {
+            Present::Session(session) => return Ok(session),
+            Present::Dial(attempt, dial) => (attempt, dial),
+        };
+        let dialled = tokio::select! {
+            biased;
+            () = self.inner.closed.cancelled() => return Err(ConnectError::Closed),
+            dialled = dial => dialled,
+        };
+        let mut tunnel = self.inner.tunnel.lock();
+        // Checked under the lock: `close` takes the session after it set the mark.
+        if self.inner.closed.is_cancelled() {
             return Err(ConnectError::Closed);
         }
-        if let Some(session) = &*current
-            && session.is_alive()
-        {
-            return Ok(Arc::clone(session));
+        if tunnel.attempt == attempt && tunnel.dial.take().is_some() {
+            tunnel.session = dialled.as_ref().ok().cloned();
         }
-        *current = None;
-        let session = Arc::new(connect::dial(&self.inner.config).await?);
-        *current = Some(Arc::clone(&session));
-        Ok(session)
+        dialled
     }
+
+    fn present(&self) -> Present {
+        let mut tunnel = self.inner.tunnel.lock();
+        if let Some(session) = tunnel.session.take_if(|session| !session.is_alive()) {
+            tracing::debug!(remote = %session.info().remote, "tunnel connection lost");
+        }
+        if let Some(session) = &tunnel.session {
+            return Present::Session(Arc::clone(session));
+        }
+        if let Some(dial) = tunnel.dial.as_ref().and_then(WeakShared::upgrade) {
+            return Present::Dial(tunnel.attempt, dial);
+        }
+        let config = Arc::clone(&self.inner.config);
+        let dial: Dial = Box::pin(async move { connect::dial(&config).await.map(Arc::new) });
+        let dial = dial.shared();
+        tunnel.dial = dial.downgrade();
+        tunnel.attempt += 1;
+        Present::Dial(tunnel.attempt, dial)
+    }
+}
+
+enum Present {
+    Session(Arc<Session>),
+    Dial(u64, Shared<Dial>),
 }

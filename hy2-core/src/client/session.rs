@@ -15,7 +15,7 @@ use hy2_proto::{
     padding,
     tcp::{MAX_ADDRESS_LEN, TcpRequest},
 };
-use quinn::{Connection, Endpoint};
+use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream, WriteError};
 use tokio::time::timeout;
 
 use super::{
@@ -37,7 +37,27 @@ use crate::{
 /// How long to wait for the server to allow one more stream.
 const STREAM_LIMIT_WAIT: Duration = Duration::from_secs(5);
 
-/// An open connection; closes when dropped.
+/// Why a stream did not open.
+#[derive(Debug)]
+pub(super) struct NotOpened {
+    pub(super) error: OpenError,
+    /// The connection was gone before the server saw the request: worth trying on a new one.
+    pub(super) unseen: bool,
+}
+
+impl From<OpenError> for NotOpened {
+    fn from(error: OpenError) -> Self {
+        Self {
+            // After a stateless reset: the server knows nothing of the connection, so it cannot
+            // have acted on the request.
+            unseen: matches!(error, OpenError::Lost(ConnectionError::Reset)),
+            error,
+        }
+    }
+}
+
+/// An open connection; closes when dropped, which is when the client has let go of it and its
+/// last stream and UDP session are gone.
 #[derive(Debug)]
 pub(super) struct Session {
     endpoint: Endpoint,
@@ -101,12 +121,29 @@ impl Session {
         }
     }
 
-    pub(super) async fn tcp(&self, target: &str, fast_open: bool) -> Result<TcpStream, OpenError> {
+    /// Opens a relay stream. The stream keeps the connection open.
+    pub(super) async fn tcp(
+        self: &Arc<Self>,
+        target: &str,
+        fast_open: bool,
+    ) -> Result<TcpStream, NotOpened> {
         check_target(target)?;
-        let (mut send, recv) = timeout(STREAM_LIMIT_WAIT, self.connection.open_bi())
+        let opened = timeout(STREAM_LIMIT_WAIT, self.connection.open_bi())
             .await
             .map_err(|_| OpenError::Limit)?
-            .map_err(OpenError::Lost)?;
+            .map_err(|error| NotOpened {
+                error: OpenError::Lost(error),
+                unseen: true,
+            })?;
+        Ok(self.request(target, opened, fast_open).await?)
+    }
+
+    async fn request(
+        self: &Arc<Self>,
+        target: &str,
+        (mut send, recv): (SendStream, RecvStream),
+        fast_open: bool,
+    ) -> Result<TcpStream, OpenError> {
         let noise = padding::fill(padding::TCP_REQUEST, |bytes| rand::fill(bytes));
         let request = TcpRequest {
             address: target,
@@ -117,7 +154,7 @@ impl Session {
         send.write_chunk(encoded.freeze())
             .await
             .map_err(|error| match error {
-                quinn::WriteError::ConnectionLost(error) => OpenError::Lost(error),
+                WriteError::ConnectionLost(error) => OpenError::Lost(error),
                 _ => OpenError::Ended,
             })?;
         let recv = RelayRecv::new(
@@ -127,19 +164,21 @@ impl Session {
             &self.memory,
             RoundTrip::of(&self.congestion),
         );
-        let mut stream = TcpStream::new(send, recv, false);
+        let mut stream = TcpStream::new(send, recv, false).keeping(Arc::clone(self) as Arc<_>);
         if !fast_open {
             stream.established().await?;
         }
         Ok(stream)
     }
 
-    pub(super) fn udp(&self) -> Result<UdpSession, OpenError> {
+    /// Opens a UDP session, which keeps the connection open.
+    pub(super) fn udp(self: &Arc<Self>) -> Result<UdpSession, OpenError> {
         if let Some(error) = self.connection.close_reason() {
             return Err(OpenError::Lost(error));
         }
         let sessions = self.udp.as_ref().ok_or(OpenError::UdpDisabled)?;
-        Ok(sessions.open(self.next_udp.fetch_add(1, Relaxed)))
+        let id = self.next_udp.fetch_add(1, Relaxed);
+        Ok(sessions.open(id, Arc::clone(self) as Arc<_>))
     }
 }
 

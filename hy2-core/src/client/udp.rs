@@ -1,6 +1,7 @@
 //! UDP sessions of a client.
 
 use std::{
+    any::Any,
     collections::HashMap,
     fmt,
     sync::{
@@ -89,7 +90,7 @@ impl UdpSessions {
         }
     }
 
-    pub(super) fn open(&self, id: u32) -> UdpSession {
+    pub(super) fn open(&self, id: u32, owner: Arc<dyn Any + Send + Sync>) -> UdpSession {
         let (queue, packets) = mpsc::channel(QUEUE);
         let entry = Entry {
             queue,
@@ -102,6 +103,7 @@ impl UdpSessions {
             table: Arc::clone(&self.table),
             packets: AsyncMutex::new(packets),
             next_packet: AtomicU16::new(rand::random()),
+            _owner: owner,
         }
     }
 }
@@ -170,6 +172,8 @@ pub struct UdpSession {
     table: Table,
     packets: AsyncMutex<mpsc::Receiver<UdpPacket>>,
     next_packet: AtomicU16,
+    /// Keeps the connection open.
+    _owner: Arc<dyn Any + Send + Sync>,
 }
 
 impl fmt::Debug for UdpSession {

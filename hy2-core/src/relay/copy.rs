@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use quinn::{SendStream, StoppedError, VarInt, WriteError};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -20,6 +20,7 @@ use super::{
     limiter::RateLimiter,
     recv::{BATCH, RecvError, RelayRecv},
 };
+use crate::meter::UserCounters;
 
 /// Stream code for "the relay is over" (the reference cancels reads with it).
 pub(crate) const STREAM_DONE: VarInt = VarInt::from_u32(0);
@@ -40,9 +41,16 @@ const GATHER: Duration = Duration::from_millis(1);
 
 /// Counts and limits what a relay moves. Directions are the reference's: `tx` towards the
 /// target, `rx` towards the client.
+///
+/// `quantum_*` say how much to move at a time; `moved_*` return until when to pause after it, and
+/// then `pause_*` say whether that was long enough.
 pub(crate) trait Tally {
+    fn quantum_tx(&self) -> usize;
+    fn quantum_rx(&self) -> usize;
     fn moved_tx(&self, bytes: usize) -> Option<Instant>;
     fn moved_rx(&self, bytes: usize) -> Option<Instant>;
+    fn pause_tx(&self) -> Option<Instant>;
+    fn pause_rx(&self) -> Option<Instant>;
 }
 
 /// Counts nothing: the client's side.
@@ -50,10 +58,22 @@ pub(crate) trait Tally {
 pub(crate) struct NoTally;
 
 impl Tally for NoTally {
+    fn quantum_tx(&self) -> usize {
+        usize::MAX
+    }
+    fn quantum_rx(&self) -> usize {
+        usize::MAX
+    }
     fn moved_tx(&self, _bytes: usize) -> Option<Instant> {
         None
     }
     fn moved_rx(&self, _bytes: usize) -> Option<Instant> {
+        None
+    }
+    fn pause_tx(&self) -> Option<Instant> {
+        None
+    }
+    fn pause_rx(&self) -> Option<Instant> {
         None
     }
 }
@@ -61,12 +81,18 @@ impl Tally for NoTally {
 /// Counts into a user's cells and pauses at the user's rates.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct UserTally<'a> {
-    pub(crate) counters: &'a crate::meter::UserCounters,
+    pub(crate) counters: &'a UserCounters,
     pub(crate) tx: &'a RateLimiter,
     pub(crate) rx: &'a RateLimiter,
 }
 
 impl Tally for UserTally<'_> {
+    fn quantum_tx(&self) -> usize {
+        self.tx.quantum()
+    }
+    fn quantum_rx(&self) -> usize {
+        self.rx.quantum()
+    }
     fn moved_tx(&self, bytes: usize) -> Option<Instant> {
         self.counters.add_tx(bytes as u64);
         self.tx.take(bytes)
@@ -74,6 +100,12 @@ impl Tally for UserTally<'_> {
     fn moved_rx(&self, bytes: usize) -> Option<Instant> {
         self.counters.add_rx(bytes as u64);
         self.rx.take(bytes)
+    }
+    fn pause_tx(&self) -> Option<Instant> {
+        self.tx.pause()
+    }
+    fn pause_rx(&self) -> Option<Instant> {
+        self.rx.pause()
     }
 }
 
@@ -148,10 +180,14 @@ impl Pause {
         }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Some(sleep) = &mut self.0 {
+    /// Ready when the pause is over; `again` says whether it must go on.
+    fn poll(&mut self, cx: &mut Context<'_>, again: impl Fn() -> Option<Instant>) -> Poll<()> {
+        while let Some(sleep) = &mut self.0 {
             ready!(sleep.as_mut().poll(cx));
-            self.0 = None;
+            match again() {
+                Some(deadline) => sleep.as_mut().reset(deadline),
+                None => self.0 = None,
+            }
         }
         Poll::Ready(())
     }
@@ -179,11 +215,11 @@ impl Inward {
             return Poll::Ready(Ok(()));
         }
         loop {
-            if self.pause.poll(cx).is_pending() {
+            if self.pause.poll(cx, || tally.pause_tx()).is_pending() {
                 return self.keep_reading(cx, recv);
             }
             if !recv.is_empty() {
-                match write_ready(cx, target, recv) {
+                match write_ready(cx, target, recv, tally.quantum_tx()) {
                     Poll::Ready(Ok(count)) => {
                         recv.consume(count);
                         self.moved += count as u64;
@@ -228,17 +264,24 @@ impl Inward {
     }
 }
 
-/// Writes as many ready chunks as one call takes.
+/// Writes as many ready chunks as one call takes, at most `limit` bytes.
 fn write_ready<S: AsyncWrite + Unpin>(
     cx: &mut Context<'_>,
     target: &mut S,
     recv: &RelayRecv,
+    limit: usize,
 ) -> Poll<io::Result<usize>> {
     let mut slices = [IoSlice::new(&[]); BATCH];
     let mut count = 0;
+    let mut room = limit;
     for (slice, chunk) in slices.iter_mut().zip(recv.chunks()) {
-        *slice = IoSlice::new(chunk);
+        let bytes = chunk.get(..room).unwrap_or(chunk);
+        *slice = IoSlice::new(bytes);
         count += 1;
+        room -= bytes.len();
+        if room == 0 {
+            break;
+        }
     }
     let filled = slices.get(..count).unwrap_or(&[]);
     let written = if target.is_write_vectored() {
@@ -304,10 +347,10 @@ impl Outward {
                     Poll::Ready(Err(error)) => return self.refused(error),
                 }
             }
-            if self.pause.poll(cx).is_pending() {
+            if self.pause.poll(cx, || tally.pause_rx()).is_pending() {
                 return self.watch_for_stop(cx, send);
             }
-            match self.read(cx, target) {
+            match self.read(cx, target, tally.quantum_rx()) {
                 Poll::Pending => return self.watch_for_stop(cx, send),
                 Poll::Ready(Err(error)) => {
                     return Poll::Ready(Err(RelayError::TargetRead(error)));
@@ -327,12 +370,14 @@ impl Outward {
         &mut self,
         cx: &mut Context<'_>,
         target: &mut S,
+        limit: usize,
     ) -> Poll<io::Result<usize>> {
         if self.buffer.capacity() < self.read_size / 2 {
             self.buffer.reserve(self.read_size);
         }
         let room = self.buffer.capacity();
-        let Poll::Ready(result) = poll_read_buf(Pin::new(target), cx, &mut self.buffer) else {
+        let mut buffer = (&mut self.buffer).limit(limit);
+        let Poll::Ready(result) = poll_read_buf(Pin::new(target), cx, &mut buffer) else {
             // Nothing to come for a while: hold no memory for it.
             self.buffer = BytesMut::new();
             self.read_size = (self.read_size / 2).max(READ_MIN);

@@ -8,8 +8,14 @@ use std::{
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+/// The longest pause ordered at a time: a changed rate is in force everywhere by then.
+const PAUSE_MAX: Duration = Duration::from_millis(200);
+
 /// Smallest burst, so that slow rates still move whole chunks.
 const MIN_BURST: f64 = 65_536.0;
+
+/// What one mover may move at a time at the slowest rates, in bytes.
+const QUANTUM_MIN: usize = 4096;
 
 /// A token bucket over bytes. Without a rate it costs one relaxed load.
 #[derive(Debug)]
@@ -34,6 +40,12 @@ impl Bucket {
         self.filled = now;
         now
     }
+
+    fn pause(&self, rate: f64, now: Instant) -> Option<Instant> {
+        // Less than a byte of debt is rounding.
+        let due = (self.tokens <= -1.0).then(|| Duration::from_secs_f64(-self.tokens / rate));
+        due.map(|due| now + due.min(PAUSE_MAX))
+    }
 }
 
 impl RateLimiter {
@@ -48,8 +60,19 @@ impl RateLimiter {
     }
 
     /// Changes the rate in bytes per second; `None` lifts the limit.
+    ///
+    /// What was moved too much before is paid off at the new rate.
     pub(crate) fn set(&self, rate: Option<u64>) {
-        self.rate.store(rate.unwrap_or(0), Relaxed);
+        let mut bucket = self.bucket.lock();
+        match self.rate.swap(rate.unwrap_or(0), Relaxed) {
+            0 => {
+                bucket.tokens = 0.0;
+                bucket.filled = Instant::now();
+            }
+            old => {
+                bucket.fill(old as f64);
+            }
+        }
     }
 
     /// Takes `bytes` if they are there, for what may be dropped instead of delayed.
@@ -67,7 +90,17 @@ impl RateLimiter {
         enough
     }
 
-    /// Takes `bytes` that were moved; returns until when the mover must pause.
+    /// Returns how many bytes to move at most before [`Self::take`]: a twentieth of a second's
+    /// worth. Sockets take megabytes at once where they can.
+    pub(crate) fn quantum(&self) -> usize {
+        match self.rate.load(Relaxed) {
+            0 => usize::MAX,
+            rate => usize::try_from(rate / 20).map_or(usize::MAX, |bytes| bytes.max(QUANTUM_MIN)),
+        }
+    }
+
+    /// Takes `bytes` that were moved; returns until when the mover must pause before it asks
+    /// [`Self::pause`] again.
     ///
     /// Debt is allowed: a mover cannot know in advance how much a read brings.
     pub(crate) fn take(&self, bytes: usize) -> Option<Instant> {
@@ -75,11 +108,21 @@ impl RateLimiter {
         if rate == 0 {
             return None;
         }
-        let rate = rate as f64;
         let mut bucket = self.bucket.lock();
-        let now = bucket.fill(rate);
+        let now = bucket.fill(rate as f64);
         bucket.tokens -= bytes as f64;
-        (bucket.tokens < 0.0).then(|| now + Duration::from_secs_f64(-bucket.tokens / rate))
+        bucket.pause(rate as f64, now)
+    }
+
+    /// Returns until when a mover must go on to pause; `None` when it may move.
+    pub(crate) fn pause(&self) -> Option<Instant> {
+        let rate = self.rate.load(Relaxed);
+        if rate == 0 {
+            return None;
+        }
+        let mut bucket = self.bucket.lock();
+        let now = bucket.fill(rate as f64);
+        bucket.pause(rate as f64, now)
     }
 }
 
@@ -95,8 +138,10 @@ mod tests {
         limiter.set(Some(1_000_000));
         let start = Instant::now();
         for _ in 0..100 {
-            if let Some(until) = limiter.take(100_000) {
+            let mut pause = limiter.take(100_000);
+            while let Some(until) = pause {
                 sleep_until(until).await;
+                pause = limiter.pause();
             }
         }
         let seconds = start.elapsed().as_secs_f64();
@@ -110,5 +155,27 @@ mod tests {
         advance(Duration::from_secs(60)).await;
         assert_eq!(limiter.take(65_000), None);
         assert!(limiter.take(65_000).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_debt_at_a_slow_rate_does_not_outlive_the_rate() {
+        let limiter = RateLimiter::unlimited();
+        limiter.set(Some(1_000));
+        let start = Instant::now();
+        // A quarter of an hour at this rate.
+        let mut pause = limiter.take(900_000);
+        sleep_until(pause.expect("debt")).await;
+        limiter.set(Some(1_000_000));
+        pause = limiter.pause();
+        while let Some(until) = pause {
+            sleep_until(until).await;
+            pause = limiter.pause();
+        }
+        let seconds = start.elapsed().as_secs_f64();
+        assert!((1.0..1.3).contains(&seconds), "{seconds}");
+        limiter.set(Some(1));
+        assert!(limiter.take(1_000_000).is_some());
+        limiter.set(None);
+        assert_eq!(limiter.pause(), None);
     }
 }

@@ -45,7 +45,7 @@ const STARVED: Duration = Duration::from_secs(30);
 const TICK: Duration = Duration::from_millis(10);
 
 /// Why a relay stream can deliver no more.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum RecvError {
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -67,6 +67,8 @@ pub(crate) struct RelayRecv {
     stream: quinn::RecvStream,
     assembler: Reassembler,
     finished: bool,
+    /// Kept, because quinn tells of a reset once and then of an end.
+    failed: Option<RecvError>,
     memory: Reservation,
     round_trip: RoundTrip,
     /// Most chunks seen behind a gap lately; decays as data is delivered.
@@ -121,6 +123,7 @@ impl RelayRecv {
             stream,
             assembler,
             finished: false,
+            failed: None,
             memory: budget.reservation(),
             round_trip,
             gaps: 0,
@@ -129,10 +132,21 @@ impl RelayRecv {
     }
 
     /// Takes up to [`BATCH`] chunks from quinn. Ready when at least one came or the stream ended.
+    /// A failure stays one.
     pub(crate) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), RecvError>> {
         if self.finished {
             return Poll::Ready(Ok(()));
         }
+        if self.failed.is_none() {
+            match ready!(self.poll_take(cx)) {
+                Ok(()) => return Poll::Ready(Ok(())),
+                Err(error) => self.failed = Some(error),
+            }
+        }
+        Poll::Ready(self.failed.clone().map_or(Ok(()), Err))
+    }
+
+    fn poll_take(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), RecvError>> {
         let mut taken = 0;
         while taken < BATCH {
             let limit = match self.permit(cx)? {

@@ -1,8 +1,10 @@
 //! A TCP stream through the tunnel, as a client's embedder sees it.
 
 use std::{
+    any::Any,
     fmt, io,
     pin::{Pin, pin},
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -27,9 +29,19 @@ use crate::error::{OpenError, RelayFailure};
 pub struct TcpStream {
     send: SendStream,
     recv: RelayRecv,
-    /// The answer that is still to come, with fast open.
-    answer: Option<Answer>,
+    opening: Opening,
     current: Bytes,
+    /// Keeps the connection open.
+    _owner: Option<Arc<dyn Any + Send + Sync>>,
+}
+
+/// Whether the target is reached.
+#[derive(Debug)]
+enum Opening {
+    /// The answer is still to come (fast open).
+    Waiting(Answer),
+    Open,
+    Failed(OpenError),
 }
 
 /// Collects the server's answer to a TCP request.
@@ -74,8 +86,21 @@ impl TcpStream {
         Self {
             send,
             recv,
-            answer: (!answered).then(Answer::default),
+            opening: if answered {
+                Opening::Open
+            } else {
+                Opening::Waiting(Answer::default())
+            },
             current: Bytes::new(),
+            _owner: None,
+        }
+    }
+
+    /// Keeps `owner` as long as the stream lives.
+    pub(crate) fn keeping(self, owner: Arc<dyn Any + Send + Sync>) -> Self {
+        Self {
+            _owner: Some(owner),
+            ..self
         }
     }
 
@@ -89,16 +114,20 @@ impl TcpStream {
     }
 
     fn poll_established(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), OpenError>> {
-        if let Some(answer) = &mut self.answer {
-            let result = ready!(answer.poll(cx, &mut self.recv));
-            if result.is_err() {
-                // Reading again must fail again, not hang.
-                self.recv.stop(STREAM_DONE);
-            }
-            self.answer = None;
-            return Poll::Ready(result);
+        if let Opening::Waiting(answer) = &mut self.opening {
+            self.opening = match ready!(answer.poll(cx, &mut self.recv)) {
+                Ok(()) => Opening::Open,
+                Err(error) => {
+                    self.recv.stop(STREAM_DONE);
+                    Opening::Failed(error)
+                }
+            };
         }
-        Poll::Ready(Ok(()))
+        // A failure stays one, also for whoever reads again.
+        Poll::Ready(match &self.opening {
+            Opening::Failed(error) => Err(error.clone()),
+            _ => Ok(()),
+        })
     }
 
     /// Takes the next bytes as they came, without copying; `None` at the end.
@@ -136,6 +165,11 @@ impl TcpStream {
         Ok(self.send.write_chunk(bytes).await?)
     }
 
+    /// Waits until the peer has everything that was sent, or wants no more of it.
+    pub(crate) async fn acknowledged(&self) {
+        let _ = self.send.stopped().await;
+    }
+
     /// Joins this stream with a local connection until both directions are over.
     ///
     /// The fastest way to carry a connection: no intermediate buffers, vectored writes,
@@ -148,60 +182,57 @@ impl TcpStream {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        if let Some(answer) = self.answer.take() {
-            // What the local side says first must go out before the answer comes (fast open).
-            return relay_with_answer(self, answer, &mut local).await;
+        if let Opening::Waiting(_) = self.opening {
+            // What the local side says first must go out before the answer comes.
+            self.carry_until_answer(&mut local).await?;
         }
+        self.established().await.map_err(RelayFailure::Open)?;
         relay(&mut local, &mut self.send, &mut self.recv, NoTally)
             .await
             .map_err(RelayFailure::from)
     }
+
+    /// Sends what `local` says until the server answers or `local` has said all.
+    async fn carry_until_answer<S>(&mut self, local: &mut S) -> Result<(), RelayFailure>
+    where
+        S: AsyncRead + Unpin,
+    {
+        let mut buffer = BytesMut::new();
+        loop {
+            buffer.reserve(EARLY_READ);
+            let step = std::future::poll_fn(|cx| {
+                if self.poll_established(cx).is_ready() {
+                    return Poll::Ready(Step::Answered);
+                }
+                let read = tokio_util::io::poll_read_buf(Pin::new(&mut *local), cx, &mut buffer);
+                read.map(Step::Local)
+            })
+            .await;
+            match step {
+                Step::Answered => return Ok(()),
+                Step::Local(Ok(0)) => {
+                    // Fails only when the server stopped the stream; its answer says why.
+                    let _ = self.send.finish();
+                    return Ok(());
+                }
+                Step::Local(Ok(_)) => {
+                    if let Err(error) = self.send.write_chunk(buffer.split().freeze()).await {
+                        // A server that refuses the target takes no more and says why.
+                        self.established().await.map_err(RelayFailure::Open)?;
+                        return Err(RelayFailure::tunnel(error));
+                    }
+                }
+                Step::Local(Err(error)) => return Err(RelayFailure::Local(error)),
+            }
+        }
+    }
 }
 
-/// Relays while the server's answer is still to come.
-async fn relay_with_answer<S>(
-    mut stream: TcpStream,
-    mut answer: Answer,
-    local: &mut S,
-) -> Result<(), RelayFailure>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    let mut buffer = BytesMut::with_capacity(16 << 10);
-    loop {
-        let step = std::future::poll_fn(|cx| {
-            if let Poll::Ready(result) = answer.poll(cx, &mut stream.recv) {
-                return Poll::Ready(Step::Answered(result));
-            }
-            let read = tokio_util::io::poll_read_buf(Pin::new(&mut *local), cx, &mut buffer);
-            read.map(Step::Local)
-        })
-        .await;
-        match step {
-            Step::Answered(Ok(())) => break,
-            Step::Answered(Err(error)) => return Err(RelayFailure::Open(error)),
-            Step::Local(Ok(0)) => {
-                let _ = stream.send.finish();
-                stream.answer = Some(answer);
-                stream.established().await.map_err(RelayFailure::Open)?;
-                break;
-            }
-            Step::Local(Ok(_)) => stream
-                .send
-                .write_chunk(buffer.split().freeze())
-                .await
-                .map_err(RelayFailure::tunnel)?,
-            Step::Local(Err(error)) => return Err(RelayFailure::Local(error)),
-        }
-        buffer.reserve(16 << 10);
-    }
-    relay(local, &mut stream.send, &mut stream.recv, NoTally)
-        .await
-        .map_err(RelayFailure::from)
-}
+/// Read from the local side at a time, while the server has not answered.
+const EARLY_READ: usize = 16 << 10;
 
 enum Step {
-    Answered(Result<(), OpenError>),
+    Answered,
     Local(io::Result<usize>),
 }
 

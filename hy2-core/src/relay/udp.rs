@@ -1,6 +1,7 @@
 //! UDP datagrams of one connection on the server: sessions, destinations, the way back.
 
 use std::{
+    any::Any,
     collections::HashMap,
     future::poll_fn,
     io,
@@ -62,6 +63,8 @@ pub(crate) struct UdpContext {
     /// Keeps UDP from taking the whole of a fixed rate: quinn sends datagrams before streams.
     pub(crate) share: Arc<RateLimiter>,
     pub(crate) idle_timeout: Duration,
+    /// Must outlive the sessions.
+    pub(crate) _owner: Arc<dyn Any + Send + Sync>,
 }
 
 /// Serves the datagrams of one connection until it is lost.
@@ -344,10 +347,9 @@ async fn run(
             return session.id;
         }
     };
+    // Dropped in reverse order: the presence ends before that is told.
+    let _report = Report::open(&context, session.id, &first.text);
     let _presence = context.counters.enter(Presence::UdpSession);
-    context
-        .events
-        .udp_opened(&context.peer, session.id, &first.text);
     deliver(&context, &session, &**association, first).await;
     let mut way_back = WayBack::new(session.id);
     let mut timer = Box::pin(sleep_until(session.idle_at(idle)));
@@ -380,8 +382,27 @@ async fn run(
             }
         }
     }
-    context.events.udp_closed(&context.peer, session.id);
     session.id
+}
+
+/// Tells of a session's beginning and, once it is dropped, of its end.
+struct Report<'a> {
+    context: &'a UdpContext,
+    session: u32,
+}
+
+impl<'a> Report<'a> {
+    fn open(context: &'a UdpContext, session: u32, target: &str) -> Self {
+        context.events.udp_opened(&context.peer, session, target);
+        Self { context, session }
+    }
+}
+
+impl Drop for Report<'_> {
+    fn drop(&mut self) {
+        let UdpContext { events, peer, .. } = self.context;
+        events.udp_closed(peer, self.session);
+    }
 }
 
 async fn deliver(

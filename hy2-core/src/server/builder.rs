@@ -1,7 +1,7 @@
 //! Describes a server before it runs.
 
 use std::{
-    fmt,
+    fmt, io,
     net::SocketAddr,
     sync::{Arc, atomic::AtomicU64},
 };
@@ -18,7 +18,7 @@ use crate::{
     masquerade::{Masquerade, OrdinarySite},
     outbound::{Direct, Outbound},
     quic::{self, ResetKey},
-    socket,
+    socket::{self, SocketStats},
     tls::{ALPN_H3, CertificateError, ServerTls},
 };
 
@@ -139,6 +139,7 @@ impl ServerBuilder {
         let runtime = Arc::new(TokioRuntime);
         let key = self.reset_key.unwrap_or_else(ResetKey::random);
         let mut endpoints = Vec::with_capacity(self.listeners.len());
+        let mut sockets = Vec::new();
         for listener in self.listeners {
             let address = match &listener {
                 Listener::Address(address) => *address,
@@ -149,7 +150,8 @@ impl ServerBuilder {
                     .local_addr()
                     .unwrap_or_else(|_| ([0, 0, 0, 0], 0).into()),
             };
-            let endpoint = open(listener, &self.config).and_then(|socket| {
+            let endpoint = open(listener, &self.config).and_then(|(socket, stats)| {
+                sockets.extend(stats);
                 Endpoint::new_with_abstract_socket(
                     quic::endpoint_config(Some(&key)),
                     Some(quic_config.clone()),
@@ -171,30 +173,37 @@ impl ServerBuilder {
             next_connection: AtomicU64::new(1),
             counts: accept::Counts::default(),
         });
-        let mut tasks = JoinSet::new();
+        let mut accepting = JoinSet::new();
         for endpoint in &endpoints {
-            tasks.spawn(accept::run(
+            accepting.spawn(accept::run(
                 Arc::clone(&shared),
                 endpoint.clone(),
                 quic_config.clone(),
             ));
         }
-        tasks.spawn(accept::supervise(Arc::clone(&shared)));
+        let mut supervisor = JoinSet::new();
+        supervisor.spawn(accept::supervise(Arc::clone(&shared)));
         Ok(Server {
             endpoints,
+            sockets,
             handle: ServerHandle { shared },
-            tasks,
+            accepting,
+            _supervisor: supervisor,
         })
     }
 }
 
-fn open(listener: Listener, config: &ServerConfig) -> std::io::Result<Arc<dyn AsyncUdpSocket>> {
+/// A socket, and its figures when it is one of ours.
+type Opened = (Arc<dyn AsyncUdpSocket>, Option<Arc<SocketStats>>);
+
+fn open(listener: Listener, config: &ServerConfig) -> io::Result<Opened> {
     let socket = match listener {
         Listener::Address(address) => socket::bind(address, &config.socket)?,
         Listener::Socket(socket) => socket,
-        Listener::Abstract(socket) => return Ok(socket),
+        Listener::Abstract(socket) => return Ok((socket, None)),
     };
-    Ok(socket::server_socket(socket, &config.obfuscation, &config.socket)?.socket())
+    let socket = socket::server_socket(socket, &config.obfuscation, &config.socket)?;
+    Ok((socket.socket(), Some(Arc::clone(socket.stats()))))
 }
 
 /// Lets nobody in.

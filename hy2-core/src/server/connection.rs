@@ -16,9 +16,9 @@ use hy2_proto::{
     auth::{AuthResponse, CcRx},
     bandwidth::Bandwidth,
 };
-use quinn::{Connection, VarInt};
+use quinn::{Connection, ConnectionError, VarInt};
 use tokio::{
-    sync::{Mutex, mpsc, watch},
+    sync::{Mutex, mpsc, oneshot, watch},
     task::JoinSet,
     time::Instant,
 };
@@ -44,16 +44,18 @@ const UDP_SHARE_PERCENT: u64 = 70;
 /// What relay streams need of their connection.
 pub(crate) struct Relays {
     pub(crate) shared: Arc<Shared>,
-    pub(crate) member: Member,
     pub(crate) memory: Arc<MemoryBudget>,
     pub(crate) round_trip: RoundTrip,
     active: AtomicU32,
     udp_share: Arc<RateLimiter>,
-    _presence: PresenceGuard,
-    _guard: Option<SessionGuard>,
+    membership: Membership,
 }
 
 impl Relays {
+    pub(crate) fn member(&self) -> &Member {
+        &self.membership.member
+    }
+
     pub(crate) fn draining(&self) -> bool {
         *self.shared.draining.borrow()
     }
@@ -61,7 +63,7 @@ impl Relays {
     /// Counts a TCP stream for as long as the guard lives.
     pub(crate) fn enter_stream(self: &Arc<Self>) -> ActiveStream {
         if self.active.fetch_add(1, Relaxed) == 0 {
-            let rate = self.member.congestion.snapshot();
+            let rate = self.member().congestion.snapshot();
             if let crate::congestion::Algorithm::Brutal { .. } = rate.algorithm {
                 self.udp_share
                     .set(Some(rate.target_rate / 100 * UDP_SHARE_PERCENT));
@@ -89,22 +91,26 @@ pub(crate) async fn serve(
     id: ConnectionId,
     unauthenticated: super::accept::Slot,
 ) {
-    let pacing = congestion.attach(&connection, Arc::clone(&shared.runtime));
+    let _pacing = congestion.attach(&connection, Arc::clone(&shared.runtime));
     let authenticated = Arc::new(AtomicBool::new(false));
-    let (admitted, mut admission) = watch::channel(None);
+    let (admitted, mut admission) = oneshot::channel();
     let gate = Arc::new(Gate {
         shared: Arc::clone(&shared),
         connection: connection.clone(),
         congestion: congestion.clone(),
         id,
         authenticated: Arc::clone(&authenticated),
-        state: Mutex::new(GateState::default()),
-        admitted,
+        state: Mutex::new(GateState {
+            attempts: 0,
+            granted: None,
+            admitted: Some(admitted),
+        }),
     });
     let front = Front::new(connection.clone(), authenticated, gate, H3Limits::default());
     let mut draining = shared.draining.subscribe();
     if *draining.borrow_and_update() {
-        front.shutdown();
+        // Its handshake began before the drain did.
+        connection.close(close::OK, b"");
     }
     // Bounded by the stream limit of the connection.
     let (relay_in, mut relay_streams) = mpsc::unbounded_channel::<RelayStream>();
@@ -124,12 +130,9 @@ pub(crate) async fn serve(
             // when they return it.
             tokio::select! {
                 () = &mut run => break,
-                Ok(()) = admission.changed(), if relays.is_none() => {
-                    let Some(admitted): Option<Admitted> = admission.borrow_and_update().clone() else {
-                        continue;
-                    };
+                Ok(membership) = &mut admission, if relays.is_none() => {
                     unauthenticated.take();
-                    relays = Some(start(&shared, admitted, &mut tasks));
+                    relays = Some(start(&shared, membership, &mut tasks));
                     for stream in waiting.drain(..) {
                         spawn(&mut tasks, &relays, stream);
                     }
@@ -165,13 +168,33 @@ pub(crate) async fn serve(
             }
         }
     }
+    // What a stream moved is counted when it moves, so nothing is lost with its task.
     tasks.shutdown().await;
-    let reason = connection.closed().await;
-    if let Some(relays) = relays {
-        shared.registry.leave(id);
-        shared.events.disconnected(&relays.member.peer, &reason);
+}
+
+/// A connection's place among those of its user. Its drop is the end of the authenticated
+/// connection, wherever that happens: with the last stream, with the server, or before the
+/// client saw that it was let in.
+struct Membership {
+    shared: Arc<Shared>,
+    member: Member,
+    presence: Option<PresenceGuard>,
+    /// Last, so that the embedder's guard outlives the event.
+    _guard: Option<SessionGuard>,
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        self.presence.take();
+        let Member {
+            peer, connection, ..
+        } = &self.member;
+        self.shared.registry.leave(peer.connection);
+        let reason = connection
+            .close_reason()
+            .unwrap_or(ConnectionError::LocallyClosed);
+        self.shared.events.disconnected(peer, &reason);
     }
-    drop(pacing);
 }
 
 /// While draining, a connection without streams is of no use to its client.
@@ -198,40 +221,41 @@ impl Relays {
     /// The first relay stream shows a client that will want more at once.
     fn raise_stream_limit(&self) {
         let limit = self.shared.config.quic.max_incoming_streams.max(8);
-        self.member
+        self.member()
             .connection
             .set_max_concurrent_bi_streams(VarInt::from_u32(limit));
     }
 }
 
 /// Opens the connection up after authentication.
-fn start(shared: &Arc<Shared>, admitted: Admitted, tasks: &mut JoinSet<StreamEnd>) -> Arc<Relays> {
-    let Admitted { member, guard } = admitted;
+fn start(
+    shared: &Arc<Shared>,
+    membership: Membership,
+    tasks: &mut JoinSet<StreamEnd>,
+) -> Arc<Relays> {
+    let member = membership.member.clone();
     let window = VarInt::from_u64(shared.config.quic.receive_window).unwrap_or(VarInt::MAX);
     member.connection.set_receive_window(window);
-    let presence = member.user.counters.enter(Presence::Connection);
     let relays = Arc::new(Relays {
         memory: shared.config.memory.share(),
         round_trip: RoundTrip::of(&member.congestion),
         shared: Arc::clone(shared),
         active: AtomicU32::new(0),
         udp_share: Arc::new(RateLimiter::unlimited()),
-        _presence: presence,
-        _guard: guard.and_then(|guard| guard.lock().take()),
-        member,
+        membership,
     });
     if !shared.config.disable_udp {
-        let member = &relays.member;
         let context = udp::UdpContext {
-            connection: member.connection.clone(),
+            connection: member.connection,
             outbound: Arc::clone(&shared.outbound),
             events: Arc::clone(&shared.events),
-            peer: member.peer.clone(),
-            counters: Arc::clone(&member.user.counters),
+            peer: member.peer,
+            counters: member.counters,
             tx_limit: Arc::clone(&member.user.tx),
             rx_limit: Arc::clone(&member.user.rx),
             share: Arc::clone(&relays.udp_share),
             idle_timeout: shared.config.udp_idle_timeout,
+            _owner: Arc::clone(&relays) as Arc<_>,
         };
         tasks.spawn(async move {
             udp::serve(context).await;
@@ -268,12 +292,6 @@ impl AbortRate {
     }
 }
 
-#[derive(Clone)]
-struct Admitted {
-    member: Member,
-    guard: Option<Arc<parking_lot::Mutex<Option<SessionGuard>>>>,
-}
-
 /// Answers the requests of a connection and lets it in.
 struct Gate {
     shared: Arc<Shared>,
@@ -282,13 +300,13 @@ struct Gate {
     id: ConnectionId,
     authenticated: Arc<AtomicBool>,
     state: Mutex<GateState>,
-    admitted: watch::Sender<Option<Admitted>>,
 }
 
-#[derive(Default)]
 struct GateState {
     attempts: u32,
     granted: Option<AuthResponse>,
+    /// Taken by the first success.
+    admitted: Option<oneshot::Sender<Membership>>,
 }
 
 impl RequestHandler for Gate {
@@ -355,6 +373,7 @@ impl Gate {
             congestion: self.congestion.clone(),
             agreed,
             loss_compensation: config.loss_compensation,
+            counters: user.counters(),
             user,
         });
         let Ok(member) = member else {
@@ -372,13 +391,18 @@ impl Gate {
         };
         state.granted = Some(granted);
         self.shared.events.connected(&member.peer, tx);
-        let guard = grant.guard.take();
+        let membership = Membership {
+            shared: Arc::clone(&self.shared),
+            presence: Some(member.counters.enter(Presence::Connection)),
+            member,
+            _guard: grant.guard.take(),
+        };
         // Before the answer: the client opens relay streams as soon as it sees it.
         self.authenticated.store(true, Release);
-        self.admitted.send_replace(Some(Admitted {
-            member,
-            guard: guard.map(|guard| Arc::new(parking_lot::Mutex::new(Some(guard)))),
-        }));
+        if let Some(admitted) = state.admitted.take() {
+            // Fails when the connection is over; the membership ends right there.
+            let _ = admitted.send(membership);
+        }
         Some(granted)
     }
 }

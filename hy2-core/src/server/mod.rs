@@ -16,7 +16,11 @@ use std::{
 
 use hy2_proto::bandwidth::Bandwidth;
 use quinn::Endpoint;
-use tokio::{sync::watch, task::JoinSet, time::timeout};
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 
 pub use builder::ServerBuilder;
 pub use config::{ServerConfig, ServerLimits};
@@ -29,6 +33,7 @@ use crate::{
     meter::Traffic,
     outbound::Outbound,
     quic::close,
+    socket::SocketStats,
     tls::ServerTls,
 };
 
@@ -66,8 +71,12 @@ pub(crate) struct Shared {
 #[derive(Debug)]
 pub struct Server {
     endpoints: Vec<Endpoint>,
+    /// Figures of the sockets, which share them until they are closed.
+    sockets: Vec<Arc<SocketStats>>,
     handle: ServerHandle,
-    tasks: JoinSet<()>,
+    /// One per endpoint; each ends when its endpoint is closed and its connections are over.
+    accepting: JoinSet<()>,
+    _supervisor: JoinSet<()>,
 }
 
 impl Server {
@@ -91,31 +100,60 @@ impl Server {
 
     /// Waits until the server ends because its sockets failed; normally forever.
     pub async fn closed(mut self) {
-        while self.tasks.join_next().await.is_some() {}
+        while self.accepting.join_next().await.is_some() {}
     }
 
     /// Ends in order: lets no new client or stream in, waits for open TCP streams up to `grace`,
     /// then closes what is left with code 0x100 and waits until the peers were told.
     ///
     /// Meanwhile new streams are answered with an error, and a connection closes as soon as it
-    /// has no open stream, so that its client reconnects (elsewhere, where there are more).
+    /// has no open TCP stream, so that its client reconnects (elsewhere, where there are more).
+    /// UDP sessions do not hold a connection open. When this returns, every event was reported and the ports are
+    /// free.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future stops everything at once.
     pub async fn drain(mut self, grace: Duration) {
         self.handle.shared.draining.send_replace(true);
-        let idle = async {
+        let _ = timeout(grace, self.connections_over()).await;
+        for endpoint in &self.endpoints {
+            endpoint.close(close::OK, b"");
+        }
+        let ended = async {
+            while self.accepting.join_next().await.is_some() {}
+            // The peers were told.
             for endpoint in &self.endpoints {
                 endpoint.wait_idle().await;
             }
         };
-        let _ = timeout(grace, idle).await;
-        for endpoint in &self.endpoints {
-            endpoint.close(close::OK, b"");
+        let _ = timeout(CLOSING_MAX, ended).await;
+        self.endpoints.clear();
+        let _ = timeout(CLOSING_MAX, self.sockets_closed()).await;
+    }
+
+    /// Waits until the sockets are closed. That is for tasks of quinn and of the sockets to do,
+    /// which tell nobody; it takes them one turn each.
+    async fn sockets_closed(&self) {
+        while self
+            .sockets
+            .iter()
+            .any(|stats| Arc::strong_count(stats) > 1)
+        {
+            sleep(Duration::from_millis(1)).await;
         }
+    }
+
+    /// Waits until there is no connection, handshakes included.
+    async fn connections_over(&self) {
         for endpoint in &self.endpoints {
-            let _ = timeout(Duration::from_secs(3), endpoint.wait_idle()).await;
+            endpoint.wait_idle().await;
         }
-        self.tasks.shutdown().await;
     }
 }
+
+/// How long a drain waits for connections to end after it closed them.
+const CLOSING_MAX: Duration = Duration::from_secs(3);
 
 impl Drop for Server {
     fn drop(&mut self) {
@@ -180,7 +218,7 @@ impl ServerHandle {
             .into_iter()
             .map(|user| UserStatus {
                 user: user.id.clone(),
-                traffic: user.counters.snapshot(),
+                traffic: user.counters().snapshot(),
                 limits: user.limits(),
             })
             .collect()
@@ -188,7 +226,7 @@ impl ServerHandle {
 
     /// Returns the counters of one user.
     pub fn traffic(&self, user: &UserId) -> Option<Traffic> {
-        Some(self.shared.registry.user(user)?.counters.snapshot())
+        Some(self.shared.registry.user(user)?.counters().snapshot())
     }
 
     /// Forgets users who are not connected and returns their last figures.
@@ -199,7 +237,7 @@ impl ServerHandle {
             .into_iter()
             .map(|user| UserStatus {
                 user: user.id.clone(),
-                traffic: user.counters.snapshot(),
+                traffic: user.counters().snapshot(),
                 limits: user.limits(),
             })
             .collect()
@@ -246,12 +284,11 @@ impl ServerHandle {
     }
 
     /// Changes the congestion control of all of a user's connections, and returns how many.
+    ///
+    /// A Brutal rate is still capped by the user's `down` limit. Connections to come negotiate
+    /// theirs as always.
     pub fn set_congestion(&self, user: &UserId, algorithm: Algorithm) -> usize {
-        let members = self.shared.registry.members_of(user);
-        for member in &members {
-            member.congestion.set(algorithm);
-        }
-        members.len()
+        self.shared.registry.set_congestion(user, algorithm)
     }
 
     /// Returns the connection count, authenticated or not.

@@ -1,5 +1,7 @@
 //! The built-in speed test: bytes from and to nowhere (reference §1.10).
 
+use std::time::Duration;
+
 use bytes::{Bytes, BytesMut};
 use hy2_proto::speedtest::{
     CHUNK_LEN, Direction, SpeedtestRequest, SpeedtestResponse, SpeedtestSummary, UNTIL_CLOSED,
@@ -7,23 +9,34 @@ use hy2_proto::speedtest::{
 use quinn::SendStream;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    time::Instant,
+    time::{Instant, sleep_until, timeout},
 };
 
-use crate::relay::{TcpStream, recv::RelayRecv};
+use super::users::Member;
+use crate::relay::{
+    TcpStream,
+    copy::{Tally, UserTally},
+    recv::RelayRecv,
+};
 
-/// Serves one test on a relay stream whose request named the speed test.
-pub(super) async fn serve(mut send: SendStream, recv: RelayRecv) {
+/// Serves one test on a relay stream whose request named the speed test. Counted and limited like
+/// any other traffic of the user. The end waits up to `patience` for the client to have it all.
+pub(super) async fn serve(
+    member: &Member,
+    mut send: SendStream,
+    recv: RelayRecv,
+    patience: Duration,
+) -> std::io::Result<()> {
     if !super::tcp::answer(&mut send, Ok(())).await {
-        return;
+        return Err(std::io::ErrorKind::BrokenPipe.into());
     }
     let mut stream = TcpStream::new(send, recv, true);
-    if let Err(error) = run(&mut stream).await {
-        tracing::debug!(%error, "speed test ended early");
-    }
+    run(&mut stream, UserTally::of(member)).await?;
+    let _ = timeout(patience, stream.acknowledged()).await;
+    Ok(())
 }
 
-async fn run(stream: &mut TcpStream) -> std::io::Result<()> {
+async fn run(stream: &mut TcpStream, tally: UserTally<'_>) -> std::io::Result<()> {
     let mut request = [0; SpeedtestRequest::LEN];
     stream.read_exact(&mut request).await?;
     let decoded = SpeedtestRequest::decode(&request);
@@ -36,19 +49,29 @@ async fn run(stream: &mut TcpStream) -> std::io::Result<()> {
     stream.write_chunk(reply.freeze()).await?;
     match decoded {
         Ok((request, _)) if request.direction == Direction::Download => {
-            download(stream, request.length).await
+            download(stream, request.length, tally).await
         }
-        Ok((request, _)) => upload(stream, request.length).await,
+        Ok((request, _)) => upload(stream, request.length, tally).await,
         Err(_) => stream.shutdown().await,
     }
 }
 
-async fn download(stream: &mut TcpStream, length: u32) -> std::io::Result<()> {
+async fn download(
+    stream: &mut TcpStream,
+    length: u32,
+    tally: UserTally<'_>,
+) -> std::io::Result<()> {
     // One chunk, shared by every write.
     let chunk = Bytes::from(vec![0; CHUNK_LEN]);
     let mut left = u64::from(length);
     while left > 0 {
         let size = usize::try_from(left).unwrap_or(usize::MAX).min(CHUNK_LEN);
+        // Counted first: a write that is broken off may have sent a part.
+        let mut pause = tally.moved_rx(size);
+        while let Some(until) = pause {
+            sleep_until(until).await;
+            pause = tally.pause_rx();
+        }
         stream.write_chunk(chunk.slice(..size)).await?;
         if length != UNTIL_CLOSED {
             left -= size as u64;
@@ -57,12 +80,19 @@ async fn download(stream: &mut TcpStream, length: u32) -> std::io::Result<()> {
     stream.shutdown().await
 }
 
-async fn upload(stream: &mut TcpStream, length: u32) -> std::io::Result<()> {
+async fn upload(stream: &mut TcpStream, length: u32, tally: UserTally<'_>) -> std::io::Result<()> {
     let start = Instant::now();
     let mut received = 0u64;
     while length == UNTIL_CLOSED || received < u64::from(length) {
         match stream.read_chunk().await? {
-            Some(chunk) => received += chunk.len() as u64,
+            Some(chunk) => {
+                received += chunk.len() as u64;
+                let mut pause = tally.moved_tx(chunk.len());
+                while let Some(until) = pause {
+                    sleep_until(until).await;
+                    pause = tally.pause_tx();
+                }
+            }
             None => break,
         }
     }

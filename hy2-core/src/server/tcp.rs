@@ -1,6 +1,6 @@
 //! One TCP relay stream on the server: request, dial, answer, relay.
 
-use std::sync::Arc;
+use std::{error::Error, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 use hy2_proto::{
@@ -38,14 +38,11 @@ pub(crate) enum StreamEnd {
 pub(crate) async fn serve(relays: Arc<Relays>, stream: RelayStream) -> StreamEnd {
     let RelayStream { mut send, mut recv } = stream;
     let limit = relays.shared.config.limits.request_timeout;
-    let request = match timeout(limit, read_request(&mut recv)).await {
-        Ok(Ok(request)) => request,
+    let Ok(Ok(request)) = timeout(limit, read_request(&mut recv)).await else {
         // A malformed or missing request gets no bytes, only the end of both directions.
-        Ok(Err(_)) | Err(_) => {
-            let _ = recv.stop(STREAM_DONE);
-            let _ = send.finish();
-            return StreamEnd::Aborted;
-        }
+        let _ = recv.stop(STREAM_DONE);
+        let _ = send.finish();
+        return StreamEnd::Aborted;
     };
     if relays.draining() {
         answer(&mut send, Err("server is shutting down")).await;
@@ -63,28 +60,31 @@ pub(crate) async fn serve(relays: Arc<Relays>, stream: RelayStream) -> StreamEnd
         &relays.memory,
         relays.round_trip.clone(),
     );
-    if relays.shared.config.speed_test
-        && target
-            .strip_prefix(SPEED_TEST_HOST)
-            .is_some_and(|rest| rest.starts_with(':'))
-    {
-        super::speedtest::serve(send, recv).await;
-        return StreamEnd::Served;
-    }
-    let Ok(address) = target.parse::<Address>() else {
+    let Some(destination) = Destination::of(&target, relays.shared.config.speed_test) else {
         answer(&mut send, Err("invalid address")).await;
         recv.stop(STREAM_DONE);
         return StreamEnd::Served;
     };
-    let user = &relays.member.user;
-    let _presence = user.counters.enter(Presence::Stream);
+    let member = relays.member();
+    // Dropped in reverse order: the presence ends before that is told.
+    let mut report = Report::open(&relays, &target);
+    let _presence = member.counters.enter(Presence::Stream);
     let _active = relays.enter_stream();
-    let events = &relays.shared.events;
-    events.tcp_requested(&relays.member.peer, &target);
+    let address = match destination {
+        Destination::Target(address) => address,
+        Destination::SpeedTest => {
+            let ended = super::speedtest::serve(member, send, recv, limit).await;
+            report.end = ended.err().map(Into::into);
+            return StreamEnd::Served;
+        }
+    };
     let dialled = tokio::select! {
         dialled = relays.shared.outbound.tcp(&address) => dialled,
         // Dropping the dial is what a client that gives up wants.
-        () = given_up(&send) => return StreamEnd::Aborted,
+        () = given_up(&send) => {
+            report.end = Some(Unfinished::GivenUp.into());
+            return StreamEnd::Aborted;
+        }
     };
     let mut connection = match dialled {
         Ok(connection) => connection,
@@ -92,18 +92,15 @@ pub(crate) async fn serve(relays: Arc<Relays>, stream: RelayStream) -> StreamEnd
             tracing::debug!(%error, "target not reached");
             answer(&mut send, Err(error.class())).await;
             recv.stop(STREAM_DONE);
-            events.tcp_closed(&relays.member.peer, &target, Some(&error));
+            report.end = Some(error.into());
             return StreamEnd::Served;
         }
     };
     if !answer(&mut send, Ok(())).await {
+        report.end = Some(Unfinished::GivenUp.into());
         return StreamEnd::Aborted;
     }
-    let tally = UserTally {
-        counters: &user.counters,
-        tx: &user.tx,
-        rx: &user.rx,
-    };
+    let tally = UserTally::of(member);
     let result = relay(&mut connection, &mut send, &mut recv, tally).await;
     if result.is_ok() {
         // A draining connection closes when its last stream ends, and closing discards what the
@@ -113,12 +110,64 @@ pub(crate) async fn serve(relays: Arc<Relays>, stream: RelayStream) -> StreamEnd
     if let Err(RelayError::Recv(crate::relay::recv::RecvError::Starved)) = &result {
         metrics::counter!("hy2_streams_starved_total").increment(1);
     }
-    let error = result
-        .as_ref()
-        .err()
-        .map(|error| error as &(dyn std::error::Error + 'static));
-    events.tcp_closed(&relays.member.peer, &target, error);
+    report.end = result.err().map(Into::into);
     StreamEnd::Served
+}
+
+/// What a request names.
+enum Destination {
+    Target(Address),
+    SpeedTest,
+}
+
+impl Destination {
+    fn of(target: &str, speed_test: bool) -> Option<Self> {
+        let internal = target.strip_prefix(SPEED_TEST_HOST);
+        if speed_test && internal.is_some_and(|rest| rest.starts_with(':')) {
+            return Some(Self::SpeedTest);
+        }
+        target.parse().ok().map(Self::Target)
+    }
+}
+
+/// Why a relay ended without a failure of its own.
+#[derive(Debug, thiserror::Error)]
+enum Unfinished {
+    #[error("the client gave up")]
+    GivenUp,
+    #[error("the client's connection ended")]
+    ConnectionEnded,
+}
+
+/// Tells of a relay's beginning and, once it is dropped, of its end.
+struct Report<'a> {
+    relays: &'a Relays,
+    target: &'a str,
+    /// What ended it, when not a clean end. Until the relay says otherwise: its task was ended.
+    end: Option<Box<dyn Error + Send + Sync>>,
+}
+
+impl<'a> Report<'a> {
+    fn open(relays: &'a Relays, target: &'a str) -> Self {
+        let events = &relays.shared.events;
+        events.tcp_requested(&relays.member().peer, target);
+        Self {
+            relays,
+            target,
+            end: Some(Unfinished::ConnectionEnded.into()),
+        }
+    }
+}
+
+impl Drop for Report<'_> {
+    fn drop(&mut self) {
+        let error = self
+            .end
+            .as_deref()
+            .map(|error| error as &(dyn Error + 'static));
+        let events = &self.relays.shared.events;
+        events.tcp_closed(&self.relays.member().peer, self.target, error);
+    }
 }
 
 struct Request {

@@ -12,14 +12,15 @@ use crate::{
     event::{ConnectionId, Peer},
     meter::UserCounters,
     quic::close,
-    relay::limiter::RateLimiter,
+    relay::{copy::UserTally, limiter::RateLimiter},
 };
 
-/// One user's shared state; lives while a connection or an embedder's limit needs it.
+/// One user's shared state; lives until the embedder takes the figures of absent users.
 #[derive(Debug)]
 pub(crate) struct User {
     pub(crate) id: UserId,
-    pub(crate) counters: Arc<UserCounters>,
+    /// The cells of the latest grant.
+    counters: Mutex<Arc<UserCounters>>,
     /// Towards targets.
     pub(crate) tx: Arc<RateLimiter>,
     /// Towards the client.
@@ -33,10 +34,23 @@ pub(crate) struct Member {
     pub(crate) peer: Peer,
     pub(crate) connection: Connection,
     pub(crate) congestion: CongestionHandle,
-    /// The Brutal rate agreed on with the client, before the user's limit.
+    /// The Brutal rate agreed on with the client or set since, before the user's limit.
     pub(crate) agreed: Option<Bandwidth>,
     pub(crate) loss_compensation: bool,
+    /// Where this connection counts. A later grant with other cells does not move them.
+    pub(crate) counters: Arc<UserCounters>,
     pub(crate) user: Arc<User>,
+}
+
+impl<'a> UserTally<'a> {
+    /// Counts into the connection's cells and pauses at its user's rates.
+    pub(crate) fn of(member: &'a Member) -> Self {
+        Self {
+            counters: &member.counters,
+            tx: &member.user.tx,
+            rx: &member.user.rx,
+        }
+    }
 }
 
 impl Member {
@@ -91,7 +105,7 @@ impl Registry {
         let entry = users.entry(grant.user.clone()).or_insert_with(|| Entry {
             user: Arc::new(User {
                 id: grant.user.clone(),
-                counters: grant.counters.clone().unwrap_or_default(),
+                counters: Mutex::new(grant.counters.clone().unwrap_or_default()),
                 tx: Arc::new(RateLimiter::unlimited()),
                 rx: Arc::new(RateLimiter::unlimited()),
                 limits: Mutex::default(),
@@ -103,16 +117,21 @@ impl Registry {
         {
             return Err(TooManyConnections);
         }
+        if let Some(counters) = &grant.counters {
+            *entry.user.counters.lock() = Arc::clone(counters);
+        }
         entry.user.set_limits(grant.limits);
+        let others = entry.connections.iter().filter_map(|id| members.get(id));
+        others.for_each(|member| {
+            member.apply_rate();
+        });
         let member = member(Arc::clone(&entry.user));
         entry.connections.push(member.peer.connection);
         members.insert(member.peer.connection, member.clone());
         Ok(member)
     }
 
-    /// Forgets a connection, and its user's limits with the last one.
-    ///
-    /// The counters stay readable: they are what the user has consumed.
+    /// Forgets a connection. Its user's counters stay readable.
     pub(crate) fn leave(&self, id: ConnectionId) {
         let mut inner = self.inner.lock();
         if let Some(member) = inner.members.remove(&id)
@@ -188,6 +207,36 @@ impl Registry {
         true
     }
 
+    /// Changes the congestion control of a user's connections and returns how many there are.
+    pub(crate) fn set_congestion(&self, id: &UserId, algorithm: Algorithm) -> usize {
+        let mut inner = self.inner.lock();
+        let Inner { users, members } = &mut *inner;
+        let Some(entry) = users.get(id) else {
+            return 0;
+        };
+        for id in &entry.connections {
+            let Some(member) = members.get_mut(id) else {
+                continue;
+            };
+            match algorithm {
+                Algorithm::Brutal {
+                    rate,
+                    loss_compensation,
+                } => {
+                    member.agreed = Some(Bandwidth::from_bytes_per_sec(rate));
+                    member.loss_compensation = loss_compensation;
+                    member.apply_rate();
+                }
+                other => {
+                    // A later change of limits must not bring the old rate back.
+                    member.agreed = None;
+                    member.congestion.set(other);
+                }
+            }
+        }
+        entry.connections.len()
+    }
+
     /// Forgets users without connections and returns their last figures' cells.
     pub(crate) fn forget_absent(&self) -> Vec<Arc<User>> {
         let mut inner = self.inner.lock();
@@ -209,6 +258,10 @@ impl User {
         *self.limits.lock() = limits;
         self.tx.set(limits.up.map(Bandwidth::bytes_per_sec));
         self.rx.set(limits.down.map(Bandwidth::bytes_per_sec));
+    }
+
+    pub(crate) fn counters(&self) -> Arc<UserCounters> {
+        Arc::clone(&self.counters.lock())
     }
 
     pub(crate) fn limits(&self) -> UserLimits {

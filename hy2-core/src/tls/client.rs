@@ -45,6 +45,18 @@ pub struct ClientIdentity {
     key: Arc<PrivateKeyDer<'static>>,
 }
 
+impl ClientIdentity {
+    /// Shows `chain` (leaf first) and proves it with `key`, both in DER form.
+    ///
+    /// Whether they fit together shows when connecting.
+    pub fn from_der(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Self {
+        Self {
+            chain,
+            key: Arc::new(key),
+        }
+    }
+}
+
 impl fmt::Debug for ClientIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ClientIdentity(***)")

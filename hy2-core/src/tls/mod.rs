@@ -4,8 +4,8 @@ mod client;
 mod provider;
 mod server;
 
-pub use client::ClientTls;
 pub(crate) use client::TlsFailure;
+pub use client::{ClientIdentity, ClientTls};
 pub use server::{CertificateError, ServerTls, SniGuard};
 
 /// The protocol name that both sides negotiate (RFC 9114 §3.1).

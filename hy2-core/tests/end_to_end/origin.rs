@@ -2,8 +2,9 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
+use crate::payload::{self, Sum};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, UdpSocket},
     task::JoinSet,
 };
@@ -60,6 +61,32 @@ impl Origin {
         .await
     }
 
+    /// Sends `len` bytes of payload and the end, then waits for the peer's end.
+    pub(crate) async fn source(len: u64) -> Self {
+        Self::tcp(move |mut stream| async move {
+            let _ = payload::send(&mut stream, len).await;
+            let _ = stream.shutdown().await;
+            let _ = payload::receive(&mut stream).await;
+        })
+        .await
+    }
+
+    /// Sends without end.
+    pub(crate) async fn endless() -> Self {
+        Self::source(u64::MAX).await
+    }
+
+    /// Reads to the end, then answers with length and checksum, see [`read_sum`].
+    pub(crate) async fn checksum() -> Self {
+        Self::tcp(|mut stream| async move {
+            if let Ok(sum) = payload::receive(&mut stream).await {
+                let _ = stream.write_u64(sum.len).await;
+                let _ = stream.write_all(&sum.sha256).await;
+            }
+        })
+        .await
+    }
+
     /// Sends back each datagram to where it came from.
     pub(crate) async fn udp_echo() -> Self {
         let socket = UdpSocket::bind("127.0.0.1:0").await.expect("bind");
@@ -77,7 +104,32 @@ impl Origin {
         }
     }
 
+    /// Sends the port of its sender back to each datagram's sender.
+    pub(crate) async fn udp_mirror() -> Self {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.expect("bind");
+        let address = socket.local_addr().expect("address");
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut buffer = [0; 2048];
+            while let Ok((_, from)) = socket.recv_from(&mut buffer).await {
+                let _ = socket.send_to(&from.port().to_be_bytes(), from).await;
+            }
+        });
+        Self {
+            address,
+            _tasks: tasks,
+        }
+    }
+
     pub(crate) fn target(&self) -> String {
         self.address.to_string()
     }
+}
+
+/// Reads the answer of [`Origin::checksum`].
+pub(crate) async fn read_sum(from: &mut (impl AsyncRead + Unpin)) -> std::io::Result<Sum> {
+    let len = from.read_u64().await?;
+    let mut sha256 = [0; 32];
+    from.read_exact(&mut sha256).await?;
+    Ok(Sum { len, sha256 })
 }

@@ -12,6 +12,8 @@ use hy2_core::{
     tls::ServerTls,
 };
 
+use crate::{recorder::Recorder, users::Users};
+
 pub(crate) const PASSWORD: &str = "a long enough password";
 
 /// A certificate for `localhost` and the roots that trust it.
@@ -45,6 +47,17 @@ impl Pair {
         change: impl FnOnce(ServerBuilder) -> ServerBuilder,
     ) -> Self {
         let (tls, roots) = certificate();
+        let mut pair = Self::served_by(tls, config, change);
+        pair.config.tls.roots = Some(roots);
+        pair
+    }
+
+    /// A server with this certificate; the client's configuration trusts the system's roots.
+    pub(crate) fn served_by(
+        tls: ServerTls,
+        config: ServerConfig,
+        change: impl FnOnce(ServerBuilder) -> ServerBuilder,
+    ) -> Self {
         let obfuscation = config.obfuscation.clone();
         let builder = Server::builder(tls)
             .listen(([127, 0, 0, 1], 0).into())
@@ -54,10 +67,33 @@ impl Pair {
         let server = change(builder).bind().expect("server");
         let port = server.local_addrs()[0].port();
         let mut config = ClientConfig::new(ServerAddress::new("127.0.0.1", port), PASSWORD);
-        config.tls.roots = Some(roots);
         config.tls.sni = Some("localhost".to_owned());
         config.obfuscation = obfuscation;
         Self { server, config }
+    }
+
+    /// A pair whose server knows [`Users`] and tells a [`Recorder`].
+    pub(crate) fn recorded(config: ServerConfig) -> (Self, Users, Recorder) {
+        let (users, recorder) = (Users::default(), Recorder::new());
+        let pair = Self::with(config, |builder| {
+            builder
+                .authenticator(users.clone())
+                .events(recorder.clone())
+        });
+        (pair, users, recorder)
+    }
+
+    /// Connects as `user`, to a server of [`Self::recorded`].
+    pub(crate) async fn client_of(&self, user: &str) -> Client {
+        Client::connect(self.config_of(user))
+            .await
+            .expect("connect")
+    }
+
+    pub(crate) fn config_of(&self, user: &str) -> ClientConfig {
+        let mut config = self.config.clone();
+        config.auth = user.to_owned();
+        config
     }
 
     pub(crate) async fn client(&self) -> Client {

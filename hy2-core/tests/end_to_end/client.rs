@@ -1,0 +1,169 @@
+use std::time::{Duration, Instant};
+
+use hy2_core::{
+    Client, ClientConfig,
+    client::ServerAddress,
+    error::{ConnectError, OpenError},
+    server::ServerConfig,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UdpSocket,
+    task::JoinSet,
+};
+
+use crate::{origin::Origin, pair::Pair, recorder::Event};
+
+#[tokio::test]
+async fn a_lazy_client_connects_with_the_first_call() {
+    let origin = Origin::echo().await;
+    let pair = Pair::start();
+    let client = Client::lazy(pair.config.clone());
+    client.disconnected().await;
+    assert_eq!(pair.server.handle().connection_count(), 0);
+    client.tcp(&origin.target()).await.expect("stream");
+    assert_eq!(pair.server.handle().connection_count(), 1);
+    assert!(client.info().await.expect("info").udp);
+    assert_eq!(pair.server.handle().connection_count(), 1);
+}
+
+#[tokio::test]
+async fn a_closed_client_stays_closed() {
+    let origin = Origin::echo().await;
+    let (pair, _, recorder) = Pair::recorded(ServerConfig::default());
+    let client = pair.client_of("alice").await;
+    let mut stream = client.tcp(&origin.target()).await.expect("stream");
+    let session = client.udp().await.expect("session");
+    let clone = client.clone();
+    client.close().await;
+    recorder.until(1, Event::is_disconnected).await;
+    stream.read_u8().await.expect_err("closed");
+    assert!(session.recv().await.is_none());
+    for client in [client, clone] {
+        let error = client.tcp(&origin.target()).await.expect_err("closed");
+        assert!(
+            matches!(error, OpenError::Connect(ConnectError::Closed)),
+            "{error}"
+        );
+        let error = client.udp().await.expect_err("closed");
+        assert!(
+            matches!(error, OpenError::Connect(ConnectError::Closed)),
+            "{error}"
+        );
+        client.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_stream_keeps_the_connection_open() {
+    let origin = Origin::echo().await;
+    let (pair, _, recorder) = Pair::recorded(ServerConfig::default());
+    let client = pair.client_of("alice").await;
+    let mut stream = client.tcp(&origin.target()).await.expect("stream");
+    drop(client);
+    stream.write_all(b"x").await.expect("write");
+    assert_eq!(stream.read_u8().await.expect("read"), b'x');
+    assert_eq!(recorder.count(Event::is_disconnected), 0);
+    drop(stream);
+    recorder.until(1, Event::is_disconnected).await;
+}
+
+#[tokio::test]
+async fn a_session_keeps_the_connection_open() {
+    let udp = Origin::udp_echo().await;
+    let (pair, _, recorder) = Pair::recorded(ServerConfig::default());
+    let client = pair.client_of("alice").await;
+    let session = client.udp().await.expect("session");
+    drop(client);
+    session.send(b"ping", &udp.target()).expect("send");
+    session.recv().await.expect("pong");
+    assert_eq!(recorder.count(Event::is_disconnected), 0);
+    drop(session);
+    recorder.until(1, Event::is_disconnected).await;
+}
+
+#[tokio::test]
+async fn one_attempt_serves_all_who_wait_for_it() {
+    // Takes packets and never answers.
+    let silent = UdpSocket::bind("127.0.0.1:0").await.expect("bind");
+    let client = Client::lazy(silent_config(&silent, Duration::from_millis(400)));
+    let started = Instant::now();
+    let mut calls = JoinSet::new();
+    for _ in 0..8 {
+        let client = client.clone();
+        calls.spawn(async move { client.tcp("127.0.0.1:1").await.map(drop) });
+    }
+    for result in calls.join_all().await {
+        let error = result.expect_err("silence");
+        assert!(
+            matches!(error, OpenError::Connect(ConnectError::Silence)),
+            "{error}"
+        );
+    }
+    assert!(
+        started.elapsed() < Duration::from_millis(1500),
+        "{:?}",
+        started.elapsed()
+    );
+}
+
+#[tokio::test]
+async fn closing_ends_an_attempt_under_way() {
+    let silent = UdpSocket::bind("127.0.0.1:0").await.expect("bind");
+    let client = Client::lazy(silent_config(&silent, Duration::from_secs(60)));
+    let call = tokio::spawn({
+        let client = client.clone();
+        async move { client.info().await.map(drop) }
+    });
+    // The attempt is under way once its first packet is here.
+    silent.recv_from(&mut [0; 2048]).await.expect("packet");
+    client.close().await;
+    let error = call.await.expect("call").expect_err("closed");
+    assert!(matches!(error, ConnectError::Closed), "{error}");
+}
+
+#[tokio::test]
+async fn an_attempt_that_nobody_waits_for_is_given_up() {
+    let origin = Origin::echo().await;
+    let pair = Pair::start();
+    let client = Client::lazy(pair.config.clone());
+    {
+        let call = client.info();
+        tokio::pin!(call);
+        // Polled once: begins to dial.
+        let first = std::future::poll_fn(|cx| std::task::Poll::Ready(call.as_mut().poll(cx))).await;
+        assert!(first.is_pending());
+    }
+    client.tcp(&origin.target()).await.expect("a new attempt");
+}
+
+#[tokio::test]
+async fn both_ends_agree_on_rates() {
+    let mbps = |n: u64| hy2_core::Bandwidth::from_bytes_per_sec(n * 125_000);
+    let mut config = ServerConfig::default();
+    config.max_rx = Some(mbps(20));
+    config.max_tx = Some(mbps(30));
+    let pair = Pair::with(config, |builder| builder);
+    for (up, down, sent, received) in [
+        (None, None, None, None),
+        (Some(10), Some(15), Some(10), Some(15)),
+        (Some(50), Some(60), Some(20), Some(30)),
+    ] {
+        let mut config = pair.config.clone();
+        config.up = up.map(mbps);
+        config.down = down.map(mbps);
+        let client = Client::connect(config).await.expect("connect");
+        assert_eq!(client.info().await.expect("info").tx, sent.map(mbps));
+        let handle = pair.server.handle();
+        let newest = handle.connections().pop().expect("connection");
+        assert_eq!(handle.rate(newest.peer.connection), received.map(mbps));
+    }
+}
+
+fn silent_config(server: &UdpSocket, connect_timeout: Duration) -> ClientConfig {
+    let port = server.local_addr().expect("address").port();
+    let mut config = ClientConfig::new(ServerAddress::new("127.0.0.1", port), "secret");
+    config.tls.insecure = true;
+    config.connect_timeout = connect_timeout;
+    config
+}

@@ -1,0 +1,236 @@
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use hy2_core::{
+    Bandwidth, Client,
+    authenticator::UserLimits,
+    congestion::{Algorithm, BbrProfile},
+    error::ConnectError,
+    server::ServerConfig,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+
+use crate::{
+    origin::{Origin, read_sum},
+    pair::Pair,
+    payload::{self, Blocks},
+    recorder::Event,
+};
+
+/// Virtual time over which a rate is measured.
+const SPAN: Duration = Duration::from_secs(4);
+
+#[tokio::test(start_paused = true)]
+async fn a_download_limit_holds_over_all_connections_and_can_change() {
+    let origin = Origin::endless().await;
+    let (pair, _, _) = Pair::recorded(ServerConfig::default());
+    let handle = pair.server.handle();
+    let received = Arc::new(AtomicU64::new(0));
+    let mut readers = JoinSet::new();
+    let mut streams = Vec::new();
+    for _ in 0..2 {
+        let client = pair.client_of("alice").await;
+        assert!(handle.set_limits(&"alice".into(), down(1_000_000)));
+        for _ in 0..2 {
+            streams.push((
+                client.clone(),
+                client.tcp(&origin.target()).await.expect("stream"),
+            ));
+        }
+    }
+    for (client, mut stream) in streams {
+        let received = Arc::clone(&received);
+        readers.spawn(async move {
+            let _client = client;
+            while let Ok(Some(chunk)) = stream.read_chunk().await {
+                received.fetch_add(chunk.len() as u64, SeqCst);
+            }
+        });
+    }
+    for rate in [1_000_000, 3_000_000, 400_000] {
+        handle.set_limits(&"alice".into(), down(rate));
+        near(rate, measure(|| received.load(SeqCst)).await);
+    }
+    let user = handle.users().pop().expect("alice");
+    assert_eq!(user.limits, down(400_000));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upload_limit_holds_and_can_change() {
+    let arrived = Arc::new(AtomicU64::new(0));
+    let origin = Origin::tcp({
+        let arrived = Arc::clone(&arrived);
+        move |mut stream| {
+            let arrived = Arc::clone(&arrived);
+            async move {
+                let mut buffer = vec![0; 64 << 10];
+                while let Ok(count @ 1..) = stream.read(&mut buffer).await {
+                    arrived.fetch_add(count as u64, SeqCst);
+                }
+            }
+        }
+    })
+    .await;
+    let (pair, users, _) = Pair::recorded(ServerConfig::default());
+    // In force from the grant on.
+    *users.limits.lock().expect("lock") = up(2_000_000);
+    let client = pair.client_of("alice").await;
+    let mut writers = JoinSet::new();
+    for _ in 0..3 {
+        let mut stream = client.tcp(&origin.target()).await.expect("stream");
+        writers.spawn(async move {
+            let mut blocks = Blocks::new();
+            while stream.write_all(blocks.next()).await.is_ok() {}
+        });
+    }
+    near(2_000_000, measure(|| arrived.load(SeqCst)).await);
+    let handle = pair.server.handle();
+    handle.set_limits(&"alice".into(), up(500_000));
+    near(500_000, measure(|| arrived.load(SeqCst)).await);
+    assert_eq!(users.traffic("alice").tx, arrived.load(SeqCst));
+}
+
+#[tokio::test]
+async fn lifting_a_limit_frees_a_stream_that_waits_for_it() {
+    let origin = Origin::source(20 << 20).await;
+    let (pair, users, _) = Pair::recorded(ServerConfig::default());
+    // At this rate the pause after a single read is longer than this test may take.
+    *users.limits.lock().expect("lock") = down(50);
+    let client = pair.client_of("alice").await;
+    let mut stream = client.tcp(&origin.target()).await.expect("stream");
+    stream.read_u8().await.expect("first byte");
+    pair.server
+        .handle()
+        .set_limits(&"alice".into(), UserLimits::default());
+    let rest = tokio::time::timeout(Duration::from_secs(10), payload::receive(&mut stream)).await;
+    assert_eq!(rest.expect("in time").expect("receive").len, (20 << 20) - 1);
+}
+
+#[tokio::test]
+async fn a_lowered_connection_limit_closes_the_newest() {
+    let (pair, users, recorder) = Pair::recorded(ServerConfig::default());
+    let clients = [
+        pair.client_of("alice").await,
+        pair.client_of("alice").await,
+        pair.client_of("alice").await,
+    ];
+    let bob = pair.client_of("bob").await;
+    let handle = pair.server.handle();
+    let oldest = handle.connections()[0].peer.connection;
+    let limits = UserLimits {
+        max_connections: Some(1),
+        ..UserLimits::default()
+    };
+    assert!(handle.set_limits(&"alice".into(), limits));
+    assert!(!handle.set_limits(&"nobody".into(), limits));
+    clients[1].disconnected().await;
+    clients[2].disconnected().await;
+    recorder.until(2, Event::is_disconnected).await;
+    let left: Vec<_> = handle.connections().into_iter().map(|c| c.peer).collect();
+    assert_eq!(left.len(), 2);
+    assert_eq!((left[0].connection, left[1].user.as_str()), (oldest, "bob"));
+    assert_eq!(users.traffic("alice").connections, 1);
+
+    // And the limit of a grant keeps one more out, like a wrong password would.
+    *users.limits.lock().expect("lock") = limits;
+    let error = Client::connect(pair.config_of("alice"))
+        .await
+        .expect_err("one too many");
+    assert!(
+        matches!(error, ConnectError::AuthRejected { .. }),
+        "{error}"
+    );
+    assert_eq!(users.traffic("alice").connections, 1);
+    // Whoever was not let in after all has no guard left behind, and no event.
+    assert_eq!(users.guards.made() - users.guards.dropped(), 2);
+    assert_eq!(recorder.count(Event::is_connected), 4);
+    clients[0].close().await;
+    recorder.until(3, Event::is_disconnected).await;
+    pair.client_of("alice").await;
+    bob.close().await;
+}
+
+#[tokio::test]
+async fn congestion_control_changes_under_a_running_transfer() {
+    let origin = Origin::checksum().await;
+    let (pair, _, _) = Pair::recorded(ServerConfig::default());
+    let mut config = pair.config_of("alice");
+    let rate = 50_000_000;
+    config.down = Some(Bandwidth::from_bytes_per_sec(rate));
+    let client = Client::connect(config).await.expect("connect");
+    let handle = pair.server.handle();
+    let id = handle.connections()[0].peer.connection;
+    let in_force = || handle.connections()[0].congestion.algorithm;
+    let brutal = |rate| Algorithm::Brutal {
+        rate,
+        loss_compensation: true,
+    };
+    assert_eq!(in_force(), brutal(rate));
+    let alice = "alice".into();
+    let mut stream = client.tcp(&origin.target()).await.expect("stream");
+    let sent = payload::send(&mut stream, 2 << 20).await.expect("send");
+
+    // A user's limit caps the rate while it lasts.
+    handle.set_limits(&alice, down(rate / 5));
+    assert_eq!(in_force(), brutal(rate / 5));
+    handle.set_limits(&alice, UserLimits::default());
+    assert_eq!(in_force(), brutal(rate));
+    // What the operator chose stays, whatever happens to limits.
+    assert_eq!(handle.set_congestion(&alice, brutal(rate / 2)), 1);
+    handle.set_limits(&alice, down(rate / 10));
+    handle.set_limits(&alice, UserLimits::default());
+    assert_eq!(
+        handle.rate(id),
+        Some(Bandwidth::from_bytes_per_sec(rate / 2))
+    );
+    for algorithm in [Algorithm::Reno, Algorithm::Bbr(BbrProfile::Standard)] {
+        assert_eq!(handle.set_congestion(&alice, algorithm), 1);
+        handle.set_limits(&alice, down(rate / 10));
+        assert_eq!(in_force(), algorithm);
+        assert_eq!(handle.rate(id), None);
+        handle.set_limits(&alice, UserLimits::default());
+    }
+    assert_eq!(handle.set_congestion(&"nobody".into(), Algorithm::Reno), 0);
+
+    stream.shutdown().await.expect("shutdown");
+    assert_eq!(read_sum(&mut stream).await.expect("sum"), sent);
+}
+
+fn down(rate: u64) -> UserLimits {
+    UserLimits {
+        down: Some(Bandwidth::from_bytes_per_sec(rate)),
+        ..UserLimits::default()
+    }
+}
+
+fn up(rate: u64) -> UserLimits {
+    UserLimits {
+        up: Some(Bandwidth::from_bytes_per_sec(rate)),
+        ..UserLimits::default()
+    }
+}
+
+/// Bytes per second of virtual time by which `total` grows, once a rate has settled.
+async fn measure(total: impl Fn() -> u64) -> f64 {
+    sleep(Duration::from_secs(1)).await;
+    let (before, start) = (total(), Instant::now());
+    sleep(SPAN).await;
+    (total() - before) as f64 / start.elapsed().as_secs_f64()
+}
+
+fn near(expected: u64, measured: f64) {
+    let ratio = measured / expected as f64;
+    assert!(
+        (0.9..=1.1).contains(&ratio),
+        "{measured} where {expected} is set"
+    );
+}
