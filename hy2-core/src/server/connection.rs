@@ -18,7 +18,7 @@ use hy2_proto::{
 };
 use quinn::{Connection, ConnectionError, VarInt};
 use tokio::{
-    sync::{Mutex, mpsc, oneshot, watch},
+    sync::{Mutex, Notify, oneshot, watch},
     task::JoinSet,
     time::Instant,
 };
@@ -112,18 +112,15 @@ pub(crate) async fn serve(
         // Its handshake began before the drain did.
         connection.close(close::OK, b"");
     }
-    // Bounded by the stream limit of the connection.
-    let (relay_in, mut relay_streams) = mpsc::unbounded_channel::<RelayStream>();
+    let arrivals = Arrivals::default();
     let mut relays: Option<Arc<Relays>> = None;
     let mut unauthenticated = Some(unauthenticated);
     let mut tasks = JoinSet::new();
     let mut aborts = AbortRate::new(shared.config.limits.aborted_streams_per_second);
     let mut waiting = Vec::new();
+    let mut raised = false;
     {
-        let run = front.run(|stream| {
-            // The receiver lives as long as this future.
-            let _ = relay_in.send(stream);
-        });
+        let run = front.run(|stream| arrivals.push(stream));
         tokio::pin!(run);
         loop {
             // Every arm is cancel safe: `run` is one pinned future, the others take an item only
@@ -132,20 +129,29 @@ pub(crate) async fn serve(
                 () = &mut run => break,
                 Ok(membership) = &mut admission, if relays.is_none() => {
                     unauthenticated.take();
-                    relays = Some(start(&shared, membership, &mut tasks));
+                    let started = start(&shared, membership, &mut tasks);
+                    if !waiting.is_empty() {
+                        started.raise_stream_limit();
+                        raised = true;
+                    }
+                    relays = Some(started);
                     for stream in waiting.drain(..) {
                         spawn(&mut tasks, &relays, stream);
                     }
                 }
-                Some(stream) = relay_streams.recv() => {
-                    if relays.is_none() {
-                        waiting.push(stream);
-                        continue;
-                    }
-                    if let Some(relays) = &relays {
+                () = arrivals.wake.notified() => {
+                    let arrived = arrivals.take();
+                    if let Some(relays) = &relays
+                        && !std::mem::replace(&mut raised, true)
+                    {
                         relays.raise_stream_limit();
                     }
-                    spawn(&mut tasks, &relays, stream);
+                    for stream in arrived {
+                        match &relays {
+                            Some(_) => spawn(&mut tasks, &relays, stream),
+                            None => waiting.push(stream),
+                        }
+                    }
                 }
                 Some(ended) = tasks.join_next(), if !tasks.is_empty() => {
                     match ended {
@@ -170,6 +176,25 @@ pub(crate) async fn serve(
     }
     // What a stream moved is counted when it moves, so nothing is lost with its task.
     tasks.shutdown().await;
+}
+
+/// Relay streams on their way from the front to the connection's task; bounded by the stream limit.
+/// A channel would keep two kilobytes per connection.
+#[derive(Default)]
+struct Arrivals {
+    queue: parking_lot::Mutex<Vec<RelayStream>>,
+    wake: Notify,
+}
+
+impl Arrivals {
+    fn push(&self, stream: RelayStream) {
+        self.queue.lock().push(stream);
+        self.wake.notify_one();
+    }
+
+    fn take(&self) -> Vec<RelayStream> {
+        std::mem::take(&mut *self.queue.lock())
+    }
 }
 
 /// A connection's place among those of its user. Its drop is the end of the authenticated
