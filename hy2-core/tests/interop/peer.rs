@@ -33,7 +33,7 @@ pub(crate) use binary::Version;
 pub(crate) use client::{Client, ClientConfig, ClientTls};
 pub(crate) use fault::{CallError, Fault};
 pub(crate) use origin::{Fan, Origin};
-pub(crate) use pattern::pattern;
+pub(crate) use pattern::{PERIOD, pattern};
 pub(crate) use raw::Raw;
 pub(crate) use server::{Server, ServerConfig};
 

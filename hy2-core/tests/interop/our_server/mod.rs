@@ -1,0 +1,3 @@
+//! The reference's clients at our server.
+
+mod tcp;
