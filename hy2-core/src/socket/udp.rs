@@ -65,7 +65,7 @@ pub(super) struct Shared {
 
 /// Datagrams per transmit offered to quinn while none of them are full: each connection keeps a
 /// buffer of as many packets as it was offered when it first sent two at once, in its handshake.
-const QUIET_TRANSMIT: usize = 3;
+const QUIET_TRANSMIT: usize = 2;
 
 /// For how many more transmits a full one shows that the socket is busy.
 const BUSY_TRANSMITS: usize = 1024;

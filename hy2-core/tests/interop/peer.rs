@@ -33,8 +33,8 @@ pub(crate) use binary::Version;
 pub(crate) use client::{Client, ClientConfig, ClientTls};
 pub(crate) use fault::{CallError, Fault};
 pub(crate) use origin::{Fan, Origin};
-pub(crate) use pattern::pattern;
-pub(crate) use raw::Raw;
+pub(crate) use pattern::{PERIOD, pattern};
+pub(crate) use raw::{Raw, Response};
 pub(crate) use server::{Server, ServerConfig};
 
 /// How long a peer may take to print its ready line.

@@ -1,7 +1,7 @@
 //! The test data that peers and origins send: see "The pattern" in `interop/README.md`.
 
 /// The period: the largest prime below 1 MiB.
-const PERIOD: usize = (1 << 20) - 3;
+pub(crate) const PERIOD: usize = (1 << 20) - 3;
 
 /// Returns the first `len` bytes of the pattern of a seed.
 pub(crate) fn pattern(seed: u64, len: usize) -> Vec<u8> {

@@ -1,0 +1,3 @@
+//! Our client at the reference's server.
+
+mod tcp;
