@@ -168,7 +168,11 @@ pub(crate) async fn serve(
                     close_if_drained(&draining, &relays, &connection);
                 }
                 Ok(()) = draining.changed() => {
-                    front.shutdown();
+                    // The official client takes a GOAWAY for the end of the whole connection and
+                    // drops its running streams, so only visitors of the site get one.
+                    if relays.is_none() {
+                        front.shutdown();
+                    }
                     close_if_drained(&draining, &relays, &connection);
                 }
             }

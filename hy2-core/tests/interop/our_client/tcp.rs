@@ -1,7 +1,13 @@
 //! TCP of our client through the reference server.
 
+use hy2_core::error::OpenError;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
 use crate::{
-    ours::{Checked, PATIENCE, Through, plain, reference_and_client},
+    ours::{
+        Checked, MIB, PATIENCE, Through, UNREACHABLE, UNRESOLVABLE, echo_on, plain,
+        reference_and_client, soon,
+    },
     peer::Origin,
 };
 
@@ -18,5 +24,108 @@ async fn an_echo_comes_back_through_the_reference_server() -> Checked {
     let traffic = server.stats().await?.traffic["user"];
     assert_eq!((traffic.tx, traffic.rx), (70_000, 70_000));
     println!("echo of 70000 bytes, counted {traffic:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_hundred_mebibytes_arrive_unchanged_each_way() -> Checked {
+    let origin = Origin::start().await;
+    let (_server, client) = reference_and_client(plain(), |_| ()).await?;
+    let down = Through(&client)
+        .download(&origin.source, 100 * MIB, 7)
+        .await?;
+    let up = Through(&client).upload(&origin.sink, 100 * MIB, 7).await?;
+    assert_eq!((down.bytes, &down.sha256), (up.bytes, &up.sha256));
+    origin.all_closed(PATIENCE).await?;
+    println!(
+        "100 MiB down at {:.0} MiB/s, up at {:.0} MiB/s in {:?}",
+        down.mebibytes_per_second(),
+        up.mebibytes_per_second(),
+        up.took
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_thousand_streams_are_open_at_once() -> Checked {
+    let origin = Origin::start().await;
+    let (_server, client) = reference_and_client(plain(), |_| ()).await?;
+    Through(&client).echo(&origin.echo, 10, 1).await?;
+    let mut streams = Vec::new();
+    for _ in 0..1000 {
+        streams.push(soon(client.tcp(&origin.echo)).await?);
+    }
+    for (seed, stream) in streams.into_iter().enumerate() {
+        echo_on(stream, 300, seed as u64).await?;
+    }
+    origin.all_closed(PATIENCE).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn five_thousand_streams_follow_one_another() -> Checked {
+    let origin = Origin::start().await;
+    let (_server, client) = reference_and_client(plain(), |_| ()).await?;
+    for seed in 0..5000 {
+        Through(&client).echo(&origin.echo, 100, seed).await?;
+    }
+    origin.all_closed(PATIENCE).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_target_that_speaks_first_is_heard() -> Checked {
+    let origin = Origin::start().await;
+    for fast_open in [false, true] {
+        let (_server, client) = reference_and_client(plain(), |c| c.fast_open = fast_open).await?;
+        let mut stream = soon(client.tcp(&origin.banner)).await?;
+        let mut banner = vec![0; Origin::BANNER.len()];
+        soon(stream.read_exact(&mut banner)).await?;
+        assert_eq!(banner, Origin::BANNER.as_bytes());
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn fast_open_carries_early_data() -> Checked {
+    let origin = Origin::start().await;
+    let (_server, client) = reference_and_client(plain(), |c| c.fast_open = true).await?;
+    Through(&client).echo(&origin.echo, 50_000, 3).await?;
+    let mut stream = soon(client.tcp(&origin.refused)).await?;
+    soon(stream.write_all(b"early")).await?;
+    let error = soon(stream.read(&mut [0; 8]))
+        .await
+        .expect_err("nobody is there");
+    assert!(error.to_string().contains("refused"), "{error}");
+    origin.all_closed(PATIENCE).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn connections_without_a_byte_leave_nothing() -> Checked {
+    let origin = Origin::start().await;
+    let (_server, client) = reference_and_client(plain(), |_| ()).await?;
+    for target in [&origin.echo, &origin.silent, &origin.closer] {
+        for _ in 0..20 {
+            drop(soon(client.tcp(target)).await?);
+        }
+    }
+    origin.all_closed(PATIENCE).await?;
+    Through(&client).echo(&origin.echo, 10, 1).await
+}
+
+#[tokio::test]
+async fn targets_out_of_reach_are_errors() -> Checked {
+    let origin = Origin::start().await;
+    let mut config = plain();
+    config.outbound.any = true;
+    let (_server, client) = reference_and_client(config, |_| ()).await?;
+    for target in [&*origin.refused, UNREACHABLE, UNRESOLVABLE] {
+        let error = soon(client.tcp(target)).await.expect_err("nobody is there");
+        assert!(matches!(error, OpenError::Refused(_)), "{target}: {error}");
+        println!("{target}: {error}");
+    }
+    Through(&client).echo(&origin.echo, 10, 1).await?;
+    origin.all_closed(PATIENCE).await?;
     Ok(())
 }

@@ -108,8 +108,8 @@ async fn what_outlives_the_grace_is_closed() -> Checked {
     let start = Instant::now();
     server.server.drain(Duration::from_millis(700)).await;
     let took = start.elapsed();
-    assert!(took >= Duration::from_millis(700), "{took:?}");
     let fault = client.stream_ended("h", |_| true).await;
+    assert!(took >= Duration::from_millis(700), "{took:?}: {fault}");
     assert_eq!(fault.cause, "application_close", "{fault}");
     assert_eq!((fault.code, fault.remote), (Some(0x100), Some(true)));
     origin.all_closed(Duration::from_secs(5)).await?;

@@ -138,8 +138,9 @@ async fn clients_come_back_at_once_after_a_crash_with_the_same_key() -> Checked 
 
 #[tokio::test]
 async fn clients_come_back_after_their_idle_timeout_with_another_key() -> Checked {
+    // The Chrome parrot of the newer client waits 30 s whatever it is told.
     let away = away(
-        Version::Current,
+        Version::Core210,
         End::KilledAndForgotten,
         Duration::from_secs(4),
     )

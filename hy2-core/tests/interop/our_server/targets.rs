@@ -14,6 +14,7 @@ async fn targets_out_of_reach_are_errors_and_leave_nothing() -> Checked {
         (UNREACHABLE, "target unreachable"),
         (UNRESOLVABLE, "name does not resolve"),
     ];
+    let mut clients = Vec::new();
     for fast_open in [false, true] {
         let client = server.client(|c| c.fast_open = fast_open).await;
         for (target, words) in cases {
@@ -33,6 +34,7 @@ async fn targets_out_of_reach_are_errors_and_leave_nothing() -> Checked {
         server.left_nothing(&origin).await?;
         // The connection goes on.
         client.tcp_echo(&origin.echo, 1000, 1).await?;
+        clients.push(client);
     }
     server.left_nothing(&origin).await?;
     let traffic = server.traffic();

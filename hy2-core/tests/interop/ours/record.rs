@@ -13,6 +13,7 @@ use tokio::{sync::Notify, time::timeout};
 use super::PATIENCE;
 
 #[derive(Debug, Clone)]
+#[allow(dead_code, reason = "shown whole when a wait fails")]
 pub(crate) enum Event {
     Connected {
         connection: ConnectionId,

@@ -1,0 +1,90 @@
+//! UDP of our client through the reference server.
+
+use hy2_core::{error::OpenError, proto::udp::max_payload};
+
+use crate::{
+    ours::{Checked, plain, reference_and_client, soon, udp_echo},
+    peer::Origin,
+};
+
+#[tokio::test]
+async fn datagrams_of_every_size_come_back() -> Checked {
+    let origin = Origin::start().await;
+    let (_server, client) = reference_and_client(plain(), |_| ()).await?;
+    let session = soon(client.udp()).await?;
+    let target = &origin.udp_echo[0];
+    for len in [
+        1,
+        100,
+        1100,
+        1170,
+        1197,
+        1200,
+        1500,
+        2400,
+        4000,
+        max_payload(target.len()),
+    ] {
+        let data: Vec<u8> = (0..len).map(|i| (i * 7 % 251) as u8).collect();
+        udp_echo(&session, target, &data).await?;
+    }
+    let over = vec![0; max_payload(target.len()) + 1];
+    assert!(session.send(&over, target).is_err(), "beyond the format");
+    Ok(())
+}
+
+#[tokio::test]
+async fn fragments_out_of_order_are_put_together() -> Checked {
+    let origin = Origin::start().await;
+    let mut config = plain();
+    config.tamper = true;
+    let (server, client) = reference_and_client(config, |_| ()).await?;
+    let session = soon(client.udp()).await?;
+    udp_echo(&session, &origin.udp_echo[0], b"first").await?;
+    server.tamper(30, 0).await?;
+    for len in [1500, 3000, 4000] {
+        udp_echo(&session, &origin.udp_echo[0], &vec![7; len]).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn one_session_reaches_several_targets_and_is_full_cone() -> Checked {
+    let origin = Origin::start().await;
+    let (_server, client) = reference_and_client(plain(), |_| ()).await?;
+    let session = soon(client.udp()).await?;
+    for round in 0..5u8 {
+        for target in &origin.udp_echo {
+            udp_echo(&session, target, &[round; 200]).await?;
+        }
+    }
+    session.send(b"who answers?", &origin.udp_cone)?;
+    let packet = soon(session.recv()).await.ok_or("the session is over")?;
+    assert_eq!(packet.source(), origin.udp_cone_reply);
+    Ok(())
+}
+
+#[tokio::test]
+async fn two_hundred_sessions_live_together() -> Checked {
+    let origin = Origin::start().await;
+    let (_server, client) = reference_and_client(plain(), |_| ()).await?;
+    let mut sessions = Vec::new();
+    for _ in 0..200 {
+        sessions.push(soon(client.udp()).await?);
+    }
+    for (at, session) in sessions.iter().enumerate() {
+        udp_echo(session, &origin.udp_echo[at % 4], &[at as u8; 300]).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_udp_the_client_knows() -> Checked {
+    let mut config = plain();
+    config.disable_udp = true;
+    let (_server, client) = reference_and_client(config, |_| ()).await?;
+    assert!(!client.info().await?.udp);
+    let error = soon(client.udp()).await.expect_err("disabled");
+    assert!(matches!(error, OpenError::UdpDisabled), "{error}");
+    Ok(())
+}
