@@ -34,7 +34,7 @@ else
 fi
 
 step "examples"
-for example in examples/examples/*.rs examples/*.rs; do
+for example in examples/*.rs; do
     [ -e "$example" ] || continue
     name=$(basename "$example" .rs)
     echo "-- $name"

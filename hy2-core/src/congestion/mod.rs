@@ -10,7 +10,7 @@
 //!
 //! quinn paces at 1.25 windows per round trip, which cannot express "send at this rate" (a window of two
 //! bandwidth-delay products, the reference's, sends at twice the rate). So the rate lives in a token
-//! bucket of our own ([`gate`]). The window that quinn sees has three values: *open* (above `u32::MAX`,
+//! bucket of our own (`gate`). The window that quinn sees has three values: *open* (above `u32::MAX`,
 //! which turns quinn's pacer off), *closed* (1 byte), and the algorithm's own window when that is what
 //! limits. While the bucket says no, nothing in quinn would wake the connection up again, because being
 //! blocked by the window arms no timer; [`CongestionHandle::attach`] starts the task that does it.
