@@ -1,12 +1,6 @@
 //! Who may use the server: the [`Authenticator`] trait and its default implementations.
 
-use std::{
-    any::Any,
-    collections::HashMap,
-    fmt,
-    net::SocketAddr,
-    sync::Arc,
-};
+use std::{any::Any, collections::HashMap, fmt, net::SocketAddr, sync::Arc};
 
 use hy2_proto::bandwidth::Bandwidth;
 use sha2::{Digest, Sha256};
@@ -127,7 +121,9 @@ impl Grant {
 }
 
 /// An embedder's value that lives exactly as long as one authenticated connection.
-pub(crate) struct SessionGuard(#[allow(dead_code, reason = "held for its Drop")] Box<dyn Any + Send + Sync>);
+pub(crate) struct SessionGuard(
+    #[allow(dead_code, reason = "held for its Drop")] Box<dyn Any + Send + Sync>,
+);
 
 impl fmt::Debug for SessionGuard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -266,7 +262,10 @@ mod tests {
     #[tokio::test]
     async fn password_accepts_only_itself() {
         let password = Password::new("correct horse");
-        assert_eq!(user_of(&password, "correct horse").await.as_deref(), Some("user"));
+        assert_eq!(
+            user_of(&password, "correct horse").await.as_deref(),
+            Some("user")
+        );
         for wrong in ["", "correct", "correct horse ", "Correct horse"] {
             assert_eq!(user_of(&password, wrong).await, None, "{wrong:?}");
         }
@@ -275,7 +274,10 @@ mod tests {
     #[tokio::test]
     async fn userpass_names_are_case_insensitive_and_passwords_are_not() {
         let table = UserPass::new([("Alice", "Secret"), ("bob", "a:b")]);
-        assert_eq!(user_of(&table, "aLICE:Secret").await.as_deref(), Some("alice"));
+        assert_eq!(
+            user_of(&table, "aLICE:Secret").await.as_deref(),
+            Some("alice")
+        );
         assert_eq!(user_of(&table, "bob:a:b").await.as_deref(), Some("bob"));
         for wrong in ["alice:secret", "alice", "alice:", "carol:Secret", ":", ""] {
             assert_eq!(user_of(&table, wrong).await, None, "{wrong:?}");

@@ -56,7 +56,12 @@ pub trait EventSink: Send + Sync + 'static {
     }
 
     /// A TCP relay ended; `error` says why when it was not a clean end.
-    fn tcp_closed(&self, peer: &Peer, target: &str, error: Option<&(dyn std::error::Error + 'static)>) {
+    fn tcp_closed(
+        &self,
+        peer: &Peer,
+        target: &str,
+        error: Option<&(dyn std::error::Error + 'static)>,
+    ) {
         let _ = (peer, target, error);
     }
 
@@ -87,7 +92,12 @@ impl<E: EventSink + ?Sized> EventSink for Arc<E> {
     fn tcp_requested(&self, peer: &Peer, target: &str) {
         (**self).tcp_requested(peer, target);
     }
-    fn tcp_closed(&self, peer: &Peer, target: &str, error: Option<&(dyn std::error::Error + 'static)>) {
+    fn tcp_closed(
+        &self,
+        peer: &Peer,
+        target: &str,
+        error: Option<&(dyn std::error::Error + 'static)>,
+    ) {
         (**self).tcp_closed(peer, target, error);
     }
     fn udp_opened(&self, peer: &Peer, session: u32, target: &str) {

@@ -29,7 +29,7 @@ pub struct MemoryBudget {
     limit: usize,
     used: AtomicUsize,
     /// What this one is a share of.
-    parent: Option<Arc<MemoryBudget>>,
+    parent: Option<Arc<Self>>,
 }
 
 impl MemoryBudget {
@@ -71,7 +71,9 @@ impl MemoryBudget {
     /// Returns the bytes that are still free.
     pub fn free(&self) -> usize {
         let own = self.limit.saturating_sub(self.used());
-        self.parent.as_ref().map_or(own, |parent| own.min(parent.free()))
+        self.parent
+            .as_ref()
+            .map_or(own, |parent| own.min(parent.free()))
     }
 
     /// Tells whether new connections should be turned away.
@@ -187,7 +189,10 @@ fn machine_memory() -> Option<u64> {
     let cgroup = std::fs::read_to_string("/proc/self/cgroup")
         .ok()
         .and_then(|text| {
-            let path = text.lines().find_map(|line| line.strip_prefix("0::"))?.to_owned();
+            let path = text
+                .lines()
+                .find_map(|line| line.strip_prefix("0::"))?
+                .to_owned();
             std::fs::read_to_string(format!("/sys/fs/cgroup{path}/memory.max")).ok()
         })
         .or_else(|| std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok())
@@ -246,7 +251,7 @@ mod tests {
         assert!(other.try_grow(3 << 20));
         let mut window = budget.reservation();
         let got = window.resize(64 << 20);
-        assert!(got >= 512 << 10 && got <= 1 << 20, "{got}");
+        assert!((512 << 10..=1 << 20).contains(&got), "{got}");
         assert_eq!(window.resize(1000), 1000);
         assert_eq!(budget.used(), (3 << 20) + 1000);
     }

@@ -67,16 +67,20 @@ pub trait Outbound: Send + Sync + 'static {
     /// # Errors
     ///
     /// A [`DialError`]; only its class reaches the client.
-    fn tcp<'a>(&'a self, target: &'a Address)
-    -> BoxFuture<'a, Result<Box<dyn TcpConnection>, DialError>>;
+    fn tcp<'a>(
+        &'a self,
+        target: &'a Address,
+    ) -> BoxFuture<'a, Result<Box<dyn TcpConnection>, DialError>>;
 
     /// Opens a UDP association; `first` is the destination of its first datagram.
     ///
     /// # Errors
     ///
     /// A [`DialError`]; the datagram is dropped.
-    fn udp<'a>(&'a self, first: &'a Address)
-    -> BoxFuture<'a, Result<Box<dyn UdpAssociation>, DialError>>;
+    fn udp<'a>(
+        &'a self,
+        first: &'a Address,
+    ) -> BoxFuture<'a, Result<Box<dyn UdpAssociation>, DialError>>;
 }
 
 impl<O: Outbound + ?Sized> Outbound for Arc<O> {
@@ -180,9 +184,7 @@ impl AddressPolicy {
 
     /// Tells whether `ip` may be dialled.
     pub fn permits(&self, ip: IpAddr) -> bool {
-        self.allow_private
-            || is_public(ip)
-            || self.allowed.iter().any(|net| net.contains(&ip))
+        self.allow_private || is_public(ip) || self.allowed.iter().any(|net| net.contains(&ip))
     }
 }
 
@@ -457,14 +459,47 @@ mod tests {
     #[test]
     fn special_ranges_are_not_public() {
         let refused = [
-            "0.0.0.0", "0.1.2.3", "10.0.0.1", "100.64.0.1", "100.127.255.255", "100.100.100.200",
-            "127.0.0.1", "127.255.255.254", "169.254.169.254", "172.16.0.1", "172.31.255.255",
-            "192.0.0.8", "192.0.2.1", "192.168.1.1", "198.18.0.1", "198.19.255.255",
-            "198.51.100.1", "203.0.113.9", "224.0.0.1", "239.255.255.250", "240.0.0.1",
-            "255.255.255.255", "168.63.129.16", "::", "::1", "::127.0.0.1", "::ffff:10.0.0.1",
-            "::ffff:127.0.0.1", "64:ff9b::7f00:1", "64:ff9b::a00:1", "64:ff9b:1::1", "100::1",
-            "2001::1", "2001:db8::1", "2002:7f00:1::", "fc00::1", "fd00:ec2::254", "fe80::1",
-            "fec0::1", "ff02::1", "3fff::1",
+            "0.0.0.0",
+            "0.1.2.3",
+            "10.0.0.1",
+            "100.64.0.1",
+            "100.127.255.255",
+            "100.100.100.200",
+            "127.0.0.1",
+            "127.255.255.254",
+            "169.254.169.254",
+            "172.16.0.1",
+            "172.31.255.255",
+            "192.0.0.8",
+            "192.0.2.1",
+            "192.168.1.1",
+            "198.18.0.1",
+            "198.19.255.255",
+            "198.51.100.1",
+            "203.0.113.9",
+            "224.0.0.1",
+            "239.255.255.250",
+            "240.0.0.1",
+            "255.255.255.255",
+            "168.63.129.16",
+            "::",
+            "::1",
+            "::127.0.0.1",
+            "::ffff:10.0.0.1",
+            "::ffff:127.0.0.1",
+            "64:ff9b::7f00:1",
+            "64:ff9b::a00:1",
+            "64:ff9b:1::1",
+            "100::1",
+            "2001::1",
+            "2001:db8::1",
+            "2002:7f00:1::",
+            "fc00::1",
+            "fd00:ec2::254",
+            "fe80::1",
+            "fec0::1",
+            "ff02::1",
+            "3fff::1",
         ];
         for ip in refused {
             assert!(!is_public(ip.parse().expect(ip)), "{ip}");
@@ -474,9 +509,21 @@ mod tests {
     #[test]
     fn ordinary_addresses_are_public() {
         let fine = [
-            "1.1.1.1", "8.8.8.8", "100.63.255.255", "100.128.0.1", "172.15.0.1", "172.32.0.1",
-            "192.0.1.1", "192.167.0.1", "198.17.0.1", "198.20.0.1", "223.255.255.255",
-            "2606:4700::1111", "2a00:1450::8a", "::ffff:8.8.8.8", "64:ff9b::808:808",
+            "1.1.1.1",
+            "8.8.8.8",
+            "100.63.255.255",
+            "100.128.0.1",
+            "172.15.0.1",
+            "172.32.0.1",
+            "192.0.1.1",
+            "192.167.0.1",
+            "198.17.0.1",
+            "198.20.0.1",
+            "223.255.255.255",
+            "2606:4700::1111",
+            "2a00:1450::8a",
+            "::ffff:8.8.8.8",
+            "64:ff9b::808:808",
         ];
         for ip in fine {
             assert!(is_public(ip.parse().expect(ip)), "{ip}");
@@ -505,8 +552,14 @@ mod tests {
         let port = free.local_addr().expect("addr").port();
         drop(free);
         let refused: Address = format!("127.0.0.1:{port}").parse().expect("address");
-        assert!(matches!(direct.tcp(&refused).await, Err(DialError::Refused(_))));
+        assert!(matches!(
+            direct.tcp(&refused).await,
+            Err(DialError::Refused(_))
+        ));
         let nowhere: Address = "name.invalid:80".parse().expect("address");
-        assert!(matches!(direct.tcp(&nowhere).await, Err(DialError::Unresolvable(_))));
+        assert!(matches!(
+            direct.tcp(&nowhere).await,
+            Err(DialError::Unresolvable(_))
+        ));
     }
 }

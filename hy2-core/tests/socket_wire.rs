@@ -198,44 +198,41 @@ async fn salts_do_not_repeat() {
 
 #[tokio::test]
 async fn wrong_key_meets_silence() {
+    let salamander = |key| Obfuscation::salamander(key).unwrap();
+    let gecko = |key| Obfuscation::gecko(key, 512, 1200).unwrap();
+    // All wait for the same timeout.
+    tokio::join!(
+        silence(salamander("the right key"), salamander("the wrong key")),
+        silence(gecko("the right key"), gecko("the wrong key")),
+        silence(salamander("the right key"), Obfuscation::Plain),
+        silence(gecko("the same key"), salamander("the same key")),
+    );
+}
+
+async fn silence(right: Obfuscation, wrong: Obfuscation) {
     let options = SocketOptions::default();
-    for (right, wrong) in [
-        (
-            Obfuscation::salamander("the right key").unwrap(),
-            Obfuscation::salamander("the wrong key").unwrap(),
-        ),
-        (
-            Obfuscation::gecko("the right key", 512, 1200).unwrap(),
-            Obfuscation::gecko("the wrong key", 512, 1200).unwrap(),
-        ),
-        (
-            Obfuscation::salamander("the right key").unwrap(),
-            Obfuscation::Plain,
-        ),
-    ] {
-        let pair = Pair::new(&right, &options);
-        let remote = pair.server.endpoint.local_addr().unwrap();
-        let stranger = client_to(remote, &wrong, &options);
-        let mut config = quic_pair::client_config();
-        let mut transport = quinn::TransportConfig::default();
-        transport.max_idle_timeout(Some(Duration::from_secs(2).try_into().unwrap()));
-        config.transport_config(transport.into());
-        let attempt = stranger
-            .endpoint
-            .connect_with(config, remote, "localhost")
-            .unwrap()
-            .await;
-        assert!(
-            matches!(attempt, Err(quinn::ConnectionError::TimedOut)),
-            "{attempt:?}"
-        );
-        let server = pair.server.socket.stats().snapshot();
-        assert!(server.rx_datagrams > 0);
-        assert_eq!(server.tx_datagrams, 0);
-        // And those who know the key are served.
-        let (from, to) = pair.connect().await;
-        transfer(&from, &to, 1 << 20).await;
-    }
+    let pair = Pair::new(&right, &options);
+    let remote = pair.server.endpoint.local_addr().unwrap();
+    let stranger = client_to(remote, &wrong, &options);
+    let mut config = quic_pair::client_config();
+    let mut transport = quinn::TransportConfig::default();
+    transport.max_idle_timeout(Some(Duration::from_secs(2).try_into().unwrap()));
+    config.transport_config(transport.into());
+    let attempt = stranger
+        .endpoint
+        .connect_with(config, remote, "localhost")
+        .unwrap()
+        .await;
+    assert!(
+        matches!(attempt, Err(quinn::ConnectionError::TimedOut)),
+        "{attempt:?}"
+    );
+    let server = pair.server.socket.stats().snapshot();
+    assert!(server.rx_datagrams > 0);
+    assert_eq!(server.tx_datagrams, 0);
+    // And those who know the key are served.
+    let (from, to) = pair.connect().await;
+    transfer(&from, &to, 1 << 20).await;
 }
 
 #[tokio::test]

@@ -312,7 +312,10 @@ mod tests {
             link.counters()
         };
         let counters = run(7);
-        assert!((19_500..20_500).contains(&counters.lost_packets), "{counters:?}");
+        assert!(
+            (19_500..20_500).contains(&counters.lost_packets),
+            "{counters:?}"
+        );
         assert_eq!(counters, run(7));
         assert_ne!(counters.lost_packets, run(8).lost_packets);
     }
@@ -325,8 +328,16 @@ mod tests {
             good_loss: 0.0,
             bad_loss: 1.0,
         };
-        let mut link = Link::new(LinkConfig { loss, ..LinkConfig::default() }, 3);
-        let lost: Vec<bool> = (0..200_000).map(|i| link.offer(i, 100)[0].is_none()).collect();
+        let mut link = Link::new(
+            LinkConfig {
+                loss,
+                ..LinkConfig::default()
+            },
+            3,
+        );
+        let lost: Vec<bool> = (0..200_000)
+            .map(|i| link.offer(i, 100)[0].is_none())
+            .collect();
         let total = lost.iter().filter(|l| **l).count() as f64;
         let bursts = lost.windows(2).filter(|w| !w[0] && w[1]).count() as f64;
         // The chain spends 1/11 of its time in the bad state, ten datagrams at a time.
@@ -337,7 +348,10 @@ mod tests {
     #[test]
     fn duplicates_reordering_and_mtu_are_counted() {
         let config = LinkConfig {
-            reorder: Reorder { probability: 0.3, extra_delay: Duration::from_millis(4) },
+            reorder: Reorder {
+                probability: 0.3,
+                extra_delay: Duration::from_millis(4),
+            },
             duplicate: 0.1,
             mtu: 1200,
             ..LinkConfig::default()

@@ -8,10 +8,7 @@ use crate::{
     congestion::BbrProfile,
     memory::MemoryBudget,
     quic::QuicConfig,
-    socket::{
-        DirectSocketFactory, HopInterval, Obfuscation, SocketFactory,
-        SocketOptions,
-    },
+    socket::{DirectSocketFactory, HopInterval, Obfuscation, SocketFactory, SocketOptions},
     tls::ClientTls,
 };
 

@@ -3,9 +3,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use hy2_proto::{auth::AuthResponse, bandwidth::Bandwidth};
-use quinn::{
-    ConnectionError, Endpoint, TokioRuntime, crypto::rustls::QuicClientConfig,
-};
+use quinn::{ConnectionError, Endpoint, TokioRuntime, crypto::rustls::QuicClientConfig};
 use quinn_proto::TransportErrorCode;
 use tokio::{
     net::lookup_host,
@@ -39,10 +37,15 @@ pub(super) async fn dial(config: &ClientConfig) -> Result<Session, ConnectError>
     for (index, address) in addresses.into_iter().enumerate() {
         // The last address may use all the time that is left.
         let rest = deadline.saturating_duration_since(Instant::now());
-        let share = rest / count.saturating_sub(u32::try_from(index).unwrap_or(0)).max(1);
+        let share = rest
+            / count
+                .saturating_sub(u32::try_from(index).unwrap_or(0))
+                .max(1);
         match timeout_at(Instant::now() + share, attempt(config, address)).await {
             Ok(Ok(session)) => return Ok(session),
-            Ok(Err(error @ (ConnectError::Silence | ConnectError::Lost(_) | ConnectError::Socket(_)))) => {
+            Ok(Err(
+                error @ (ConnectError::Silence | ConnectError::Lost(_) | ConnectError::Socket(_)),
+            )) => {
                 last = error;
             }
             // The server answered: another address would say the same.
@@ -116,7 +119,8 @@ async fn attempt(config: &ClientConfig, remote: SocketAddr) -> Result<Session, C
             Err(error) => {
                 connection.close(close::PROTOCOL, b"");
                 // The close must reach the server before the endpoint goes.
-                let _ = tokio::time::timeout(Duration::from_millis(200), endpoint.wait_idle()).await;
+                let _ =
+                    tokio::time::timeout(Duration::from_millis(200), endpoint.wait_idle()).await;
                 return Err(auth_error(error, &tls.failure));
             }
         };

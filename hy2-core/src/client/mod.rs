@@ -8,7 +8,10 @@ mod udp;
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, atomic::{AtomicBool, Ordering::Relaxed}},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -16,8 +19,8 @@ use hy2_proto::bandwidth::Bandwidth;
 use tokio::sync::Mutex;
 
 pub use config::{ClientConfig, FallbackCongestion, ServerAddress};
-pub use speedtest::{Amount, SpeedtestError, SpeedtestProgress, SpeedtestResult};
 pub use hy2_proto::speedtest::Direction;
+pub use speedtest::{Amount, SpeedtestError, SpeedtestProgress, SpeedtestResult};
 pub use udp::{UdpPacket, UdpSession};
 
 use crate::{

@@ -146,7 +146,9 @@ impl Session {
 /// Refuses what the server could only refuse, before a stream is spent on it.
 fn check_target(target: &str) -> Result<(), OpenError> {
     if target.len() > MAX_ADDRESS_LEN {
-        return Err(OpenError::Address(format!("longer than {MAX_ADDRESS_LEN} bytes")));
+        return Err(OpenError::Address(format!(
+            "longer than {MAX_ADDRESS_LEN} bytes"
+        )));
     }
     if target == hy2_proto::speedtest::ADDRESS {
         return Ok(());

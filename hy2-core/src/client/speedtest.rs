@@ -136,7 +136,8 @@ impl<'a> Meter<'a> {
     }
 
     fn left(&self) -> u64 {
-        self.limit.map_or(u64::MAX, |limit| limit.saturating_sub(self.bytes))
+        self.limit
+            .map_or(u64::MAX, |limit| limit.saturating_sub(self.bytes))
     }
 
     fn moved(&mut self, bytes: usize) {
@@ -170,7 +171,10 @@ impl<'a> Meter<'a> {
     }
 }
 
-async fn download(mut stream: TcpStream, mut meter: Meter<'_>) -> Result<SpeedtestResult, SpeedtestError> {
+async fn download(
+    mut stream: TcpStream,
+    mut meter: Meter<'_>,
+) -> Result<SpeedtestResult, SpeedtestError> {
     while meter.left() > 0 {
         match meter.until_deadline(stream.read_chunk()).await {
             Some(Ok(Some(chunk))) => meter.moved(chunk.len()),
@@ -181,11 +185,19 @@ async fn download(mut stream: TcpStream, mut meter: Meter<'_>) -> Result<Speedte
     Ok(meter.result())
 }
 
-async fn upload(mut stream: TcpStream, mut meter: Meter<'_>) -> Result<SpeedtestResult, SpeedtestError> {
+async fn upload(
+    mut stream: TcpStream,
+    mut meter: Meter<'_>,
+) -> Result<SpeedtestResult, SpeedtestError> {
     let chunk = Bytes::from(vec![0; CHUNK_LEN]);
     while meter.left() > 0 {
-        let size = usize::try_from(meter.left()).unwrap_or(usize::MAX).min(CHUNK_LEN);
-        match meter.until_deadline(stream.write_chunk(chunk.slice(..size))).await {
+        let size = usize::try_from(meter.left())
+            .unwrap_or(usize::MAX)
+            .min(CHUNK_LEN);
+        match meter
+            .until_deadline(stream.write_chunk(chunk.slice(..size)))
+            .await
+        {
             Some(result) => result?,
             None => break,
         }

@@ -131,7 +131,10 @@ fn dispatch(table: &Table, datagram: &Bytes) {
     };
     let mut table = table.lock();
     let packet = if message.is_fragment() {
-        let held: usize = table.values().map(|entry| entry.fragments.held_bytes()).sum();
+        let held: usize = table
+            .values()
+            .map(|entry| entry.fragments.held_bytes())
+            .sum();
         if held > MAX_FRAGMENTS {
             return;
         }
@@ -171,7 +174,9 @@ pub struct UdpSession {
 
 impl fmt::Debug for UdpSession {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("UdpSession").field("id", &self.id).finish_non_exhaustive()
+        f.debug_struct("UdpSession")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
     }
 }
 
@@ -184,7 +189,9 @@ impl UdpSession {
     /// the tunnel is gone.
     pub fn send(&self, data: &[u8], target: &str) -> Result<(), UdpSendError> {
         if target.len() > MAX_ADDRESS_LEN {
-            return Err(UdpSendError::Address(format!("longer than {MAX_ADDRESS_LEN} bytes")));
+            return Err(UdpSendError::Address(format!(
+                "longer than {MAX_ADDRESS_LEN} bytes"
+            )));
         }
         AddressRef::parse(target).map_err(|error| UdpSendError::Address(error.to_string()))?;
         let message = UdpMessage::whole(self.id, target, data);

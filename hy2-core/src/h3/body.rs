@@ -15,9 +15,11 @@ use parking_lot::Mutex;
 use quinn::{Connection, VarInt};
 
 use super::{
+    budget::Share,
     codes,
-    frame::{Frame, FrameError, Place},
+    frame::{Frame, FrameError},
     reader::{FrameReader, ReadFault},
+    request,
 };
 use crate::masquerade::BodyError;
 
@@ -62,6 +64,8 @@ pub(super) struct RequestBody {
     reader: Option<FrameReader>,
     home: Arc<Home>,
     conn: Connection,
+    /// Pays for trailers that are not complete.
+    share: Share,
     /// Bytes that the declared length still allows.
     allowed: Option<u64>,
     /// Bytes left in the current DATA frame.
@@ -73,16 +77,17 @@ pub(super) struct RequestBody {
 impl RequestBody {
     /// Takes the stream behind the field section.
     pub(super) fn new(
-        mut reader: FrameReader,
+        reader: FrameReader,
         home: Arc<Home>,
         conn: Connection,
+        share: Share,
         length: Option<u64>,
     ) -> Self {
-        reader.enter(Place::Body);
         Self {
             reader: Some(reader),
             home,
             conn,
+            share,
             allowed: length,
             in_frame: 0,
             trailers_seen: false,
@@ -98,8 +103,9 @@ impl RequestBody {
             let Some(reader) = &mut self.reader else {
                 return Poll::Ready(Ok(None));
             };
-            match ready!(reader.poll_frame(cx, &mut |_| true)) {
-                Ok(Some(Frame::DataHead(_) | Frame::HeadersHead)) if self.trailers_seen => {
+            let share = &mut self.share;
+            match ready!(reader.poll_frame(cx, &mut |held| share.resize(held))) {
+                Ok(Some(Frame::DataHead(_) | Frame::Headers(_))) if self.trailers_seen => {
                     return Poll::Ready(Err(invalid("frames follow the trailers")));
                 }
                 Ok(Some(Frame::DataHead(length))) => self.in_frame = length,
@@ -114,18 +120,28 @@ impl RequestBody {
                     }
                     return Poll::Ready(Ok(Some(data)));
                 }
-                // What the trailers say is of no use to anybody here.
-                Ok(Some(Frame::HeadersHead | Frame::Headers(_))) => self.trailers_seen = true,
+                // Nobody here has a use for trailers, but they have to be some.
+                Ok(Some(Frame::Headers(section))) => match request::check_trailers(&section) {
+                    Ok(()) => self.trailers_seen = true,
+                    Err(_) => return Poll::Ready(Err(invalid("malformed trailers"))),
+                },
+                Ok(Some(Frame::HeadersHead)) => {}
                 Ok(Some(Frame::Settings | Frame::GoAway))
                 | Err(ReadFault::Frame(FrameError::Reserved)) => {
                     self.conn.close(codes::FRAME_UNEXPECTED, b"");
                     return Poll::Ready(Err(invalid("a frame that must not stand here")));
                 }
                 Ok(None) => return Poll::Ready(Ok(None)),
-                Err(ReadFault::Lost(error)) => return Poll::Ready(Err(error.into())),
+                // To the reference's stack, and so to any handler behind it, a body may end anywhere but inside its
+                // trailers. Who declared a length is held to it by whoever uses the body.
+                Err(ReadFault::Truncated) if !reader.is_inside_section() => {
+                    return Poll::Ready(Ok(None));
+                }
+                Err(ReadFault::Frame(FrameError::CutShort)) => return Poll::Ready(Ok(None)),
                 Err(ReadFault::Truncated) => {
                     return Poll::Ready(Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()));
                 }
+                Err(ReadFault::Lost(error)) => return Poll::Ready(Err(error.into())),
                 Err(ReadFault::Frame(_)) => return Poll::Ready(Err(invalid("a malformed frame"))),
             }
         }

@@ -48,7 +48,9 @@ pub(super) async fn serve(
         Err(ReadFault::Frame(FrameError::SectionTooLarge)) => return too_large(reader, send).await,
         Ok(None)
         | Err(
-            ReadFault::Truncated | ReadFault::Lost(_) | ReadFault::Frame(FrameError::Malformed),
+            ReadFault::Truncated
+            | ReadFault::Lost(_)
+            | ReadFault::Frame(FrameError::Malformed | FrameError::CutShort),
         ) => {
             return abort(&mut reader, &mut send, codes::REQUEST_INCOMPLETE);
         }
@@ -67,10 +69,12 @@ pub(super) async fn serve(
     }
 
     let home = Arc::new(Home::default());
+    let trailers = shared.budget.share();
     let body = RequestBody::new(
         reader,
         Arc::clone(&home),
         shared.conn.clone(),
+        trailers,
         head.content_length,
     );
     let is_head = head.request.method() == Method::HEAD;
@@ -110,6 +114,7 @@ async fn answer(
         _ = stopped => return Err(codes::REQUEST_CANCELLED),
     };
     let Ok(response) = response else {
+        metrics::counter!("hy2_panics_total").increment(1);
         tracing::error!("request handler panicked");
         return Err(codes::INTERNAL_ERROR);
     };

@@ -21,9 +21,9 @@ pub(super) enum Frame {
     DataHead(u64),
     /// Bytes of the current DATA frame.
     Data(Bytes),
-    /// A whole HEADERS frame; found only in [`Place::Request`].
+    /// A whole HEADERS frame.
     Headers(Bytes),
-    /// The head of a HEADERS frame whose payload is skipped.
+    /// The head of a HEADERS frame in [`Place::Control`], whose payload is skipped.
     HeadersHead,
     /// A well-formed SETTINGS frame.
     Settings,
@@ -34,11 +34,9 @@ pub(super) enum Frame {
 /// Where in the conversation the frames are expected.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Place {
-    /// On a request stream before its field section, or on a response stream.
+    /// On a request stream.
     #[default]
     Request,
-    /// Behind the field section: the body and its trailers.
-    Body,
     /// On a control stream.
     Control,
 }
@@ -52,6 +50,9 @@ pub(super) enum FrameError {
     Reserved,
     /// A SETTINGS or GOAWAY frame that makes no sense.
     Malformed,
+    /// A SETTINGS frame whose payload ends inside a setting. The reference's stack mistakes it for the end of the
+    /// stream, so it gets another code than the rest.
+    CutShort,
 }
 
 /// Cuts frames out of bytes that arrive in any chunks.
@@ -74,10 +75,14 @@ enum State {
         left: u64,
         held: BytesMut,
     },
-    Control {
-        kind: u64,
+    Settings {
         left: u64,
         held: BytesMut,
+    },
+    GoAway {
+        length: u64,
+        bytes: [u8; varint::MAX_LEN],
+        len: usize,
     },
     Skip {
         left: u64,
@@ -142,33 +147,40 @@ impl FrameDecoder {
                     self.state = State::default();
                     return Ok(Some(Frame::Headers(section)));
                 }
-                State::Control { kind, left, held } => {
+                State::Settings { left, held } => {
                     if !gather(left, held, input) {
                         return Ok(None);
                     }
-                    let found = if *kind == SETTINGS {
-                        settings_are_valid(held).then_some(Frame::Settings)
-                    } else {
-                        is_one_varint(held).then_some(Frame::GoAway)
-                    };
+                    let found = check_settings(held);
                     self.state = State::default();
-                    return found.map(Some).ok_or(FrameError::Malformed);
+                    return found.map(Some);
+                }
+                // The stream ID is read before it is compared with the length, as in the reference's stack.
+                State::GoAway { length, bytes, len } => {
+                    let Some(used) = one_varint(bytes, len, input) else {
+                        return Ok(None);
+                    };
+                    if used as u64 != *length {
+                        return Err(FrameError::Malformed);
+                    }
+                    self.state = State::default();
+                    return Ok(Some(Frame::GoAway));
                 }
             }
         }
     }
 
-    /// Goes on with the frames of another place; only between two frames.
-    pub(super) fn enter(&mut self, place: Place) {
-        self.place = place;
-    }
-
     /// Returns how many bytes are held for a frame that is not complete.
     pub(super) fn held(&self) -> usize {
         match &self.state {
-            State::Section { held, .. } | State::Control { held, .. } => held.len(),
+            State::Section { held, .. } | State::Settings { held, .. } => held.len(),
             _ => 0,
         }
+    }
+
+    /// Returns whether a part of a field section has arrived, and a part has not.
+    pub(super) fn is_inside_section(&self) -> bool {
+        matches!(&self.state, State::Section { held, .. } if !held.is_empty())
     }
 
     /// Returns whether the stream may end here.
@@ -191,10 +203,6 @@ impl FrameDecoder {
                 return Ok(Some(Frame::HeadersHead));
             }
             HEADERS if length > MAX_SECTION => return Err(FrameError::SectionTooLarge),
-            HEADERS if self.place == Place::Body => {
-                self.state = State::Skip { left: length };
-                return Ok(Some(Frame::HeadersHead));
-            }
             HEADERS => {
                 self.state = State::Section {
                     left: length,
@@ -202,12 +210,17 @@ impl FrameDecoder {
                 }
             }
             SETTINGS if length > MAX_SETTINGS => return Err(FrameError::Malformed),
-            GOAWAY if length > 8 => return Err(FrameError::Malformed),
-            SETTINGS | GOAWAY => {
-                self.state = State::Control {
-                    kind,
+            SETTINGS => {
+                self.state = State::Settings {
                     left: length,
                     held: BytesMut::new(),
+                }
+            }
+            GOAWAY => {
+                self.state = State::GoAway {
+                    length,
+                    bytes: [0; varint::MAX_LEN],
+                    len: 0,
                 }
             }
             0x2 | 0x6 | 0x8 | 0x9 => return Err(FrameError::Reserved),
@@ -268,19 +281,18 @@ fn gather(left: &mut u64, held: &mut BytesMut, input: &mut Bytes) -> bool {
 }
 
 /// Applies the checks of the reference's stack: whole varints, no setting twice, boolean settings 0 or 1.
-fn settings_are_valid(mut payload: &[u8]) -> bool {
+fn check_settings(mut payload: &[u8]) -> Result<Frame, FrameError> {
     let mut seen = Vec::new();
     while !payload.is_empty() {
-        let Some((id, value)) = next_varint(&mut payload).zip(next_varint(&mut payload)) else {
-            return false;
-        };
+        let id = next_varint(&mut payload).ok_or(FrameError::CutShort)?;
+        let value = next_varint(&mut payload).ok_or(FrameError::CutShort)?;
         let is_flag = matches!(id, ENABLE_CONNECT_PROTOCOL | H3_DATAGRAM);
         if seen.contains(&id) || seen.len() == MAX_SETTINGS_COUNT || (is_flag && value > 1) {
-            return false;
+            return Err(FrameError::Malformed);
         }
         seen.push(id);
     }
-    true
+    Ok(Frame::Settings)
 }
 
 const ENABLE_CONNECT_PROTOCOL: u64 = 0x8;
@@ -288,8 +300,22 @@ const H3_DATAGRAM: u64 = 0x33;
 /// Bounds the search for duplicates; nobody sends more than a handful.
 const MAX_SETTINGS_COUNT: usize = 256;
 
-fn is_one_varint(mut payload: &[u8]) -> bool {
-    next_varint(&mut payload).is_some() && payload.is_empty()
+/// Reads a varint byte by byte and returns how many bytes it had.
+fn one_varint(
+    bytes: &mut [u8; varint::MAX_LEN],
+    len: &mut usize,
+    input: &mut Bytes,
+) -> Option<usize> {
+    loop {
+        if let Ok((_, used)) = varint::decode(bytes.get(..*len)?) {
+            return Some(used);
+        }
+        if !input.has_remaining() {
+            return None;
+        }
+        *bytes.get_mut(*len)? = input.get_u8();
+        *len += 1;
+    }
 }
 
 fn next_varint(payload: &mut &[u8]) -> Option<u64> {

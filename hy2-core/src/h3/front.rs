@@ -143,7 +143,10 @@ impl Front {
                 Some(done) = streams.join_next() => match done {
                     Ok(Some(stream)) => relay(stream),
                     Ok(None) => {}
-                    Err(error) => tracing::error!(%error, "stream task failed"),
+                    Err(error) => {
+                        metrics::counter!("hy2_panics_total").increment(1);
+                        tracing::error!(%error, "stream task failed");
+                    }
                 },
                 opened = &mut control, if control_stream.is_none() => match opened {
                     Ok(stream) => control_stream = Some(stream),

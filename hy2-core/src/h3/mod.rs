@@ -10,14 +10,11 @@
 //! * [`auth`] recognises an authentication request and words its answer; who may pass is decided elsewhere.
 //! * [`client`] asks for authentication from the other side.
 
-// The server and client modules are the callers.
-#![allow(dead_code, unused_imports)]
-
 pub(crate) mod auth;
 mod body;
 mod budget;
 pub(crate) mod client;
-pub(crate) mod codes;
+mod codes;
 mod exchange;
 mod frame;
 mod front;

@@ -93,9 +93,9 @@ impl FrameReader {
         std::future::poll_fn(|cx| self.poll_frame(cx, &mut held)).await
     }
 
-    /// Goes on with the frames of another place.
-    pub(super) fn enter(&mut self, place: Place) {
-        self.decoder.enter(place);
+    /// Returns whether a part of a field section has arrived, and a part has not.
+    pub(super) fn is_inside_section(&self) -> bool {
+        self.decoder.is_inside_section()
     }
 
     /// Asks the peer to send no more.

@@ -94,6 +94,52 @@ pub(super) fn parse(section: &[u8]) -> Result<Head, Refusal> {
     })
 }
 
+/// Decodes the section behind a body and checks what is checked of trailers.
+///
+/// # Errors
+/// The first [`Refusal`] met, reading the fields in order.
+pub(super) fn check_trailers(section: &[u8]) -> Result<(), Refusal> {
+    let mut decoder = Decoder::new(section);
+    let mut size = 0;
+    while let Some(field) = decoder.next_field().map_err(undecodable)? {
+        size += field.size();
+        if size as u64 > MAX_SECTION {
+            return Err(Refusal::TooLarge);
+        }
+        let is_text = field.name.iter().all(|octet| !octet.is_ascii_uppercase())
+            && is_field_value(&field.value);
+        if !is_text || field.name.first() == Some(&b':') || is_no_trailer(&regular_name(&field)?) {
+            return Err(Refusal::Malformed);
+        }
+    }
+    Ok(())
+}
+
+/// Fields that say how to read the message and so cannot stand behind it (RFC 9110, section 6.5.1).
+fn is_no_trailer(name: &HeaderName) -> bool {
+    name.as_str().starts_with("if-")
+        || matches!(
+            name.as_str(),
+            "authorization"
+                | "cache-control"
+                | "content-encoding"
+                | "content-length"
+                | "content-range"
+                | "content-type"
+                | "expect"
+                | "host"
+                | "max-forwards"
+                | "pragma"
+                | "proxy-authenticate"
+                | "proxy-authorization"
+                | "range"
+                | "realm"
+                | "te"
+                | "trailer"
+                | "www-authenticate"
+        )
+}
+
 fn undecodable(_: qpack::DecodeError) -> Refusal {
     Refusal::Undecodable
 }
@@ -395,6 +441,33 @@ mod tests {
         );
         let bomb = [&[0, 0][..], &[0xc0 | 32; 3000]].concat();
         assert_eq!(parse(&bomb).map(|_| ()), Err(Refusal::TooLarge));
+    }
+
+    #[test]
+    fn trailers() {
+        assert_eq!(
+            check_trailers(&section(&[("x-checksum", "1"), ("x-more", "2")])),
+            Ok(())
+        );
+        for name in [
+            ":method",
+            "Upper",
+            "content-length",
+            "if-match",
+            "connection",
+        ] {
+            assert_eq!(
+                check_trailers(&section(&[(name, "x")])),
+                Err(Refusal::Malformed),
+                "{name}"
+            );
+        }
+        assert_eq!(check_trailers(&[0, 0, 0x80]), Err(Refusal::Undecodable));
+        let large = "a".repeat(70_000);
+        assert_eq!(
+            check_trailers(&section(&[("x", &large)])),
+            Err(Refusal::TooLarge)
+        );
     }
 
     #[test]

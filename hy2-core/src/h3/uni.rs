@@ -57,7 +57,10 @@ pub(super) async fn serve(conn: &Connection, seen: &Seen, mut recv: RecvStream) 
             return pending().await;
         }
         Ok(Some(_)) => codes::MISSING_SETTINGS,
-        Ok(None) | Err(ReadFault::Truncated | ReadFault::Lost(_)) => codes::CLOSED_CRITICAL_STREAM,
+        Ok(None)
+        | Err(ReadFault::Truncated | ReadFault::Lost(_) | ReadFault::Frame(FrameError::CutShort)) => {
+            codes::CLOSED_CRITICAL_STREAM
+        }
         Err(ReadFault::Frame(FrameError::Reserved)) => codes::FRAME_UNEXPECTED,
         Err(ReadFault::Frame(FrameError::Malformed | FrameError::SectionTooLarge)) => {
             codes::FRAME_ERROR

@@ -8,7 +8,7 @@
 //! This is not a general proxy server: it resolves no names and applies no rules; the far end of
 //! the tunnel does both.
 
-use std::{fmt, future::Future, time::Duration};
+use std::{fmt, future::Future, io, time::Duration};
 
 use bytes::Bytes;
 use hy2_proto::address::Address;
@@ -21,6 +21,7 @@ mod mixed;
 mod relay;
 pub mod socks5;
 mod tcp_forward;
+mod tunnel;
 mod udp_forward;
 
 #[cfg(test)]
@@ -52,6 +53,26 @@ pub trait Dialer: Clone + Send + Sync + 'static {
 
     /// Opens a UDP session; it ends when it is dropped.
     fn udp(&self) -> impl Future<Output = Result<Self::Udp, DialFailure>> + Send;
+
+    /// Joins a local connection and a stream until both directions are over; the end of one is
+    /// passed on and leaves the other open. `early` is what the local program sent together with
+    /// its request, and goes first.
+    ///
+    /// The provided one copies through buffers; a tunnel that can do better does.
+    ///
+    /// # Errors
+    ///
+    /// When a side failed before its clean end.
+    fn join<L>(
+        local: L,
+        stream: Self::Stream,
+        early: Bytes,
+    ) -> impl Future<Output = io::Result<()>> + Send
+    where
+        L: AsyncRead + AsyncWrite + Send + Unpin,
+    {
+        relay::relay(local, stream, early)
+    }
 }
 
 /// One UDP session through the tunnel: any number of targets, one local program.

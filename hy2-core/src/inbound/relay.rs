@@ -2,6 +2,7 @@
 
 use std::io;
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, copy_bidirectional_with_sizes};
 
 /// Bytes held per direction.
@@ -9,22 +10,21 @@ const BUFFER: usize = 32 << 10;
 
 /// Copies both ways until both directions ended. `early` are bytes of the local program that
 /// were read together with its request; they go first. The end of one direction is passed on and
-/// leaves the other one open. Returns the bytes sent to and received from the tunnel.
+/// leaves the other one open.
 ///
 /// # Errors
 ///
 /// The first read or write error of either side; both sides are to be dropped then.
-pub(super) async fn relay<A, B>(mut local: A, mut tunnel: B, early: &[u8]) -> io::Result<(u64, u64)>
+pub(super) async fn relay<A, B>(mut local: A, mut tunnel: B, early: Bytes) -> io::Result<()>
 where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
     if !early.is_empty() {
-        tunnel.write_all(early).await?;
+        tunnel.write_all(&early).await?;
     }
-    let (sent, received) =
-        copy_bidirectional_with_sizes(&mut local, &mut tunnel, BUFFER, BUFFER).await?;
-    Ok((sent + early.len() as u64, received))
+    copy_bidirectional_with_sizes(&mut local, &mut tunnel, BUFFER, BUFFER).await?;
+    Ok(())
 }
 
 #[cfg(test)]
@@ -37,7 +37,8 @@ mod tests {
     async fn early_bytes_go_first_and_half_close_passes_both_ways() {
         let (mut program, local) = duplex(64);
         let (mut target, tunnel) = duplex(64);
-        let joined = tokio::spawn(async move { relay(local, tunnel, b"early ").await });
+        let joined =
+            tokio::spawn(async move { relay(local, tunnel, Bytes::from_static(b"early ")).await });
 
         program.write_all(b"late").await.expect("write");
         program.shutdown().await.expect("shutdown");
@@ -51,6 +52,6 @@ mod tests {
         seen.clear();
         program.read_to_string(&mut seen).await.expect("read");
         assert_eq!(seen, "answer");
-        assert_eq!(joined.await.expect("task").expect("relay"), (10, 6));
+        joined.await.expect("task").expect("relay");
     }
 }

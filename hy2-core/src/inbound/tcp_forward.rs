@@ -2,12 +2,13 @@
 
 use std::{io, net::SocketAddr};
 
+use bytes::Bytes;
 use hy2_proto::address::Address;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::{Dialer, InboundLimits, listener, relay::relay};
+use super::{Dialer, InboundLimits, listener};
 
 /// Settings of a [`TcpForward`].
 #[derive(Debug, Clone)]
@@ -57,7 +58,7 @@ impl TcpForward {
             async move {
                 match dialer.tcp(&remote).await {
                     Ok(tunnel) => {
-                        if let Err(error) = relay(stream, tunnel, &[]).await {
+                        if let Err(error) = D::join(stream, tunnel, Bytes::new()).await {
                             debug!(%error, "forwarded connection broke");
                         }
                     }

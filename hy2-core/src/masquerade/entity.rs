@@ -13,6 +13,8 @@ use http::{
     },
 };
 
+use hyper::ext::ReasonPhrase;
+
 use super::{Body, empty, plain_error};
 
 /// What is known about the content before it is read.
@@ -42,23 +44,18 @@ impl Entity {
     pub(super) fn plan(&self, method: &Method, headers: &HeaderMap) -> Plan {
         let is_read = matches!(*method, Method::GET | Method::HEAD);
         if !self.may_proceed(headers) {
-            let mut response = Response::new(empty());
-            *response.status_mut() = StatusCode::PRECONDITION_FAILED;
-            self.put_validators(response.headers_mut());
-            return Plan::Done(response);
+            return Plan::Done(self.precondition_failed());
         }
         match self.is_unchanged(headers) {
             Some(true) if is_read => return Plan::Done(self.not_modified()),
             Some(true) if headers.contains_key(IF_NONE_MATCH) => {
-                let mut response = Response::new(empty());
-                *response.status_mut() = StatusCode::PRECONDITION_FAILED;
-                return Plan::Done(response);
+                return Plan::Done(self.precondition_failed());
             }
             _ => {}
         }
         let range = headers
             .get(RANGE)
-            .filter(|_| is_read && self.range_is_for_this(headers));
+            .filter(|_| self.range_is_for_this(headers));
         let ranges = match range
             .map(|range| parse_ranges(range, self.size))
             .transpose()
@@ -79,7 +76,9 @@ impl Entity {
         let bytes = part.clone().unwrap_or(0..self.size);
         head.insert(CONTENT_LENGTH, HeaderValue::from(bytes.end - bytes.start));
         if let Some(part) = part {
-            let value = format!("bytes {}-{}/{}", part.start, part.end - 1, self.size);
+            // An empty part at the end is possible ("bytes=-0"), and its last byte comes before its first.
+            let last = i128::from(part.end) - 1;
+            let value = format!("bytes {}-{last}/{}", part.start, self.size);
             put(head, CONTENT_RANGE, &value);
             *response.status_mut() = StatusCode::PARTIAL_CONTENT;
         }
@@ -150,6 +149,13 @@ impl Entity {
         }
     }
 
+    fn precondition_failed(&self) -> Response<Body> {
+        let mut response = Response::new(empty());
+        *response.status_mut() = StatusCode::PRECONDITION_FAILED;
+        self.put_validators(response.headers_mut());
+        response
+    }
+
     fn not_modified(&self) -> Response<Body> {
         let mut response = Response::new(empty());
         *response.status_mut() = StatusCode::NOT_MODIFIED;
@@ -161,14 +167,14 @@ impl Entity {
     }
 
     fn unsatisfiable(&self, error: RangeError) -> Response<Body> {
-        let (text, status) = match error {
-            RangeError::NoOverlap => (
-                "invalid range: failed to overlap",
-                StatusCode::RANGE_NOT_SATISFIABLE,
-            ),
-            RangeError::Malformed => ("invalid range", StatusCode::RANGE_NOT_SATISFIABLE),
+        let text = match error {
+            RangeError::NoOverlap => "invalid range: failed to overlap",
+            RangeError::Malformed => "invalid range",
         };
-        let mut response = plain_error(status, text);
+        let mut response = plain_error(StatusCode::RANGE_NOT_SATISFIABLE, text);
+        // The phrase that Go has for this status in HTTP/1.
+        let phrase = ReasonPhrase::from_static(b"Requested Range Not Satisfiable");
+        response.extensions_mut().insert(phrase);
         if error == RangeError::NoOverlap {
             put(
                 response.headers_mut(),
@@ -229,11 +235,7 @@ fn parse_ranges(value: &HeaderValue, size: u64) -> Result<Vec<Range<u64>>, Range
             }
             first..last.min(size - 1) + 1
         };
-        if range.is_empty() {
-            missed = true;
-        } else {
-            ranges.push(range);
-        }
+        ranges.push(range);
     }
     if missed && ranges.is_empty() {
         Err(RangeError::NoOverlap)
@@ -302,6 +304,7 @@ mod tests {
             ("bytes=-5", 95..100, "bytes 95-99/100"),
             ("bytes=-500", 0..100, "bytes 0-99/100"),
             ("bytes=90-500", 90..100, "bytes 90-99/100"),
+            ("bytes=-0", 100..100, "bytes 100-99/100"),
             ("bytes=90-99, 200-", 90..100, "bytes 90-99/100"),
         ] {
             let (status, range, headers) = plan(&[("range", range)]);
@@ -313,7 +316,7 @@ mod tests {
             Some(0..100),
             "several ranges"
         );
-        for range in ["bytes=100-", "bytes=500-600", "bytes=-0"] {
+        for range in ["bytes=100-", "bytes=500-600"] {
             let (status, _, headers) = plan(&[("range", range)]);
             assert_eq!(
                 (status, headers["content-range"].as_bytes()),

@@ -23,7 +23,7 @@ use tokio::{
 
 use super::{
     Body, BodyError, Masquerade, empty,
-    entity::{Entity, Plan, put},
+    entity::{Entity, Plan},
     full, media_type, path, plain_error,
 };
 use crate::BoxFuture;
@@ -74,11 +74,9 @@ impl Files {
             .unwrap_or("");
         match (found, plain.ends_with('/') || plain == "*") {
             (Err(error), _) => failure(&error),
-            (Ok(Found::File { .. }), true) => {
-                redirect(request, &format!("../{}", path::encode_segment(last)))
-            }
+            (Ok(Found::File { .. }), true) => redirect(request, &format!("../{}", last)),
             (Ok(Found::Index { .. } | Found::Listing { .. }), false) => {
-                redirect(request, &format!("{}/", path::encode_segment(last)))
+                redirect(request, &format!("{}/", last))
             }
             (Ok(Found::File { file, metadata }), false) => {
                 send(request, last, file, &metadata).await
@@ -231,7 +229,11 @@ fn listing(request: &Request<()>, entries: &[String], metadata: &Metadata) -> Re
         conditions.insert(IF_MODIFIED_SINCE, since.clone());
     }
     let head = match about.plan(request.method(), &conditions) {
-        Plan::Done(not_modified) => return not_modified,
+        Plan::Done(mut not_modified) => {
+            // Go tells when a file last changed, but not when a directory did.
+            not_modified.headers_mut().remove(LAST_MODIFIED);
+            return not_modified;
+        }
         Plan::Send(head, _) => head,
     };
     let mut page = String::from(
@@ -241,8 +243,7 @@ fn listing(request: &Request<()>, entries: &[String], metadata: &Metadata) -> Re
         let (name, slash) = entry
             .strip_suffix('/')
             .map_or((entry.as_str(), ""), |name| (name, "/"));
-        // A colon in the first segment of a relative link would make a scheme of what stands before it.
-        let link = path::encode_segment(name);
+        let link = path::link(name);
         page.push_str(&format!(
             "<a href=\"{link}{slash}\">{}</a>\n",
             escape(entry)
@@ -284,7 +285,10 @@ fn redirect(request: &Request<()>, to: &str) -> Response<Body> {
         .unwrap_or_default();
     let mut response = Response::new(empty());
     *response.status_mut() = StatusCode::MOVED_PERMANENTLY;
-    put(response.headers_mut(), LOCATION, &format!("{to}{query}"));
+    // Not escaped, as from Go; a name that no header can carry leads nowhere.
+    if let Ok(location) = HeaderValue::from_bytes(format!("{to}{query}").as_bytes()) {
+        response.headers_mut().insert(LOCATION, location);
+    }
     response
 }
 

@@ -35,25 +35,14 @@ pub(super) fn segments(path: &str) -> Vec<&str> {
     segments
 }
 
-/// Escapes a name for use as one segment of a relative link.
-pub(super) fn encode_segment(name: &str) -> String {
-    let mut out = String::with_capacity(name.len());
+/// Escapes a name for use as a relative link.
+pub(super) fn link(name: &str) -> String {
+    // In the first segment of a relative link a colon would make a scheme of what stands before it.
+    let mut out = String::from(if name.contains(':') { "./" } else { "" });
     for octet in name.bytes() {
         match octet {
-            b'A'..=b'Z'
-            | b'a'..=b'z'
-            | b'0'..=b'9'
-            | b'-'
-            | b'_'
-            | b'.'
-            | b'~'
-            | b'$'
-            | b'&'
-            | b'+'
-            | b'='
-            | b'@' => {
-                out.push(char::from(octet));
-            }
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' => out.push(char::from(octet)),
+            octet if b"-_.~$&+,:;=@".contains(&octet) => out.push(char::from(octet)),
             octet => out.push_str(&format!("%{octet:02X}")),
         }
     }
@@ -86,13 +75,14 @@ mod tests {
         for broken in ["/%", "/%4", "/%zz", "/%00", "/%ff"] {
             assert_eq!(decode(broken), None, "{broken}");
         }
-        assert_eq!(encode_segment("a b?#č"), "a%20b%3F%23%C4%8D");
+        assert_eq!(link("a b?#č"), "a%20b%3F%23%C4%8D");
+        assert_eq!(link("a:b"), "./a:b");
     }
 
     proptest! {
         #[test]
-        fn decoding_reverses_encoding(name in "[^\0]{0,40}") {
-            prop_assert_eq!(decode(&encode_segment(&name)), Some(name));
+        fn decoding_reverses_encoding(name in "[^\0./][^\0/]{0,40}") {
+            prop_assert_eq!(decode(link(&name).trim_start_matches("./")), Some(name));
         }
 
         #[test]

@@ -27,7 +27,11 @@ const DATAGRAM_PARAMETER: u64 = 0x20;
 pub(crate) struct ServerCrypto(pub(crate) Arc<dyn crypto::ServerConfig>);
 
 impl crypto::ServerConfig for ServerCrypto {
-    fn initial_keys(&self, version: u32, dst_cid: &ConnectionId) -> Result<Keys, UnsupportedVersion> {
+    fn initial_keys(
+        &self,
+        version: u32,
+        dst_cid: &ConnectionId,
+    ) -> Result<Keys, UnsupportedVersion> {
         self.0.initial_keys(version, dst_cid)
     }
 
@@ -35,7 +39,11 @@ impl crypto::ServerConfig for ServerCrypto {
         self.0.retry_tag(version, orig_dst_cid, packet)
     }
 
-    fn start_session(self: Arc<Self>, version: u32, params: &TransportParameters) -> Box<dyn Session> {
+    fn start_session(
+        self: Arc<Self>,
+        version: u32,
+        params: &TransportParameters,
+    ) -> Box<dyn Session> {
         let params = with_datagram_size(params, Side::Client, Rule::Replace);
         Box::new(WrappedSession {
             inner: Arc::clone(&self.0).start_session(version, &params),
@@ -137,7 +145,11 @@ enum Rule {
 
 /// Re-encodes `params` with our datagram size. `reader` is the side that reads the parameters,
 /// which decides which ones are legal.
-fn with_datagram_size(params: &TransportParameters, reader: Side, rule: Rule) -> TransportParameters {
+fn with_datagram_size(
+    params: &TransportParameters,
+    reader: Side,
+    rule: Rule,
+) -> TransportParameters {
     let mut encoded = Vec::with_capacity(256);
     params.write(&mut encoded);
     let (mut kept, present) = without_parameter(&encoded, DATAGRAM_PARAMETER);
@@ -197,10 +209,17 @@ mod tests {
     fn a_missing_datagram_size_is_assumed() {
         // 0x1 = 30000, 0xf = empty: what the official client sends, shortened.
         let theirs = parse("010480007530 0f00".replace(' ', "").as_str(), Side::Server);
-        let seen = encoded(&with_datagram_size(&theirs, Side::Server, Rule::AddIfMissing));
+        let seen = encoded(&with_datagram_size(
+            &theirs,
+            Side::Server,
+            Rule::AddIfMissing,
+        ));
         let (_, present) = without_parameter(&seen, DATAGRAM_PARAMETER);
         assert!(present);
-        assert!(seen.windows(4).any(|w| w == [0x20, 0x02, 0x44, 0xb0]), "{seen:02x?}");
+        assert!(
+            seen.windows(4).any(|w| w == [0x20, 0x02, 0x44, 0xb0]),
+            "{seen:02x?}"
+        );
     }
 
     #[test]
@@ -213,7 +232,12 @@ mod tests {
 
     #[test]
     fn our_own_size_is_replaced_and_nothing_else_changes() {
-        let ours = parse("010480007530 0304800005c0 20048000ffff 0f00".replace(' ', "").as_str(), Side::Server);
+        let ours = parse(
+            "010480007530 030245c0 20048000ffff 0f00"
+                .replace(' ', "")
+                .as_str(),
+            Side::Server,
+        );
         let (before, _) = without_parameter(&encoded(&ours), DATAGRAM_PARAMETER);
         let sent = encoded(&with_datagram_size(&ours, Side::Server, Rule::Replace));
         let (after, present) = without_parameter(&sent, DATAGRAM_PARAMETER);

@@ -34,7 +34,10 @@ impl ResetKey {
     /// silently and one of an earlier run is answered by a reset.
     fn identifier_key(&self) -> u64 {
         let hash = digest::digest(&digest::SHA256, &[b"hy2 cid".as_slice(), &self.0].concat());
-        hash.as_ref().iter().take(8).fold(0, |key, byte| (key << 8) | u64::from(*byte))
+        hash.as_ref()
+            .iter()
+            .take(8)
+            .fold(0, |key, byte| (key << 8) | u64::from(*byte))
     }
 }
 

@@ -355,7 +355,9 @@ impl Outward {
             return;
         }
         let now = Instant::now();
-        let near = self.last_read.is_some_and(|last| now.duration_since(last) < NEAR);
+        let near = self
+            .last_read
+            .is_some_and(|last| now.duration_since(last) < NEAR);
         self.last_read = Some(now);
         self.small_run = if near { self.small_run + 1 } else { 0 };
         if self.small_run >= SMALL_RUN {

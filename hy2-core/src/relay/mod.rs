@@ -2,8 +2,8 @@
 
 pub(crate) mod copy;
 pub(crate) mod limiter;
-pub(crate) mod recv;
 mod reassembler;
+pub(crate) mod recv;
 mod stream;
 pub(crate) mod udp;
 

@@ -140,7 +140,9 @@ impl Reassembler {
 
     /// Memory held, in bytes, book-keeping included.
     pub(crate) fn held(&self) -> usize {
-        self.ready_bytes + self.gapped_bytes + CHUNK_OVERHEAD * (self.gapped.len() + self.ready.len())
+        self.ready_bytes
+            + self.gapped_bytes
+            + CHUNK_OVERHEAD * (self.gapped.len() + self.ready.len())
     }
 }
 

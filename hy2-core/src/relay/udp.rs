@@ -132,7 +132,8 @@ struct Session {
 impl Session {
     fn touch(&self) {
         let since = self.opened.elapsed().as_millis();
-        self.active.store(u64::try_from(since).unwrap_or(u64::MAX), Relaxed);
+        self.active
+            .store(u64::try_from(since).unwrap_or(u64::MAX), Relaxed);
     }
 
     fn idle_at(&self, timeout: Duration) -> Instant {
@@ -164,7 +165,10 @@ impl Sessions {
             return self.forward(message.session_id, message.address, datagram, message.data);
         }
         let held: usize = if known {
-            self.open.values().map(|entry| entry.fragments.held_bytes()).sum()
+            self.open
+                .values()
+                .map(|entry| entry.fragments.held_bytes())
+                .sum()
         } else {
             0
         };
@@ -208,7 +212,11 @@ impl Sessions {
             });
             match destination {
                 Some(Some(destination)) => {
-                    if entry.latest.as_ref().is_none_or(|(latest, _)| **latest != *text) {
+                    if entry
+                        .latest
+                        .as_ref()
+                        .is_none_or(|(latest, _)| **latest != *text)
+                    {
                         entry.latest = Some((text.into(), destination));
                     }
                     context.send_out(&**association, data, destination);
@@ -228,7 +236,11 @@ impl Sessions {
 
     /// Finds or opens a session.
     fn entry(&mut self, id: u32) -> &mut Entry {
-        let Self { context, open, tasks } = self;
+        let Self {
+            context,
+            open,
+            tasks,
+        } = self;
         open.entry(id).or_insert_with(|| {
             let session = Arc::new(Session {
                 id,
@@ -311,7 +323,11 @@ impl UdpContext {
 }
 
 /// Runs one session until it is idle for too long or its socket fails.
-async fn run(context: Arc<UdpContext>, session: Arc<Session>, mut queue: mpsc::Receiver<Waiting>) -> u32 {
+async fn run(
+    context: Arc<UdpContext>,
+    session: Arc<Session>,
+    mut queue: mpsc::Receiver<Waiting>,
+) -> u32 {
     let idle = context.idle_timeout;
     let first = tokio::select! {
         first = queue.recv() => first,
@@ -329,7 +345,9 @@ async fn run(context: Arc<UdpContext>, session: Arc<Session>, mut queue: mpsc::R
         }
     };
     let _presence = context.counters.enter(Presence::UdpSession);
-    context.events.udp_opened(&context.peer, session.id, &first.text);
+    context
+        .events
+        .udp_opened(&context.peer, session.id, &first.text);
     deliver(&context, &session, &**association, first).await;
     let mut way_back = WayBack::new(session.id);
     let mut timer = Box::pin(sleep_until(session.idle_at(idle)));

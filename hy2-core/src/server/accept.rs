@@ -143,7 +143,14 @@ fn admit(
         match established {
             Ok(Ok(connection)) => {
                 // Boxed: the handshake's memory is not kept for the connection's life.
-                Box::pin(connection::serve(shared, connection, congestion, id, unauthenticated)).await;
+                Box::pin(connection::serve(
+                    shared,
+                    connection,
+                    congestion,
+                    id,
+                    unauthenticated,
+                ))
+                .await;
             }
             Ok(Err(error)) => tracing::debug!(%error, "handshake failed"),
             Err(_) => tracing::debug!("handshake timed out"),

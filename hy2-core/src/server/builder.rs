@@ -11,8 +11,8 @@ use tokio::{sync::watch, task::JoinSet};
 
 use super::{Server, ServerConfig, ServerHandle, Shared, accept, users::Registry};
 use crate::{
-    authenticator::{AuthContext, AuthDecision, Authenticator},
     BoxFuture,
+    authenticator::{AuthContext, AuthDecision, Authenticator},
     error::BindError,
     event::{EventSink, NoEvents},
     masquerade::{Masquerade, OrdinarySite},

@@ -3,7 +3,10 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU32, Ordering::{Acquire, Relaxed, Release}},
+        atomic::{
+            AtomicBool, AtomicU32,
+            Ordering::{Acquire, Relaxed, Release},
+        },
     },
     time::Duration,
 };
@@ -20,11 +23,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{
-    Shared, tcp,
-    tcp::StreamEnd,
-    users::Member,
-};
+use super::{Shared, tcp, tcp::StreamEnd, users::Member};
 use crate::{
     BoxFuture,
     authenticator::{AuthContext, AuthDecision, SessionGuard},
@@ -64,7 +63,8 @@ impl Relays {
         if self.active.fetch_add(1, Relaxed) == 0 {
             let rate = self.member.congestion.snapshot();
             if let crate::congestion::Algorithm::Brutal { .. } = rate.algorithm {
-                self.udp_share.set(Some(rate.target_rate / 100 * UDP_SHARE_PERCENT));
+                self.udp_share
+                    .set(Some(rate.target_rate / 100 * UDP_SHARE_PERCENT));
             }
         }
         ActiveStream(Arc::clone(self))
@@ -101,12 +101,7 @@ pub(crate) async fn serve(
         state: Mutex::new(GateState::default()),
         admitted,
     });
-    let front = Front::new(
-        connection.clone(),
-        authenticated,
-        gate,
-        H3Limits::default(),
-    );
+    let front = Front::new(connection.clone(), authenticated, gate, H3Limits::default());
     let mut draining = shared.draining.subscribe();
     if *draining.borrow_and_update() {
         front.shutdown();
@@ -185,7 +180,9 @@ fn close_if_drained(
     relays: &Option<Arc<Relays>>,
     connection: &Connection,
 ) {
-    let idle = relays.as_ref().is_none_or(|relays| relays.active.load(Relaxed) == 0);
+    let idle = relays
+        .as_ref()
+        .is_none_or(|relays| relays.active.load(Relaxed) == 0);
     if *draining.borrow() && idle {
         connection.close(close::OK, b"");
     }
@@ -320,13 +317,17 @@ impl Gate {
             return state.granted;
         }
         state.attempts += 1;
-        if state.attempts > self.shared.config.limits.auth_attempts || *self.shared.draining.borrow() {
+        if state.attempts > self.shared.config.limits.auth_attempts
+            || *self.shared.draining.borrow()
+        {
             return None;
         }
         let said = auth::read_request(request);
         let client_rx = (!said.rx.is_zero()).then_some(said.rx);
         let server_name = self.connection.handshake_data().and_then(|data| {
-            data.downcast::<quinn::crypto::rustls::HandshakeData>().ok()?.server_name
+            data.downcast::<quinn::crypto::rustls::HandshakeData>()
+                .ok()?
+                .server_name
         });
         let context = AuthContext {
             remote: self.connection.remote_address(),
@@ -381,4 +382,3 @@ impl Gate {
         Some(granted)
     }
 }
-

@@ -51,10 +51,22 @@ pub(crate) async fn serve(relays: Arc<Relays>, stream: RelayStream) -> StreamEnd
         answer(&mut send, Err("server is shutting down")).await;
         return StreamEnd::Served;
     }
-    let Request { target, offset, early } = request;
-    let mut recv = RelayRecv::new(recv, offset, early, &relays.memory, relays.round_trip.clone());
+    let Request {
+        target,
+        offset,
+        early,
+    } = request;
+    let mut recv = RelayRecv::new(
+        recv,
+        offset,
+        early,
+        &relays.memory,
+        relays.round_trip.clone(),
+    );
     if relays.shared.config.speed_test
-        && target.strip_prefix(SPEED_TEST_HOST).is_some_and(|rest| rest.starts_with(':'))
+        && target
+            .strip_prefix(SPEED_TEST_HOST)
+            .is_some_and(|rest| rest.starts_with(':'))
     {
         super::speedtest::serve(send, recv).await;
         return StreamEnd::Served;
@@ -96,7 +108,10 @@ pub(crate) async fn serve(relays: Arc<Relays>, stream: RelayStream) -> StreamEnd
     if let Err(RelayError::Recv(crate::relay::recv::RecvError::Starved)) = &result {
         metrics::counter!("hy2_streams_starved_total").increment(1);
     }
-    let error = result.as_ref().err().map(|error| error as &(dyn std::error::Error + 'static));
+    let error = result
+        .as_ref()
+        .err()
+        .map(|error| error as &(dyn std::error::Error + 'static));
     events.tcp_closed(&relays.member.peer, &target, error);
     StreamEnd::Served
 }
@@ -164,4 +179,3 @@ pub(super) async fn answer(send: &mut SendStream, result: Result<(), &str>) -> b
 async fn given_up(send: &SendStream) {
     let _ = send.stopped().await;
 }
-

@@ -123,12 +123,20 @@ impl Registry {
     }
 
     pub(crate) fn user(&self, id: &UserId) -> Option<Arc<User>> {
-        self.inner.lock().users.get(id).map(|entry| Arc::clone(&entry.user))
+        self.inner
+            .lock()
+            .users
+            .get(id)
+            .map(|entry| Arc::clone(&entry.user))
     }
 
     pub(crate) fn users(&self) -> Vec<Arc<User>> {
         let inner = self.inner.lock();
-        inner.users.values().map(|entry| Arc::clone(&entry.user)).collect()
+        inner
+            .users
+            .values()
+            .map(|entry| Arc::clone(&entry.user))
+            .collect()
     }
 
     pub(crate) fn members(&self) -> Vec<Member> {
@@ -170,7 +178,10 @@ impl Registry {
             // The oldest stay.
             let mut newest: Vec<_> = members.iter().collect();
             newest.sort_by_key(|member| member.peer.connection);
-            for member in newest.into_iter().skip(usize::try_from(max).unwrap_or(usize::MAX)) {
+            for member in newest
+                .into_iter()
+                .skip(usize::try_from(max).unwrap_or(usize::MAX))
+            {
                 member.connection.close(close::EXCESSIVE_LOAD, b"");
             }
         }

@@ -27,7 +27,7 @@ use tokio::{runtime::Handle, sync::Notify, task::AbortHandle};
 use super::{
     factory::SocketFactory,
     obfs::Obfuscation,
-    options::SocketOptions,
+    options::{GrantedBuffers, SocketOptions},
     poller::{Writable, WritablePoller},
     stats::SocketStats,
     udp::UdpSocket,
@@ -221,6 +221,11 @@ impl HopSocket {
         // Owned by the socket that is returned, which ends it when dropped.
         let timer = runtime.spawn(hop_forever(shared.clone())).abort_handle();
         Ok(Arc::new(Self { shared, timer }))
+    }
+
+    /// Returns the kernel buffers of the current socket.
+    pub(super) fn buffers(&self) -> GrantedBuffers {
+        self.shared.links.load().current.buffers()
     }
 }
 

@@ -1,7 +1,33 @@
 //! What sits under quinn: UDP sockets with batching, obfuscation, port hopping.
 //!
 //! [`server_socket`] and [`client_socket`] make what a quinn endpoint is built on; the rest
-//! configures them. Nothing here knows of QUIC beyond the first bit of a datagram.
+//! configures them. Nothing here knows of QUIC beyond the first bytes of a datagram.
+//!
+//! An endpoint on such a socket needs two things for an obfuscated server to stay silent
+//! towards those who lack the key: quinn's default connection ID generator, or another one
+//! that recognises its own, lest stateless resets answer noise; and a UDP payload lower by
+//! [`QuicSocket::overhead`].
+//!
+//! ```no_run
+//! use hy2_core::socket::{Obfuscation, SocketOptions, bind, server_socket};
+//! use quinn::{Endpoint, EndpointConfig, TokioRuntime};
+//!
+//! # async fn serve(config: quinn::ServerConfig) -> Result<(), Box<dyn std::error::Error>> {
+//! let options = SocketOptions::default();
+//! let obfs = Obfuscation::salamander("a password of some length")?;
+//! let socket = server_socket(bind("[::]:443".parse()?, &options)?, &obfs, &options)?;
+//!
+//! let mut endpoint = EndpointConfig::default();
+//! endpoint.max_udp_payload_size(1472 - socket.overhead())?;
+//! let endpoint = Endpoint::new_with_abstract_socket(
+//!     endpoint,
+//!     Some(config),
+//!     socket.socket(),
+//!     std::sync::Arc::new(TokioRuntime),
+//! )?;
+//! # Ok(())
+//! # }
+//! ```
 
 mod factory;
 mod hop;
@@ -34,6 +60,7 @@ pub struct QuicSocket {
     socket: Arc<dyn AsyncUdpSocket>,
     stats: Arc<SocketStats>,
     overhead: u16,
+    buffers: GrantedBuffers,
 }
 
 impl QuicSocket {
@@ -49,6 +76,12 @@ impl QuicSocket {
         &self.stats
     }
 
+    /// Returns the kernel buffers that were granted when the socket was opened.
+    #[must_use]
+    pub fn buffers(&self) -> GrantedBuffers {
+        self.buffers
+    }
+
     /// Returns how many bytes each datagram grows by on the wire: lower
     /// `EndpointConfig::max_udp_payload_size` and the MTU bounds by as much.
     #[must_use]
@@ -62,6 +95,7 @@ impl fmt::Debug for QuicSocket {
         f.debug_struct("QuicSocket")
             .field("socket", &self.socket)
             .field("overhead", &self.overhead)
+            .field("buffers", &self.buffers)
             .finish_non_exhaustive()
     }
 }
@@ -82,6 +116,7 @@ pub fn server_socket(
     let stats = Arc::<SocketStats>::default();
     let socket = udp::UdpSocket::new(socket, obfs, options, stats.clone(), SERVER_LANES)?;
     Ok(QuicSocket {
+        buffers: socket.buffers(),
         socket,
         stats,
         overhead: obfs.overhead(),
@@ -108,16 +143,23 @@ pub fn client_socket(
     options: &SocketOptions,
 ) -> io::Result<QuicSocket> {
     let stats = Arc::<SocketStats>::default();
-    let socket: Arc<dyn AsyncUdpSocket> = match hop {
-        Some(hop) => hop::HopSocket::new(remote, hop, factory, obfs, options, stats.clone())?,
+    let (socket, buffers): (Arc<dyn AsyncUdpSocket>, _) = match hop {
+        Some(hop) => {
+            let hop = hop::HopSocket::new(remote, hop, factory, obfs, options, stats.clone())?;
+            let buffers = hop.buffers();
+            (hop, buffers)
+        }
         None => {
             let socket = factory.open(remote)?;
-            udp::UdpSocket::new(socket, obfs, options, stats.clone(), 1)?
+            let socket = udp::UdpSocket::new(socket, obfs, options, stats.clone(), 1)?;
+            let buffers = socket.buffers();
+            (socket, buffers)
         }
     };
     Ok(QuicSocket {
         socket,
         stats,
         overhead: obfs.overhead(),
+        buffers,
     })
 }

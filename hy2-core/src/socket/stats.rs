@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// Live counters of a socket; all of them only grow.
+/// Live counters of a socket; none of them ever goes down.
 ///
 /// They are touched once per system call, never once per packet.
 #[derive(Debug, Default)]
@@ -10,6 +10,7 @@ pub struct SocketStats {
     tx_datagrams: AtomicU64,
     tx_bytes: AtomicU64,
     tx_sends: AtomicU64,
+    tx_widest: AtomicU64,
     rx_datagrams: AtomicU64,
     rx_bytes: AtomicU64,
     rx_reads: AtomicU64,
@@ -30,6 +31,8 @@ pub struct SocketCounters {
     pub tx_bytes: u64,
     /// System calls that handed datagrams to the kernel.
     pub tx_sends: u64,
+    /// Most datagrams that one of these system calls took.
+    pub tx_widest: u64,
     /// Datagrams received, before any is dropped by the obfuscation.
     pub rx_datagrams: u64,
     /// UDP payload bytes received, obfuscation included.
@@ -68,6 +71,7 @@ impl SocketStats {
             tx_datagrams: self.tx_datagrams.load(Relaxed),
             tx_bytes: self.tx_bytes.load(Relaxed),
             tx_sends: self.tx_sends.load(Relaxed),
+            tx_widest: self.tx_widest.load(Relaxed),
             rx_datagrams: self.rx_datagrams.load(Relaxed),
             rx_bytes: self.rx_bytes.load(Relaxed),
             rx_reads: self.rx_reads.load(Relaxed),
@@ -83,6 +87,7 @@ impl SocketStats {
         self.tx_datagrams.fetch_add(datagrams as u64, Relaxed);
         self.tx_bytes.fetch_add(bytes as u64, Relaxed);
         self.tx_sends.fetch_add(1, Relaxed);
+        self.tx_widest.fetch_max(datagrams as u64, Relaxed);
     }
 
     pub(super) fn received(&self, datagrams: usize, bytes: usize) {

@@ -23,7 +23,7 @@ use tokio::{io::Interest, runtime::Handle, sync::Notify, task::AbortHandle};
 use super::{
     inbox::Inbox,
     obfs::Obfuscation,
-    options::SocketOptions,
+    options::{GrantedBuffers, SocketOptions},
     outbox::{self, FULL_TRANSMIT, MAX_RUN_BYTES, MAX_RUN_DATAGRAMS, Outbox},
     poller::{Writable, WritablePoller},
     stats::SocketStats,
@@ -45,6 +45,7 @@ const MAX_READ_ERRORS: usize = 16;
 pub(super) struct UdpSocket {
     shared: Arc<Shared>,
     flusher: AbortHandle,
+    buffers: GrantedBuffers,
 }
 
 pub(super) struct Shared {
@@ -83,7 +84,7 @@ impl UdpSocket {
     ) -> io::Result<Arc<Self>> {
         let runtime = Handle::try_current().map_err(io::Error::other)?;
         socket.set_nonblocking(true)?;
-        options.apply_buffers(&socket);
+        let buffers = options.apply_buffers(&socket);
         let state = UdpSocketState::new((&socket).into())?;
         let segments = if !options.gso || state.max_gso_segments() == 1 {
             1
@@ -104,7 +105,16 @@ impl UdpSocket {
         });
         // Owned by the socket that is returned, which ends it when dropped.
         let flusher = runtime.spawn(flush_held(shared.clone())).abort_handle();
-        Ok(Arc::new(Self { shared, flusher }))
+        Ok(Arc::new(Self {
+            shared,
+            flusher,
+            buffers,
+        }))
+    }
+
+    /// Returns the kernel buffers the socket has.
+    pub(super) fn buffers(&self) -> GrantedBuffers {
+        self.buffers
     }
 
     /// Makes tokio believe that the kernel's buffer is full, as a send that found it so does.

@@ -201,7 +201,12 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, dss, &provider().signature_verification_algorithms)
+        verify_tls12_signature(
+            message,
+            cert,
+            dss,
+            &provider().signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -210,11 +215,18 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &provider().signature_verification_algorithms)
+        verify_tls13_signature(
+            message,
+            cert,
+            dss,
+            &provider().signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider().signature_verification_algorithms.supported_schemes()
+        provider()
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }
 
@@ -228,7 +240,9 @@ fn system_roots() -> Arc<RootCertStore> {
     Arc::new(roots)
 }
 
-pub(super) fn certificates_of(path: &Path) -> Result<Vec<CertificateDer<'static>>, CertificateError> {
+pub(super) fn certificates_of(
+    path: &Path,
+) -> Result<Vec<CertificateDer<'static>>, CertificateError> {
     let unusable = || CertificateError::Pem {
         path: path.to_owned(),
         what: "certificate",

@@ -165,7 +165,18 @@ impl ServerTls {
 
     /// Returns the PEM files that [`Self::reload`] reads, certificate first.
     pub fn files(&self) -> Option<(&Path, &Path)> {
-        self.files.as_deref().map(|(c, k)| (c.as_path(), k.as_path()))
+        self.files
+            .as_deref()
+            .map(|(c, k)| (c.as_path(), k.as_path()))
+    }
+
+    /// Returns settings for HTTPS on TCP with the same certificate, which follow its renewals.
+    ///
+    /// # Errors
+    ///
+    /// [`CertificateError`] when the parts do not make a configuration.
+    pub fn https(&self) -> Result<Arc<rustls::ServerConfig>, CertificateError> {
+        self.rustls(&[b"h2", b"http/1.1"]).map(Arc::new)
     }
 
     /// Returns rustls settings for `alpn` protocols, in order of preference.
@@ -262,7 +273,9 @@ struct Resolver {
 
 impl fmt::Debug for Resolver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Resolver").field("guard", &self.guard).finish_non_exhaustive()
+        f.debug_struct("Resolver")
+            .field("guard", &self.guard)
+            .finish_non_exhaustive()
     }
 }
 
@@ -286,12 +299,14 @@ impl ResolvesServerCert for Resolver {
 /// (RFC 6125 §6.4.3).
 fn covers(patterns: &[String], host: &str) -> bool {
     let host = host.trim_end_matches('.').to_ascii_lowercase();
-    patterns.iter().any(|pattern| match pattern.strip_prefix("*.") {
-        Some(parent) => host
-            .split_once('.')
-            .is_some_and(|(label, rest)| !label.is_empty() && rest == parent),
-        None => *pattern == host,
-    })
+    patterns
+        .iter()
+        .any(|pattern| match pattern.strip_prefix("*.") {
+            Some(parent) => host
+                .split_once('.')
+                .is_some_and(|(label, rest)| !label.is_empty() && rest == parent),
+            None => *pattern == host,
+        })
 }
 
 #[cfg(test)]
@@ -318,7 +333,16 @@ mod tests {
         let empty = dir.path().join("empty.pem");
         std::fs::write(&empty, "nothing").expect("write");
         let error = ServerTls::from_pem_files(&empty, &empty).expect_err("empty");
-        assert!(matches!(error, CertificateError::Pem { what: "certificate", .. }), "{error}");
+        assert!(
+            matches!(
+                error,
+                CertificateError::Pem {
+                    what: "certificate",
+                    ..
+                }
+            ),
+            "{error}"
+        );
     }
 
     #[test]

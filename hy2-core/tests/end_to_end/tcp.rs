@@ -40,9 +40,18 @@ async fn a_refused_target_is_told_by_class() {
     let target = free.local_addr().expect("address").to_string();
     drop(free);
     let error = client.tcp(&target).await.expect_err("refused");
-    assert!(matches!(&error, OpenError::Refused(text) if text == "connection refused"), "{error}");
-    let error = client.tcp("name.invalid:80").await.expect_err("unresolvable");
-    assert!(matches!(&error, OpenError::Refused(text) if text == "name does not resolve"), "{error}");
+    assert!(
+        matches!(&error, OpenError::Refused(text) if text == "connection refused"),
+        "{error}"
+    );
+    let error = client
+        .tcp("name.invalid:80")
+        .await
+        .expect_err("unresolvable");
+    assert!(
+        matches!(&error, OpenError::Refused(text) if text == "name does not resolve"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -51,5 +60,8 @@ async fn a_wrong_password_is_told_apart() {
     let mut config = pair.config.clone();
     config.auth = "wrong".to_owned();
     let error = Client::connect(config).await.expect_err("rejected");
-    assert!(matches!(error, ConnectError::AuthRejected { status: 400..500 }), "{error}");
+    assert!(
+        matches!(error, ConnectError::AuthRejected { status: 400..500 }),
+        "{error}"
+    );
 }

@@ -11,7 +11,17 @@ async fn datagrams_of_every_size_come_back() {
     let client = pair.client().await;
     let session = client.udp().await.expect("session");
     let target = origin.target();
-    for len in [1, 2, 100, 1000, 1180, 1200, 1500, 3000, hy2_core::proto::udp::max_payload(target.len())] {
+    for len in [
+        1,
+        2,
+        100,
+        1000,
+        1180,
+        1200,
+        1500,
+        3000,
+        hy2_core::proto::udp::max_payload(target.len()),
+    ] {
         let data: Vec<u8> = (0..len).map(|i| i as u8).collect();
         session.send(&data, &target).expect("send");
         let packet = timeout(Duration::from_secs(5), session.recv())

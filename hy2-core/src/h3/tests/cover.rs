@@ -227,7 +227,8 @@ async fn the_control_stream_begins_with_settings() {
         (frame(0, b"x"), 0x10a),
         (get("/"), 0x10a),
         (frame(7, &[0]), 0x10a),
-        (frame(4, &[6]), 0x106),
+        (frame(4, &[6]), 0x104),
+        (frame(4, &[6, 1, 6, 1]), 0x106),
         (frame(4, &[8, 2]), 0x106),
         (frame(9, b""), 0x105),
     ] {
@@ -328,22 +329,34 @@ async fn bodies_and_their_declared_length() {
     }
     let (_send, mut recv) = probe.open(&[post("4"), body.clone()].concat()).await;
     assert_eq!(reset_code(&mut recv).await, 0x10e, "more than declared");
-    // Frames behind the trailers, and a frame cut short: the handler sees a broken body.
-    let after = [
-        post("5"),
-        body.clone(),
-        headers(&[("a", "b")]),
-        frame(0, b""),
-    ]
-    .concat();
+    // Frames behind the trailers, and trailers cut short: the handler sees a broken body.
+    let trailers = headers(&[("a", "b")]);
+    let after = [post("5"), body.clone(), trailers.clone(), frame(0, b"")].concat();
     assert_eq!(probe.ask(&after).await.status(), 400);
+    let cut = &trailers[..trailers.len() - 1];
     assert_eq!(
         probe
-            .ask(&[post("9"), frame_head(0, 9), b"short".to_vec()].concat())
+            .ask(&[&post("5")[..], &body, cut].concat())
             .await
             .status(),
         400
     );
+    // Anything else may be cut short.
+    for end in [
+        &[0x00][..],
+        b"\x00\x09part",
+        b"\x21\x09part",
+        b"\x04\x01\x06",
+        b"\x07",
+        b"\x01\x09",
+    ] {
+        let whole = [&request("POST", "localhost", "/read", &[])[..], &body, end].concat();
+        let answer = probe.ask(&whole).await;
+        assert_eq!(answer.status(), 200, "{end:02x?}");
+        assert!(answer.body.starts_with(b"hello"));
+    }
+    let bad_trailers = [post("5"), body.clone(), headers(&[(":path", "/")])].concat();
+    assert_eq!(probe.ask(&bad_trailers).await.status(), 400);
     let _stream = probe.open(&[post("9"), frame(4, b"")].concat()).await;
     assert_eq!(probe.closed().await, (0x105, String::new()));
 }

@@ -197,12 +197,6 @@ impl Probe {
         }
     }
 
-    /// Asks for the page, which may be refused, but is answered.
-    pub(super) async fn page_may_be_served(&self) {
-        let answer = self.ask(&get("/")).await;
-        assert!([200, 431].contains(&answer.status()), "{answer:?}");
-    }
-
     /// Asks, unless the connection is lost meanwhile.
     pub(super) async fn ask_or_lose(&self, bytes: &[u8]) {
         let Ok((mut send, mut recv)) = self.conn.open_bi().await else {

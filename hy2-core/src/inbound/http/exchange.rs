@@ -20,7 +20,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
 
 use super::{HttpProxyConfig, request};
-use crate::inbound::{DialFailure, Dialer, relay::relay};
+use crate::inbound::{DialFailure, Dialer};
 
 /// Longest request or response head in bytes.
 const MAX_HEAD: usize = 64 << 10;
@@ -58,22 +58,19 @@ pub(in crate::inbound) async fn serve_connection<D: Dialer>(
     }
     let tunnel = proxy.tunnel.lock().take();
     if let Some((upgrade, tunnel)) = tunnel {
-        join(upgrade, tunnel).await;
+        join::<D>(upgrade, tunnel).await;
     }
 }
 
 /// Relays after a CONNECT was answered.
-async fn join<S>(upgrade: OnUpgrade, tunnel: S)
-where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
-{
+async fn join<D: Dialer>(upgrade: OnUpgrade, tunnel: D::Stream) {
     let Ok(upgraded) = upgrade.await else {
         // The program left before the answer was written.
         return;
     };
     let ended = match upgraded.downcast::<TokioIo<TcpStream>>() {
-        Ok(parts) => relay(parts.io.into_inner(), tunnel, &parts.read_buf).await,
-        Err(upgraded) => relay(TokioIo::new(upgraded), tunnel, &[]).await,
+        Ok(parts) => D::join(parts.io.into_inner(), tunnel, parts.read_buf).await,
+        Err(upgraded) => D::join(TokioIo::new(upgraded), tunnel, Bytes::new()).await,
     };
     if let Err(error) = ended {
         debug!(%error, "HTTP tunnel broke");

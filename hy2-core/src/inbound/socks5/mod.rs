@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use self::wire::{Command, Method, Reply, Request, WireError};
-use super::{Credentials, DialFailure, Dialer, InboundLimits, listener, relay::relay};
+use super::{Credentials, DialFailure, Dialer, InboundLimits, listener};
 
 mod associate;
 pub mod wire;
@@ -208,8 +208,8 @@ impl Session {
             Err(failure) => return self.refuse(failure.into()).await,
         };
         self.answer(Reply::Succeeded, UNSPECIFIED).await?;
-        let early = std::mem::take(&mut self.buffer);
-        relay(&mut self.stream, tunnel, &early).await?;
+        let early = std::mem::take(&mut self.buffer).freeze();
+        D::join(&mut self.stream, tunnel, early).await?;
         Ok(())
     }
 

@@ -1,0 +1,50 @@
+# The commands that developers and CI run. `make help` lists them.
+.DEFAULT_GOAL := help
+SHELL := /usr/bin/env bash
+CARGO ?= cargo
+
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+.PHONY: run
+run: ## Build, start a server and a client, carry traffic, show the figures, leave the pair running
+	@scripts/run.sh
+
+.PHONY: stop
+stop: ## Stop the pair that `make run` left running
+	@scripts/run.sh stop
+
+.PHONY: test
+test: ## Run everything: formatting, lints, unit, property, end-to-end, hostile, interop, examples
+	@scripts/test.sh
+
+.PHONY: check
+check: ## Formatting and lints only
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+.PHONY: bars
+bars: ## The long matrices and paired speed runs (an hour; quiet machine)
+	@scripts/bars.sh
+
+.PHONY: deny
+deny: ## Check licences, banned crates and sources (installs cargo-deny when missing)
+	@command -v cargo-deny >/dev/null || $(CARGO) install --locked --debug cargo-deny
+	$(CARGO) deny --offline check bans licenses sources
+
+.PHONY: package
+package: ## Build every crate from its packed archive
+	$(CARGO) package --workspace --allow-dirty
+
+.PHONY: doc
+doc: ## Build the documentation, warnings are errors
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
+
+.PHONY: peer
+peer: ## Build the reference implementation's test peer (needs Go)
+	@interop/build.sh
+
+.PHONY: clean
+clean: ## Remove everything built
+	$(CARGO) clean

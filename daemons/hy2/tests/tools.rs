@@ -1,0 +1,142 @@
+//! `cert`, `share` and `version`, and how the command line answers mistakes.
+
+use std::{fs, path::Path, process::Command};
+
+#[test]
+fn certificates_are_made_and_not_replaced_by_accident() {
+    let folder = tempfile::tempdir().expect("folder");
+    let made = hy2(
+        folder.path(),
+        &["cert", "--host", "example.com", "--host", "127.0.0.1"],
+    );
+    assert!(made.status.success(), "{made:?}");
+    let said = String::from_utf8(made.stdout).expect("text");
+    let pin = said
+        .lines()
+        .find_map(|line| line.strip_prefix("pinSHA256: "))
+        .expect("a pin");
+    assert!(
+        pin.len() == 64 && pin.bytes().all(|c| c.is_ascii_hexdigit()),
+        "{pin}"
+    );
+    let key = folder.path().join("key.pem");
+    let before = fs::read(&key).expect("key");
+    assert!(before.starts_with(b"-----BEGIN PRIVATE KEY-----"));
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = fs::metadata(&key).expect("key").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    let again = hy2(folder.path(), &["cert", "--host", "example.com"]);
+    assert_eq!(again.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&again.stderr).contains("cert.pem exists; --overwrite"));
+    assert_eq!(fs::read(&key).expect("key"), before);
+
+    let replaced = hy2(
+        folder.path(),
+        &["cert", "--host", "example.com", "--overwrite"],
+    );
+    assert!(replaced.status.success(), "{replaced:?}");
+    assert_ne!(fs::read(&key).expect("key"), before);
+
+    let wrong = hy2(
+        folder.path(),
+        &["cert", "--host", "exa mple", "--cert", "x", "--key", "x"],
+    );
+    assert_eq!(wrong.status.code(), Some(1));
+}
+
+#[test]
+fn links_say_what_the_file_says() {
+    let folder = tempfile::tempdir().expect("folder");
+    let pin = "ab".repeat(32);
+    for (file, link) in [
+        (
+            "server: example.com\nauth: pass\n",
+            "hysteria2://pass@example.com/".to_owned(),
+        ),
+        (
+            "server: example.com:8443\nauth: 'john:wi/ck'\n",
+            "hysteria2://john:wi%2Fck@example.com:8443/".to_owned(),
+        ),
+        (
+            "server: '[2001:db8::1]:443,5000-6000'\n",
+            "hysteria2://[2001:db8::1]:443,5000-6000/".to_owned(),
+        ),
+        (
+            &format!(
+                "server: a\nobfs: {{type: gecko, gecko: {{password: hidden}}}}\ntls: {{sni: b, insecure: true, pinSHA256: '{}'}}\n",
+                pin.to_uppercase()
+            ),
+            format!(
+                "hysteria2://a/?insecure=1&obfs=gecko&obfs-password=hidden&pinSHA256={pin}&sni=b"
+            ),
+        ),
+        (
+            "server: hy2://pass@example.com/?sni=b#name\n",
+            "hysteria2://pass@example.com/?sni=b".to_owned(),
+        ),
+    ] {
+        fs::write(folder.path().join("config.yaml"), file).expect("write");
+        let shared = hy2(folder.path(), &["share"]);
+        assert_eq!(
+            String::from_utf8_lossy(&shared.stdout),
+            format!("{link}\n"),
+            "{shared:?}"
+        );
+    }
+    let qr = hy2(folder.path(), &["share", "--notext", "--qr"]);
+    let qr = String::from_utf8(qr.stdout).expect("text");
+    assert!(qr.contains('█') && !qr.contains("hysteria2"), "{qr}");
+}
+
+#[test]
+fn the_command_line_is_told_about_mistakes() {
+    let folder = tempfile::tempdir().expect("folder");
+    let version = hy2(folder.path(), &["version"]);
+    let expected = format!("hy2 {}\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!(String::from_utf8_lossy(&version.stdout), expected);
+    for wrong in [
+        &["serve"][..],
+        &["server", "--log-level", "loud"],
+        &["cert"],
+        &["speedtest", "--duration", "10"],
+        &["speedtest", "--skip-download", "--skip-upload"],
+        &["ping"],
+    ] {
+        let answer = hy2(folder.path(), wrong);
+        assert_eq!(answer.status.code(), Some(2), "{wrong:?}: {answer:?}");
+    }
+}
+
+#[test]
+fn flags_win_over_the_environment() {
+    let run = |arguments: &[&str]| {
+        Command::new(assert_cmd::cargo::cargo_bin!("hy2"))
+            .args(arguments)
+            .env("HYSTERIA_LOG_LEVEL", "loud")
+            .env("HYSTERIA_LOG_FORMAT", "json")
+            .output()
+            .expect("runs")
+    };
+    assert_eq!(
+        run(&["version"]).status.code(),
+        Some(2),
+        "the environment is read"
+    );
+    assert_eq!(
+        run(&["version", "--log-level", "debug"]).status.code(),
+        Some(0)
+    );
+}
+
+fn hy2(folder: &Path, arguments: &[&str]) -> std::process::Output {
+    Command::new(assert_cmd::cargo::cargo_bin!("hy2"))
+        .args(arguments)
+        .current_dir(folder)
+        .env("HOME", folder)
+        .output()
+        .expect("runs")
+}

@@ -1,0 +1,16 @@
+//! What the daemons of hy2 share: logs, signals, watched files, metrics and progress.
+//!
+//! Only daemons use this crate. The libraries log and count through facades and leave it to the
+//! process to install what receives them; that is done here.
+#![forbid(unsafe_code)]
+
+mod exposition;
+pub mod logging;
+mod progress;
+mod signals;
+mod watch;
+
+pub use exposition::Exposition;
+pub use progress::{Progress, human_bytes, human_rate};
+pub use signals::{Signal, Signals};
+pub use watch::FileWatch;

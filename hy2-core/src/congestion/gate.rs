@@ -1,0 +1,147 @@
+//! The token bucket that decides when the next packet may leave.
+
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed};
+
+use super::shared::Shared;
+
+/// A window above this turns quinn's own pacer off (`quinn-proto` `connection/pacing.rs`).
+const OPEN: u64 = u64::MAX / 2;
+
+/// A window that lets no packet out. Not zero, which quinn forbids.
+const CLOSED: u64 = 1;
+
+/// How much may leave at once after a pause, in nanoseconds of the rate (reference: four times the
+/// pacing granularity of 1 ms).
+const BURST_NANOS: u64 = 4_000_000;
+
+/// The same while data waits for the gate: a timer that is late must not cost rate.
+const CATCH_UP_NANOS: u64 = 16_000_000;
+
+/// Packets that may leave at once at any rate (reference: ten).
+const BURST_PACKETS: u64 = 10;
+
+/// Shortest sleep, the granularity of the runtime's timers.
+const SLEEP_NANOS: u64 = 1_000_000;
+
+const NANOS_PER_SEC: u128 = 1_000_000_000;
+
+/// The bucket of one controller.
+///
+/// All fields are only touched under quinn's connection lock; they are atomics because
+/// `Controller::window` takes `&self`.
+#[derive(Debug)]
+pub(super) struct Gate {
+    /// Bytes per second; 0 is no gate.
+    rate: u64,
+    mtu: u64,
+    tokens: AtomicI64,
+    /// Time of `tokens`, in nanoseconds of [`Shared`].
+    filled: AtomicU64,
+    /// Calls of `window` since the last event: quinn asks twice per datagram, first for the
+    /// window and then for its pacer, and reports what was sent only at the end of a batch.
+    calls: AtomicU32,
+    /// 1 while data waits for the gate.
+    waiting: AtomicU32,
+}
+
+impl Gate {
+    pub(super) fn new(mtu: u64) -> Self {
+        Self {
+            rate: 0,
+            mtu,
+            tokens: AtomicI64::new(as_signed(BURST_PACKETS * mtu)),
+            filled: AtomicU64::new(0),
+            calls: AtomicU32::new(0),
+            waiting: AtomicU32::new(0),
+        }
+    }
+
+    pub(super) fn set_rate(&mut self, now: u64, rate: u64) {
+        self.refill(now);
+        self.rate = rate;
+    }
+
+    pub(super) fn set_mtu(&mut self, mtu: u64) {
+        self.mtu = mtu;
+    }
+
+    /// Charges what was really sent.
+    pub(super) fn on_sent(&mut self, now: u64, bytes: u64) {
+        self.refill(now);
+        let tokens = self.tokens.load(Relaxed).saturating_sub(as_signed(bytes));
+        self.tokens.store(tokens, Relaxed);
+        self.waiting.store(0, Relaxed);
+        self.calls.store(0, Relaxed);
+    }
+
+    /// Something happened between two batches: the count of calls starts anew.
+    pub(super) fn resynchronise(&self) {
+        self.calls.store(0, Relaxed);
+    }
+
+    fn refill(&self, now: u64) {
+        let filled = self.filled.load(Relaxed);
+        if now <= filled {
+            return;
+        }
+        self.filled.store(now, Relaxed);
+        let burst = if self.waiting.load(Relaxed) == 1 {
+            CATCH_UP_NANOS
+        } else {
+            BURST_NANOS
+        };
+        let cap = self.bytes_in(burst).max(BURST_PACKETS * self.mtu);
+        let tokens = self.tokens.load(Relaxed);
+        let fresh = as_signed(self.bytes_in(now - filled));
+        let sum = tokens.saturating_add(fresh).min(as_signed(cap).max(tokens));
+        self.tokens.store(sum, Relaxed);
+    }
+
+    fn bytes_in(&self, nanos: u64) -> u64 {
+        let bytes = u128::from(self.rate) * u128::from(nanos) / NANOS_PER_SEC;
+        u64::try_from(bytes).unwrap_or(u64::MAX / 4)
+    }
+
+    /// Answers quinn's question for the window, see the module documentation of `congestion`.
+    ///
+    /// `room` is how many more bytes the algorithm's window allows in flight.
+    pub(super) fn window(&self, shared: &Shared, room: u64) -> u64 {
+        let calls = self.calls.load(Relaxed);
+        self.calls.store(calls.wrapping_add(1), Relaxed);
+        if calls % 2 == 1 {
+            return OPEN;
+        }
+        // Datagrams that this batch holds already.
+        let pending = u64::from(calls / 2) * self.mtu;
+        if room < pending + self.mtu {
+            // The next acknowledgement makes room and wakes the connection.
+            self.calls.store(0, Relaxed);
+            return CLOSED;
+        }
+        let needed = as_signed(pending + self.mtu);
+        if self.tokens.load(Relaxed) >= needed {
+            return OPEN;
+        }
+        let Some(now) = shared.now() else {
+            return OPEN;
+        };
+        self.refill(now);
+        let tokens = self.tokens.load(Relaxed);
+        if tokens >= needed {
+            return OPEN;
+        }
+        self.calls.store(0, Relaxed);
+        self.waiting.store(1, Relaxed);
+        if pending == 0 {
+            let missing = u128::from(needed.saturating_sub(tokens).unsigned_abs());
+            let nanos = missing * NANOS_PER_SEC / u128::from(self.rate.max(1));
+            let nanos = u64::try_from(nanos).unwrap_or(u64::MAX / 2);
+            shared.arm(now.saturating_add(nanos.max(SLEEP_NANOS)));
+        }
+        CLOSED
+    }
+}
+
+fn as_signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,171 @@
+//! What the handle, the controllers and the pacing task of one connection have in common.
+
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU64, Ordering::*},
+    },
+    time::{Duration, Instant},
+};
+
+use futures_util::task::AtomicWaker;
+use parking_lot::Mutex;
+use quinn::Runtime;
+
+use hy2_proto::brutal::AckRate;
+
+use super::{Algorithm, figures::Figures};
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    command: Mutex<Algorithm>,
+    /// Counts the commands, so that the controller sees a new one by comparing a number.
+    generation: AtomicU64,
+    pub(super) figures: Figures,
+    send_window_limit: AtomicU64,
+    /// The controller's time zero; nanoseconds below count from here.
+    epoch: OnceLock<Instant>,
+    clock: OnceLock<Arc<dyn Runtime>>,
+    attached: AtomicBool,
+    /// When the pacing task has to wake the connection; [`NEVER`] if it need not.
+    deadline: AtomicU64,
+    pub(super) waker: AtomicWaker,
+    carried: Mutex<Option<Carried>>,
+}
+
+/// What a controller leaves for the one that quinn builds after a change of address.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Carried {
+    pub(super) smoothed_rtt: Duration,
+    pub(super) ack_rate: Option<AckRate>,
+}
+
+pub(super) const NEVER: u64 = u64::MAX;
+
+impl Shared {
+    pub(super) fn new(algorithm: Algorithm) -> Self {
+        let figures = Figures::default();
+        figures.ack_rate_millionths.store(1_000_000, Relaxed);
+        Self {
+            command: Mutex::new(algorithm),
+            generation: AtomicU64::new(0),
+            figures,
+            send_window_limit: AtomicU64::new(MAX_SEND_WINDOW),
+            epoch: OnceLock::new(),
+            clock: OnceLock::new(),
+            attached: AtomicBool::new(false),
+            deadline: AtomicU64::new(NEVER),
+            waker: AtomicWaker::new(),
+            carried: Mutex::new(None),
+        }
+    }
+
+    pub(super) fn set(&self, algorithm: Algorithm) {
+        let mut command = self.command.lock();
+        *command = algorithm;
+        self.generation.fetch_add(1, Release);
+        drop(command);
+        // A connection that waits for its next packet at the former rate should not sleep through this.
+        self.wake_connection();
+    }
+
+    pub(super) fn algorithm(&self) -> Algorithm {
+        *self.command.lock()
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.load(Acquire)
+    }
+
+    pub(super) fn send_window_target(&self) -> u64 {
+        let rate = self.figures.target_rate.load(Relaxed);
+        let rtt = self.figures.smoothed_rtt_nanos.load(Relaxed);
+        let product = u128::from(rate) * u128::from(rtt) / 1_000_000_000 * 12;
+        let limit = self.send_window_limit.load(Relaxed);
+        u64::try_from(product)
+            .unwrap_or(u64::MAX)
+            .max(MIN_SEND_WINDOW)
+            .min(limit)
+    }
+
+    pub(super) fn set_send_window_limit(&self, limit: u64) {
+        self.send_window_limit
+            .store(limit.min(MAX_SEND_WINDOW), Relaxed);
+        self.wake_connection();
+    }
+
+    pub(super) fn nanos(&self, at: Instant) -> u64 {
+        let epoch = *self.epoch.get_or_init(|| at);
+        at.saturating_duration_since(epoch).as_nanos() as u64
+    }
+
+    pub(super) fn instant(&self, nanos: u64) -> Option<Instant> {
+        self.epoch.get()?.checked_add(Duration::from_nanos(nanos))
+    }
+
+    /// The time in nanoseconds, if a pacing task runs.
+    pub(super) fn now(&self) -> Option<u64> {
+        if !self.attached.load(Relaxed) {
+            return None;
+        }
+        self.clock.get().map(|clock| self.nanos(clock.now()))
+    }
+
+    pub(super) fn set_attached(&self, runtime: &Arc<dyn Runtime>) {
+        let clock = self.clock.get_or_init(|| runtime.clone());
+        self.nanos(clock.now());
+        self.attached.store(true, Release);
+    }
+
+    pub(super) fn set_detached(&self) {
+        self.attached.store(false, Release);
+        self.waker.wake();
+    }
+
+    pub(super) fn is_attached(&self) -> bool {
+        self.attached.load(Acquire)
+    }
+
+    pub(super) fn deadline(&self) -> u64 {
+        self.deadline.load(Acquire)
+    }
+
+    /// Asks the pacing task to wake the connection at `at`, in place of any other time.
+    pub(super) fn arm(&self, at: u64) {
+        let before = self.deadline.swap(at, AcqRel);
+        // A task that sleeps until an earlier moment finds the later one by itself.
+        if at < before {
+            self.waker.wake();
+        }
+    }
+
+    /// Takes back a deadline that has been served, unless there is a new one already.
+    pub(super) fn disarm(&self, served: u64) {
+        let _ = self
+            .deadline
+            .compare_exchange(served, NEVER, AcqRel, Relaxed);
+    }
+
+    fn wake_connection(&self) {
+        if self.is_attached() {
+            self.arm(0);
+        }
+    }
+
+    pub(super) fn carry(&self, carried: Carried) {
+        *self.carried.lock() = Some(carried);
+    }
+
+    pub(super) fn carried(&self) -> Option<Carried> {
+        *self.carried.lock()
+    }
+
+    /// Lets the pacing task adjust quinn's send window when its target has moved by a quarter.
+    pub(super) fn request_send_window_update(&self) {
+        self.wake_connection();
+    }
+}
+
+/// quinn reserves nothing by it, and below this a page load at a low estimated rate would wait for ACKs.
+const MIN_SEND_WINDOW: u64 = 1 << 20;
+const MAX_SEND_WINDOW: u64 = 64_000_000;

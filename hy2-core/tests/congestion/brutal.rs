@@ -1,0 +1,188 @@
+//! Brutal puts exactly its rate on the wire.
+
+use std::time::Duration;
+
+use crate::harness::{Setup, Transfer, brutal_mbps, full_matrix, millis, seconds};
+
+/// One measured cell.
+#[derive(Debug, Clone, Copy)]
+struct Cell {
+    mbps: f64,
+    rtt: Duration,
+    loss: f64,
+    late: Duration,
+}
+
+/// What was measured from second 10 on.
+#[derive(Debug)]
+struct Outcome {
+    /// Wire rate over the rate that it should be, minus 1.
+    error: f64,
+    /// Largest deviation of a 100 ms bin.
+    worst_100ms: f64,
+    /// Largest 5 ms bin over the mean.
+    worst_5ms: f64,
+    goodput_mbps: f64,
+    ack_rate: f64,
+}
+
+async fn measure(cell: Cell) -> Outcome {
+    let bytes_per_second = cell.mbps * 1e6 / 8.0;
+    // At least 20 s and 20,000 packets.
+    let span = seconds(20).max(Duration::from_secs_f64(
+        20_000.0 * 1452.0 / bytes_per_second,
+    ));
+    let buffer = millis(60).max(Duration::from_secs_f64(20_000.0 / bytes_per_second));
+    let mut setup =
+        Setup::new(brutal_mbps(cell.mbps), cell.mbps * 1.6, cell.rtt, buffer).loss(cell.loss);
+    setup.late = cell.late;
+    let transfer = Transfer::start(&setup).await;
+    let from = seconds(10);
+    let before = transfer.until(from).await;
+    let after = transfer.until(from + span).await;
+    let wire = (after.counters.offered_bytes - before.counters.offered_bytes) as f64;
+    let lost = (after.snapshot.packets_lost - before.snapshot.packets_lost) as f64;
+    let acked = (after.snapshot.packets_acked - before.snapshot.packets_acked) as f64;
+    let arrived = (acked / (acked + lost)).clamp(0.8, 1.0);
+    let expected = bytes_per_second / arrived * span.as_secs_f64();
+    let bins = transfer.offered(from + millis(500), from + span);
+    let wire_mean = wire / span.as_secs_f64();
+    let worst = |size: usize, judge: fn(f64) -> f64| {
+        bins.chunks_exact(size)
+            .map(|bin| {
+                let sum: u64 = bin.iter().copied().map(u64::from).sum();
+                judge(sum as f64 / (wire_mean * size as f64 / 1000.0))
+            })
+            .fold(0.0, f64::max)
+    };
+    Outcome {
+        error: wire / expected - 1.0,
+        worst_100ms: worst(100, |ratio| (ratio - 1.0).abs()),
+        worst_5ms: worst(5, |ratio| ratio),
+        goodput_mbps: (after.received - before.received) as f64 * 8e-6 / span.as_secs_f64(),
+        ack_rate: after.snapshot.ack_rate,
+    }
+}
+
+async fn check(cells: Vec<Cell>, tolerance: f64, smooth: bool) {
+    println!(
+        "  Mbit/s  RTT ms  loss %  late ms |  error %  100 ms bin ±%  5 ms bin ×  goodput  ack rate"
+    );
+    let mut failures = Vec::new();
+    for cell in cells {
+        let outcome = measure(cell).await;
+        println!(
+            "{:8.1}{:8}{:8.0}{:9} |{:9.2}{:15.1}{:12.2}{:9.1}{:10.3}",
+            cell.mbps,
+            cell.rtt.as_millis(),
+            cell.loss * 100.0,
+            cell.late.as_millis(),
+            outcome.error * 100.0,
+            outcome.worst_100ms * 100.0,
+            outcome.worst_5ms,
+            outcome.goodput_mbps,
+            outcome.ack_rate,
+        );
+        let exact = outcome.error.abs() <= tolerance;
+        let even = !smooth || (outcome.worst_100ms <= 0.10 && outcome.worst_5ms <= 2.2);
+        if !exact || !even {
+            failures.push((cell, outcome));
+        }
+    }
+    assert!(failures.is_empty(), "{failures:#?}");
+}
+
+fn cells(mbps: &[f64], rtts: &[u64], losses: &[f64]) -> Vec<Cell> {
+    let mut cells = Vec::new();
+    for &mbps in mbps {
+        for &rtt in rtts {
+            for &loss in losses {
+                cells.push(Cell {
+                    mbps,
+                    rtt: millis(rtt),
+                    loss,
+                    late: Duration::ZERO,
+                });
+            }
+        }
+    }
+    cells
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_wire_rate_is_the_target_over_the_ack_rate() {
+    let cells = if full_matrix() {
+        cells(
+            &[5.0, 20.0, 100.0, 200.0],
+            &[20, 100, 200],
+            &[0.0, 0.01, 0.05, 0.1, 0.2, 0.3],
+        )
+    } else {
+        let mut some = cells(&[5.0], &[20, 200], &[0.0, 0.1, 0.3]);
+        some.extend(cells(&[20.0], &[100], &[0.0, 0.05, 0.2]));
+        some.extend(cells(&[100.0], &[100], &[0.01]));
+        some
+    };
+    check(cells, 0.02, true).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn low_rates_on_short_paths_are_carried() {
+    let cells = if full_matrix() {
+        cells(&[0.5, 1.0], &[1, 5, 20], &[0.0])
+    } else {
+        cells(&[0.5, 1.0], &[1, 20], &[0.0])
+    };
+    check(cells, 0.05, false).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn late_timers_cost_no_rate() {
+    let mut cells = if full_matrix() {
+        cells(&[5.0, 20.0, 100.0, 200.0], &[20, 100, 200], &[0.0, 0.1])
+    } else {
+        cells(&[5.0, 20.0], &[20, 100], &[0.0, 0.1])
+    };
+    for cell in &mut cells {
+        cell.late = millis(10);
+    }
+    check(cells, 0.03, false).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rate_just_below_a_shallow_bottleneck_drops_next_to_nothing() {
+    let setup = Setup::new(brutal_mbps(90.0), 100.0, millis(50), millis(20));
+    let transfer = Transfer::start(&setup).await;
+    let before = transfer.until(seconds(5)).await.counters;
+    let after = transfer.until(seconds(15)).await.counters;
+    let dropped = (after.overflow_packets - before.overflow_packets) as f64;
+    let offered = (after.offered_packets - before.offered_packets) as f64;
+    println!("dropped {:.3} % of {offered}", dropped / offered * 100.0);
+    assert!(dropped / offered <= 0.005);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_rate_changes_while_connected() {
+    let setup = Setup::new(brutal_mbps(20.0), 100.0, millis(40), millis(60));
+    let transfer = Transfer::start(&setup).await;
+    transfer.until(seconds(5)).await;
+    transfer.handle.set(brutal_mbps(40.0));
+    let before = transfer.until(seconds(6)).await.counters;
+    let after = transfer.until(seconds(16)).await.counters;
+    let mbps = (after.offered_bytes - before.offered_bytes) as f64 * 8e-7;
+    assert!((39.2..=40.8).contains(&mbps), "{mbps}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn polling_statistics_does_not_change_the_rate() {
+    let setup = Setup::new(brutal_mbps(20.0), 100.0, millis(40), millis(60));
+    let transfer = Transfer::start(&setup).await;
+    let before = transfer.until(seconds(5)).await.counters;
+    for tick in 0..10_000 {
+        transfer.until(seconds(5) + millis(tick)).await;
+        let _ = transfer.connection.stats();
+    }
+    let after = transfer.until(seconds(15)).await.counters;
+    let mbps = (after.offered_bytes - before.offered_bytes) as f64 * 8e-7;
+    assert!((19.6..=20.4).contains(&mbps), "{mbps}");
+}

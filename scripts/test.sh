@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Runs every check of the project; the README's second command and all of CI.
+# Long matrices and anything that judges time are in scripts/bars.sh.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/needs.sh
+
+need cargo rustc "the Rust toolchain, 1.95 or newer: https://rustup.rs"
+need cc gcc "the C compiler that aws-lc needs"
+if ! command -v go >/dev/null 2>&1; then
+    echo "error: 'go' is missing. The interop tests drive the reference implementation, which is" >&2
+    echo "       written in Go; install Go 1.25 or newer (https://go.dev/dl/) and run this again." >&2
+    exit 1
+fi
+
+step() { printf '\n== %s\n' "$*"; }
+
+step "formatting and lints"
+cargo fmt --all --check
+cargo clippy --workspace --all-targets --quiet -- -D warnings
+
+step "the reference peer"
+interop/build.sh
+gofmt_out=$(gofmt -l interop)
+[ -z "$gofmt_out" ] || { echo "gofmt: $gofmt_out" >&2; exit 1; }
+(cd interop && go vet ./...)
+
+step "tests"
+if cargo nextest --version >/dev/null 2>&1; then
+    cargo nextest run --workspace --no-fail-fast
+    cargo test --workspace --doc --quiet
+else
+    cargo test --workspace --no-fail-fast
+fi
+
+step "examples"
+for example in examples/examples/*.rs examples/*.rs; do
+    [ -e "$example" ] || continue
+    name=$(basename "$example" .rs)
+    echo "-- $name"
+    timeout 120 cargo run --quiet -p hy2-examples --example "$name"
+done
+
+step "documentation"
+RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
+
+echo
+echo "All checks passed."
