@@ -2,13 +2,13 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, Ordering},
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use bytes::BytesMut;
 use futures_util::FutureExt;
 use hy2_proto::{tcp, varint};
-use quinn::{Connection, ConnectionError, RecvStream, SendStream};
+use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream};
 use tokio::{
     sync::{Semaphore, watch},
     task::JoinSet,
@@ -55,7 +55,18 @@ pub(super) struct Shared {
     requests: Semaphore,
     draining: watch::Sender<bool>,
     seen: uni::Seen,
+    /// Bytes that were taken from request streams.
+    pub(super) taken: Arc<AtomicU64>,
+    /// Streams that are over and done with.
+    finished: AtomicU64,
 }
+
+/// What a STREAM frame carries in an ordinary upload, in bytes: a packet of the smallest size,
+/// less some.
+const FRAME_BYTES: u64 = 800;
+
+/// Frames that an ordinary stream has and that carry little: the request, its end.
+const FRAMES_PER_STREAM: u64 = 2;
 
 /// The HTTP/3 side of one server connection.
 ///
@@ -96,6 +107,8 @@ impl Front {
             requests: Semaphore::new(limits.requests),
             draining: watch::Sender::new(false),
             seen: uni::Seen::default(),
+            taken: Arc::default(),
+            finished: AtomicU64::new(0),
         };
         Self {
             shared: Arc::new(shared),
@@ -140,14 +153,17 @@ impl Front {
                     }
                     Err(error) => return lost(&error),
                 },
-                Some(done) = streams.join_next() => match done {
-                    Ok(Some(stream)) => relay(stream),
-                    Ok(None) => {}
-                    Err(error) => {
-                        metrics::counter!("hy2_panics_total").increment(1);
-                        tracing::error!(%error, "stream task failed");
+                Some(done) = streams.join_next() => {
+                    self.shared.finished.fetch_add(1, Ordering::Relaxed);
+                    match done {
+                        Ok(Some(stream)) => relay(stream),
+                        Ok(None) => {}
+                        Err(error) => {
+                            metrics::counter!("hy2_panics_total").increment(1);
+                            tracing::error!(%error, "stream task failed");
+                        }
                     }
-                },
+                }
                 opened = &mut control, if control_stream.is_none() => match opened {
                     Ok(stream) => control_stream = Some(stream),
                     Err(error) => return lost(&error),
@@ -159,6 +175,17 @@ impl Front {
                 }
             }
         }
+    }
+
+    /// Estimates how many STREAM frames arrived that nobody has read, of ordinary size and more.
+    ///
+    /// QUIC counts bytes and not packets, but a frame of one byte may keep the whole packet it came
+    /// in until it is read. This is what tells such a peer from one that uploads something large.
+    pub(crate) fn unread_frames(&self) -> u64 {
+        let arrived = self.shared.conn.stats().frame_rx.stream;
+        let read = self.shared.taken.load(Ordering::Relaxed) / FRAME_BYTES
+            + self.shared.finished.load(Ordering::Relaxed) * FRAMES_PER_STREAM;
+        arrived.saturating_sub(read)
     }
 
     /// Takes no more requests: sends GOAWAY and rejects the streams that come after it.
@@ -177,7 +204,7 @@ impl Front {
     ) -> Decision {
         let mut peek = Peek::default();
         let value = peek.value(&mut recv).now_or_never();
-        if matches!(value, Some(Ok(Some(kind))) if self.shared.is_relay(kind)) {
+        if value.as_ref().is_some_and(|value| self.shared.is_for_relay(value)) {
             return Some(RelayStream { send, recv });
         }
         let shared = Arc::clone(&self.shared);
@@ -194,8 +221,11 @@ impl Front {
 }
 
 impl Shared {
-    fn is_relay(&self, kind: u64) -> bool {
-        kind == tcp::FRAME_TYPE && self.authenticated.load(Ordering::Acquire)
+    /// Decides by the first varint, or by how it failed to come. A stream that a user resets before
+    /// it says what it is counts as a relay stream given up.
+    fn is_for_relay(&self, kind: &Result<Option<u64>, ReadError>) -> bool {
+        matches!(kind, Ok(Some(tcp::FRAME_TYPE)) | Err(ReadError::Reset(_)))
+            && self.authenticated.load(Ordering::Acquire)
     }
 
     async fn decide(
@@ -204,7 +234,7 @@ impl Shared {
         send: SendStream,
         mut recv: RecvStream,
     ) -> Decision {
-        if matches!(peek.value(&mut recv).await, Ok(Some(kind)) if self.is_relay(kind)) {
+        if self.is_for_relay(&peek.value(&mut recv).await) {
             return Some(RelayStream { send, recv });
         }
         // Boxed, so that a stream that says nothing costs the size of a peek.

@@ -11,7 +11,7 @@ use std::{
 use quinn::{Endpoint, Incoming, ServerConfig as QuicServerConfig};
 use tokio::{
     task::JoinSet,
-    time::{MissedTickBehavior, interval, timeout},
+    time::{Instant, MissedTickBehavior, interval, timeout},
 };
 
 use super::{Shared, connection};
@@ -37,6 +37,10 @@ impl Counts {
     pub(super) fn connections(&self) -> usize {
         self.connections.load(Relaxed)
     }
+
+    pub(super) fn unauthenticated(&self) -> usize {
+        self.unauthenticated.load(Relaxed)
+    }
 }
 
 /// A place in one of the counts, given back on drop.
@@ -59,11 +63,14 @@ impl Drop for Slot {
 /// Accepts the connections of one endpoint until it closes.
 pub(super) async fn run(shared: Arc<Shared>, endpoint: Endpoint, base: QuicServerConfig) {
     let mut connections = JoinSet::new();
+    let mut arrivals = Arrivals::new();
     loop {
         // Both arms are cancel safe.
         tokio::select! {
             incoming = endpoint.accept() => match incoming {
-                Some(incoming) => admit(&shared, &base, incoming, &mut connections),
+                Some(incoming) => {
+                    admit(&shared, &base, incoming, &mut arrivals, &mut connections);
+                }
                 None => break,
             },
             Some(ended) = connections.join_next() => {
@@ -79,10 +86,37 @@ pub(super) async fn run(shared: Arc<Shared>, endpoint: Endpoint, base: QuicServe
     while connections.join_next().await.is_some() {}
 }
 
+/// Counts the handshakes that begin within a second.
+struct Arrivals {
+    second: Instant,
+    count: u32,
+}
+
+impl Arrivals {
+    fn new() -> Self {
+        Self {
+            second: Instant::now(),
+            count: 0,
+        }
+    }
+
+    /// Counts one more and returns how many there were in this second.
+    fn add(&mut self) -> u32 {
+        let now = Instant::now();
+        if now.duration_since(self.second) >= Duration::from_secs(1) {
+            self.second = now;
+            self.count = 0;
+        }
+        self.count = self.count.saturating_add(1);
+        self.count
+    }
+}
+
 fn admit(
     shared: &Arc<Shared>,
     base: &QuicServerConfig,
     incoming: Incoming,
+    arrivals: &mut Arrivals,
     connections: &mut JoinSet<()>,
 ) {
     let limits = &shared.config.limits;
@@ -95,7 +129,11 @@ fn admit(
         refused("handshakes");
         return incoming.ignore();
     }
-    if handshakes >= limits.handshakes_before_retry && incoming.may_retry() {
+    // The addresses of those who come back with a token are proven: they do not count.
+    if incoming.may_retry()
+        && (handshakes >= limits.handshakes_before_retry
+            || arrivals.add() > limits.handshakes_per_second_before_retry)
+    {
         // Fails only when the peer may not be asked to retry, which was just checked.
         let _ = incoming.retry();
         return;
@@ -158,9 +196,15 @@ fn admit(
     });
 }
 
+/// Seconds for which the budget may be so short that nobody new is let in. A burst passes sooner;
+/// who holds memory to keep others out does not let go.
+const PATIENCE: u32 = 5;
+
 /// Once a second, divides what is left of the memory budget among the send windows of the
-/// connections, and when there is nothing left resets the one that holds most.
+/// connections. When there is nothing left, or too little for newcomers and that for some time,
+/// resets the connection that holds most.
 pub(super) async fn supervise(shared: Arc<Shared>) {
+    let mut pressed = 0;
     let mut tick = interval(Duration::from_secs(1));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -178,13 +222,20 @@ pub(super) async fn supervise(shared: Arc<Shared>) {
                 .congestion
                 .set_send_window_limit(each.clamp(SEND_WINDOW_MIN, quic::SEND_WINDOW_MAX));
         }
-        if memory.free() < memory.limit() / 64
-            && let Some(largest) = sending
-                .iter()
-                .max_by_key(|member| member.congestion.snapshot().in_flight)
+        pressed = if memory.refuses_connections() {
+            pressed + 1
+        } else {
+            0
+        };
+        if (pressed > PATIENCE || memory.free() < memory.limit() / 64)
+            && let Some(largest) = members.iter().max_by_key(|member| member.held())
         {
+            pressed = 0;
             metrics::counter!("hy2_connections_shed_total").increment(1);
-            tracing::warn!(connection = %largest.peer.connection, "memory budget exhausted, connection closed");
+            tracing::warn!(
+                connection = %largest.peer.connection,
+                "memory budget exhausted, connection closed"
+            );
             largest.connection.close(close::EXCESSIVE_LOAD, b"");
         }
     }

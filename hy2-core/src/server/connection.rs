@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use http::{Request, Response};
 use hy2_proto::{
     auth::{AuthResponse, CcRx},
@@ -20,7 +21,7 @@ use quinn::{Connection, VarInt};
 use tokio::{
     sync::{Mutex, mpsc, watch},
     task::JoinSet,
-    time::Instant,
+    time::{Instant, MissedTickBehavior, interval},
 };
 
 use super::{Shared, tcp, tcp::StreamEnd, users::Member};
@@ -33,13 +34,31 @@ use crate::{
     masquerade::Body,
     memory::MemoryBudget,
     meter::{Presence, PresenceGuard},
-    quic::close,
+    quic::{self, close},
     relay::{limiter::RateLimiter, recv::RoundTrip, udp},
 };
 
 /// Share of a fixed rate that UDP may take while TCP streams are open, in percent: quinn sends
 /// datagrams before stream data.
 const UDP_SHARE_PERCENT: u64 = 70;
+
+/// Bytes of field sections that an unknown peer may make us hold; shared by all unknown peers like
+/// the receive window (see `quic::transport`).
+const PREAUTH_HEADERS: usize = 192 << 10;
+const PREAUTH_HEADERS_SHARED: usize = 16 << 20;
+
+/// Unacknowledged answers that an unknown peer may make us hold, in bytes.
+const PREAUTH_SEND_WINDOW: u64 = 256 << 10;
+
+/// STREAM frames that an unknown peer may leave unread. Each may keep the packet it came in, so
+/// this is what bounds a peer that sends single bytes; and what all of them share, and what each
+/// has at least, to say what it has to say.
+const PREAUTH_FRAMES: usize = 600;
+const PREAUTH_FRAMES_SHARED: usize = 48 << 10;
+const PREAUTH_FRAMES_MIN: usize = 32;
+
+/// How often unknown peers are looked at.
+const PREAUTH_CHECK: Duration = Duration::from_millis(500);
 
 /// What relay streams need of their connection.
 pub(crate) struct Relays {
@@ -89,6 +108,7 @@ pub(crate) async fn serve(
     id: ConnectionId,
     unauthenticated: super::accept::Slot,
 ) {
+    congestion.set_send_window_limit(PREAUTH_SEND_WINDOW);
     let pacing = congestion.attach(&connection, Arc::clone(&shared.runtime));
     let authenticated = Arc::new(AtomicBool::new(false));
     let (admitted, mut admission) = watch::channel(None);
@@ -101,7 +121,12 @@ pub(crate) async fn serve(
         state: Mutex::new(GateState::default()),
         admitted,
     });
-    let front = Front::new(connection.clone(), authenticated, gate, H3Limits::default());
+    let limits = H3Limits {
+        header_bytes: PREAUTH_HEADERS
+            .min(PREAUTH_HEADERS_SHARED / shared.counts.unauthenticated().max(1)),
+        ..H3Limits::default()
+    };
+    let front = Front::new(connection.clone(), Arc::clone(&authenticated), gate, limits);
     let mut draining = shared.draining.subscribe();
     if *draining.borrow_and_update() {
         front.shutdown();
@@ -113,6 +138,10 @@ pub(crate) async fn serve(
     let mut tasks = JoinSet::new();
     let mut aborts = AbortRate::new(shared.config.limits.aborted_streams_per_second);
     let mut waiting = Vec::new();
+    // At most one: the first that comes after authentication and before it is noticed here.
+    let mut early_datagram = None;
+    let mut check = interval(PREAUTH_CHECK);
+    check.set_missed_tick_behavior(MissedTickBehavior::Delay);
     {
         let run = front.run(|stream| {
             // The receiver lives as long as this future.
@@ -129,7 +158,7 @@ pub(crate) async fn serve(
                         continue;
                     };
                     unauthenticated.take();
-                    relays = Some(start(&shared, admitted, &mut tasks));
+                    relays = Some(start(&shared, admitted, early_datagram.take(), &mut tasks));
                     for stream in waiting.drain(..) {
                         spawn(&mut tasks, &relays, stream);
                     }
@@ -157,6 +186,25 @@ pub(crate) async fn serve(
                         Err(_) => {}
                     }
                     close_if_drained(&draining, &relays, &connection);
+                }
+                // Unknown peers have no use for datagrams: taken and dropped, as by a web server
+                // that knows none of them, instead of kept.
+                Ok(datagram) = connection.read_datagram(),
+                    if relays.is_none() && early_datagram.is_none() =>
+                {
+                    if authenticated.load(Acquire) {
+                        early_datagram = Some(datagram);
+                    }
+                }
+                _ = check.tick(), if relays.is_none() => {
+                    let unknown = shared.counts.unauthenticated().max(1);
+                    let allowed = PREAUTH_FRAMES
+                        .min(PREAUTH_FRAMES_SHARED / unknown)
+                        .max(PREAUTH_FRAMES_MIN);
+                    if front.unread_frames() > allowed as u64 {
+                        metrics::counter!("hy2_connections_shed_total").increment(1);
+                        connection.close(close::EXCESSIVE_LOAD, b"");
+                    }
                 }
                 Ok(()) = draining.changed() => {
                     front.shutdown();
@@ -205,13 +253,23 @@ impl Relays {
 }
 
 /// Opens the connection up after authentication.
-fn start(shared: &Arc<Shared>, admitted: Admitted, tasks: &mut JoinSet<StreamEnd>) -> Arc<Relays> {
+fn start(
+    shared: &Arc<Shared>,
+    admitted: Admitted,
+    early_datagram: Option<Bytes>,
+    tasks: &mut JoinSet<StreamEnd>,
+) -> Arc<Relays> {
     let Admitted { member, guard } = admitted;
     let window = VarInt::from_u64(shared.config.quic.receive_window).unwrap_or(VarInt::MAX);
     member.connection.set_receive_window(window);
+    // Until the supervisor divides the budget anew.
+    let send_window = shared.config.memory.free() as u64 / 2;
+    member
+        .congestion
+        .set_send_window_limit(send_window.clamp(1 << 20, quic::SEND_WINDOW_MAX));
     let presence = member.user.counters.enter(Presence::Connection);
     let relays = Arc::new(Relays {
-        memory: shared.config.memory.share(),
+        memory: Arc::clone(&member.memory),
         round_trip: RoundTrip::of(&member.congestion),
         shared: Arc::clone(shared),
         active: AtomicU32::new(0),
@@ -232,9 +290,11 @@ fn start(shared: &Arc<Shared>, admitted: Admitted, tasks: &mut JoinSet<StreamEnd
             rx_limit: Arc::clone(&member.user.rx),
             share: Arc::clone(&relays.udp_share),
             idle_timeout: shared.config.udp_idle_timeout,
+            memory: relays.memory.part(udp::MEMORY),
+            node_sessions: Arc::clone(&shared.udp_sessions),
         };
         tasks.spawn(async move {
-            udp::serve(context).await;
+            udp::serve(context, early_datagram).await;
             StreamEnd::Served
         });
     }
@@ -353,6 +413,7 @@ impl Gate {
             },
             connection: self.connection.clone(),
             congestion: self.congestion.clone(),
+            memory: config.memory.share(),
             agreed,
             loss_compensation: config.loss_compensation,
             user,
