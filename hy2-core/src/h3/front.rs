@@ -57,7 +57,8 @@ pub(super) struct Shared {
     seen: uni::Seen,
     /// Bytes that were taken from request streams.
     pub(super) taken: Arc<AtomicU64>,
-    /// Streams that are over and done with.
+    /// Streams that were looked at and streams that are over and done with.
+    begun: AtomicU64,
     finished: AtomicU64,
 }
 
@@ -108,6 +109,7 @@ impl Front {
             draining: watch::Sender::new(false),
             seen: uni::Seen::default(),
             taken: Arc::default(),
+            begun: AtomicU64::new(0),
             finished: AtomicU64::new(0),
         };
         Self {
@@ -146,6 +148,7 @@ impl Front {
                 accepted = conn.accept_uni() => match accepted {
                     Ok(recv) => {
                         let shared = Arc::clone(&self.shared);
+                        shared.begun.fetch_add(1, Ordering::Relaxed);
                         streams.spawn(async move {
                             uni::serve(&shared.conn, &shared.seen, recv).await;
                             None
@@ -177,15 +180,24 @@ impl Front {
         }
     }
 
-    /// Estimates how many STREAM frames arrived that nobody has read, of ordinary size and more.
+    /// Estimates how many STREAM frames arrived that nobody has read, beyond those of ordinary
+    /// requests and uploads.
     ///
-    /// QUIC counts bytes and not packets, but a frame of one byte may keep the whole packet it came
-    /// in until it is read. This is what tells such a peer from one that uploads something large.
+    /// QUIC's windows count bytes, but a frame of one byte may keep the whole packet it came in until
+    /// it is read. Frames that were thrown away because their stream was stopped count too, so this
+    /// says something only where many streams are open.
     pub(crate) fn unread_frames(&self) -> u64 {
         let arrived = self.shared.conn.stats().frame_rx.stream;
         let read = self.shared.taken.load(Ordering::Relaxed) / FRAME_BYTES
             + self.shared.finished.load(Ordering::Relaxed) * FRAMES_PER_STREAM;
         arrived.saturating_sub(read)
+    }
+
+    /// Returns how many streams are being served or have not said what they are.
+    pub(crate) fn open_streams(&self) -> u64 {
+        let finished = self.shared.finished.load(Ordering::Relaxed);
+        let begun = self.shared.begun.load(Ordering::Relaxed);
+        begun.saturating_sub(finished)
     }
 
     /// Takes no more requests: sends GOAWAY and rejects the streams that come after it.
@@ -204,10 +216,14 @@ impl Front {
     ) -> Decision {
         let mut peek = Peek::default();
         let value = peek.value(&mut recv).now_or_never();
-        if value.as_ref().is_some_and(|value| self.shared.is_for_relay(value)) {
+        if value
+            .as_ref()
+            .is_some_and(|value| self.shared.is_for_relay(value))
+        {
             return Some(RelayStream { send, recv });
         }
         let shared = Arc::clone(&self.shared);
+        shared.begun.fetch_add(1, Ordering::Relaxed);
         if value.is_some() {
             streams.spawn(async move {
                 shared.serve(peek, send, recv).await;

@@ -202,7 +202,10 @@ mod tests {
         }
         // The first of those in order may still be of the packet.
         assembler.consume(1);
-        assert_eq!((assembler.ready_bytes(), assembler.gapped_chunks()), (99, 100));
+        assert_eq!(
+            (assembler.ready_bytes(), assembler.gapped_chunks()),
+            (99, 100)
+        );
         assert!(packet.is_unique());
     }
 

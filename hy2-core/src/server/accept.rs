@@ -1,6 +1,7 @@
 //! Takes connections in, within limits, and watches over their memory.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -8,7 +9,8 @@ use std::{
     time::Duration,
 };
 
-use quinn::{Endpoint, Incoming, ServerConfig as QuicServerConfig};
+use parking_lot::Mutex;
+use quinn::{Connection, Endpoint, Incoming, ServerConfig as QuicServerConfig};
 use tokio::{
     task::JoinSet,
     time::{Instant, MissedTickBehavior, interval, timeout},
@@ -31,11 +33,44 @@ pub(super) struct Counts {
     connections: Arc<AtomicUsize>,
     handshakes: Arc<AtomicUsize>,
     unauthenticated: Arc<AtomicUsize>,
+    /// Those that are established and that nobody let in, the oldest first.
+    strangers: Mutex<BTreeMap<ConnectionId, (Instant, Connection)>>,
 }
+
+/// How long a stranger's place is its own when places are short. Users log in at once.
+const STRANGER_GRACE: Duration = Duration::from_secs(3);
 
 impl Counts {
     pub(super) fn connections(&self) -> usize {
         self.connections.load(Relaxed)
+    }
+
+    /// Notes a connection that nobody let in yet.
+    pub(super) fn meet(&self, id: ConnectionId, connection: &Connection) {
+        let met = (Instant::now(), connection.clone());
+        self.strangers.lock().insert(id, met);
+    }
+
+    /// Forgets one that is let in or gone.
+    pub(super) fn part(&self, id: ConnectionId) {
+        self.strangers.lock().remove(&id);
+    }
+
+    /// Closes the stranger that has been here longest, to make room; `false` when all of them came
+    /// just now.
+    fn evict_stranger(&self) -> bool {
+        let mut strangers = self.strangers.lock();
+        let Some(oldest) = strangers.first_entry() else {
+            return false;
+        };
+        if oldest.get().0.elapsed() < STRANGER_GRACE {
+            return false;
+        }
+        let (_, connection) = oldest.remove();
+        metrics::counter!("hy2_connections_evicted_total").increment(1);
+        // As a web server closes whom it has no room for.
+        connection.close(close::OK, b"");
+        true
     }
 
     pub(super) fn unauthenticated(&self) -> usize {
@@ -143,7 +178,8 @@ fn admit(
     }
     if shared.config.memory.refuses_connections()
         || counts.connections.load(Relaxed) >= limits.connections
-        || counts.unauthenticated.load(Relaxed) >= limits.unauthenticated
+        || (counts.unauthenticated.load(Relaxed) >= limits.unauthenticated
+            && !counts.evict_stranger())
     {
         refused("limit");
         return incoming.refuse();

@@ -95,7 +95,8 @@ impl ServerConfig {
 pub struct ServerLimits {
     /// Connections at once, authenticated or not. Default 100,000.
     pub connections: usize,
-    /// Connections at once that are not authenticated. Default 4,096.
+    /// Connections at once that are not authenticated. Beyond that the oldest gives way to a
+    /// newcomer. Default 4,096.
     pub unauthenticated: usize,
     /// Handshakes under way from which on peers must prove their address first. Default 1,000.
     pub handshakes_before_retry: usize,
@@ -162,7 +163,10 @@ mod tests {
                     Max processes   95969       95969       processes\n\
                     Max open files  1024        524288      files\n";
         assert_eq!(soft_limit(text), Some(1024));
-        assert_eq!(soft_limit("Max open files unlimited unlimited files"), Some(1 << 20));
+        assert_eq!(
+            soft_limit("Max open files unlimited unlimited files"),
+            Some(1 << 20)
+        );
         assert_eq!(soft_limit(""), None);
         assert!(ServerLimits::default().udp_sessions > 0);
     }

@@ -50,12 +50,19 @@ const PREAUTH_HEADERS_SHARED: usize = 16 << 20;
 /// Unacknowledged answers that an unknown peer may make us hold, in bytes.
 const PREAUTH_SEND_WINDOW: u64 = 256 << 10;
 
-/// STREAM frames that an unknown peer may leave unread. Each may keep the packet it came in, so
-/// this is what bounds a peer that sends single bytes; and what all of them share, and what each
-/// has at least, to say what it has to say.
+/// STREAM frames that an unknown peer may leave unread on many streams. Each may keep the packet it
+/// came in, so this is what bounds a peer that sends single bytes; and what all of them share, and
+/// what each has at least, to say what it has to say.
 const PREAUTH_FRAMES: usize = 600;
 const PREAUTH_FRAMES_SHARED: usize = 48 << 10;
 const PREAUTH_FRAMES_MIN: usize = 32;
+
+/// Streams up to which an unknown peer may leave unread what it likes: QUIC keeps no more than
+/// 32 KiB beyond its window for each. And what all of them share, and what a browser has open
+/// always.
+const PREAUTH_STREAMS: usize = 16;
+const PREAUTH_STREAMS_SHARED: usize = 8 << 10;
+const PREAUTH_STREAMS_MIN: usize = 4;
 
 /// How often unknown peers are looked at.
 const PREAUTH_CHECK: Duration = Duration::from_millis(500);
@@ -127,6 +134,7 @@ pub(crate) async fn serve(
         ..H3Limits::default()
     };
     let front = Front::new(connection.clone(), Arc::clone(&authenticated), gate, limits);
+    shared.counts.meet(id, &connection);
     let mut draining = shared.draining.subscribe();
     if *draining.borrow_and_update() {
         front.shutdown();
@@ -158,6 +166,7 @@ pub(crate) async fn serve(
                         continue;
                     };
                     unauthenticated.take();
+                    shared.counts.part(id);
                     relays = Some(start(&shared, admitted, early_datagram.take(), &mut tasks));
                     for stream in waiting.drain(..) {
                         spawn(&mut tasks, &relays, stream);
@@ -197,11 +206,7 @@ pub(crate) async fn serve(
                     }
                 }
                 _ = check.tick(), if relays.is_none() => {
-                    let unknown = shared.counts.unauthenticated().max(1);
-                    let allowed = PREAUTH_FRAMES
-                        .min(PREAUTH_FRAMES_SHARED / unknown)
-                        .max(PREAUTH_FRAMES_MIN);
-                    if front.unread_frames() > allowed as u64 {
+                    if takes_too_much(&front, shared.counts.unauthenticated().max(1)) {
                         metrics::counter!("hy2_connections_shed_total").increment(1);
                         connection.close(close::EXCESSIVE_LOAD, b"");
                     }
@@ -213,6 +218,7 @@ pub(crate) async fn serve(
             }
         }
     }
+    shared.counts.part(id);
     tasks.shutdown().await;
     let reason = connection.closed().await;
     if let Some(relays) = relays {
@@ -220,6 +226,13 @@ pub(crate) async fn serve(
         shared.events.disconnected(&relays.member.peer, &reason);
     }
     drop(pacing);
+}
+
+/// Tells whether one of `unknown` peers that nobody let in makes us hold more than its part.
+fn takes_too_much(front: &Front, unknown: usize) -> bool {
+    let streams = (PREAUTH_STREAMS_SHARED / unknown).clamp(PREAUTH_STREAMS_MIN, PREAUTH_STREAMS);
+    let frames = (PREAUTH_FRAMES_SHARED / unknown).clamp(PREAUTH_FRAMES_MIN, PREAUTH_FRAMES);
+    front.open_streams() > streams as u64 && front.unread_frames() > frames as u64
 }
 
 /// While draining, a connection without streams is of no use to its client.

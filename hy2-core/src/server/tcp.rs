@@ -43,14 +43,11 @@ pub(crate) async fn serve(relays: Arc<Relays>, stream: RelayStream) -> StreamEnd
     let RelayStream { mut send, mut recv } = stream;
     let begun = Instant::now();
     let limit = relays.shared.config.limits.request_timeout;
-    let request = match timeout(limit, read_request(&mut recv)).await {
-        Ok(Ok(request)) => request,
+    let Ok(Ok(request)) = timeout(limit, read_request(&mut recv)).await else {
         // A malformed or missing request gets no bytes, only the end of both directions.
-        Ok(Err(_)) | Err(_) => {
-            let _ = recv.stop(STREAM_DONE);
-            let _ = send.finish();
-            return StreamEnd::Aborted;
-        }
+        let _ = recv.stop(STREAM_DONE);
+        let _ = send.finish();
+        return StreamEnd::Aborted;
     };
     if relays.draining() {
         answer(&mut send, Err("server is shutting down")).await;

@@ -5,8 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use hy2_core::rustls::{self, RootCertStore};
 use quinn::{
     Connection, ConnectionError, Endpoint, ReadError, ReadToEndError, RecvStream, SendStream,
-    TransportConfig, VarInt,
-    crypto::rustls::QuicClientConfig,
+    TransportConfig, VarInt, crypto::rustls::QuicClientConfig,
 };
 
 use crate::{
@@ -71,15 +70,25 @@ pub(crate) fn client_config(
 
 impl Attacker {
     pub(crate) async fn connect(server: &ServerProcess) -> Self {
-        Self::try_connect(server, transport()).await.expect("connected")
+        Self::try_connect(server, transport())
+            .await
+            .expect("connected")
     }
 
     pub(crate) async fn try_connect(
         server: &ServerProcess,
         transport: TransportConfig,
     ) -> Result<Self, ConnectionError> {
+        Self::try_connect_forged(server, transport, Forge::default()).await
+    }
+
+    async fn try_connect_forged(
+        server: &ServerProcess,
+        transport: TransportConfig,
+        forge: Forge,
+    ) -> Result<Self, ConnectionError> {
         let endpoint = endpoint();
-        let forge = Arc::new(Forge::default());
+        let forge = Arc::new(forge);
         let config = client_config(server, &forge, transport);
         let conn = endpoint
             .connect_with(config, server.address, "localhost")
@@ -98,7 +107,17 @@ impl Attacker {
     }
 
     pub(crate) async fn let_in_with(server: &ServerProcess, transport: TransportConfig) -> Self {
-        let attacker = Self::try_connect(server, transport).await.expect("connected");
+        Self::let_in_forged(server, transport, Forge::default()).await
+    }
+
+    pub(crate) async fn let_in_forged(
+        server: &ServerProcess,
+        transport: TransportConfig,
+        forge: Forge,
+    ) -> Self {
+        let attacker = Self::try_connect_forged(server, transport, forge)
+            .await
+            .expect("connected");
         let (mut send, recv) = attacker.open(&wire::auth(MALLORY)).await;
         let _ = send.finish();
         let Answer::Bytes(answer) = answer(recv).await else {
@@ -129,7 +148,11 @@ impl Attacker {
             let Answer::Bytes(page) = self.ask(&wire::get("/")).await else {
                 panic!("no page");
             };
-            assert!(page.windows(6).any(|part| part == b"<html " || part == b"<html>"), "{page:02x?}");
+            assert!(
+                page.windows(6)
+                    .any(|part| part == b"<html " || part == b"<html>"),
+                "{page:02x?}"
+            );
         }
     }
 
@@ -163,7 +186,9 @@ impl Attacker {
 /// the static table, Huffman coded as the reference does.
 pub(crate) fn is_welcome(answer: &[u8]) -> bool {
     // "233" in the Huffman code of HPACK: 00010 011001 011001.
-    answer.windows(4).any(|part| part == [0x83, 0x13, 0x2c, 0xff])
+    answer
+        .windows(4)
+        .any(|part| part == [0x83, 0x13, 0x2c, 0xff])
 }
 
 pub(crate) async fn answer(mut recv: RecvStream) -> Answer {

@@ -4,7 +4,7 @@ use hy2_core::{Client, error::ConnectError};
 
 use crate::{
     attacker::{Answer, Attacker, answer, is_welcome},
-    server::{MALLORY, ServerProcess},
+    server::{HONEST, MALLORY, ServerProcess},
     wire,
 };
 
@@ -26,7 +26,8 @@ async fn the_sixth_password_is_refused_though_it_is_right() {
     let mut server = ServerProcess::start("").await;
     let attacker = Attacker::connect(&server).await;
     for guess in 0..5 {
-        let Answer::Bytes(answer) = attacker.ask(&wire::auth(&format!("mallory:{guess}"))).await else {
+        let Answer::Bytes(answer) = attacker.ask(&wire::auth(&format!("mallory:{guess}"))).await
+        else {
             panic!("no answer");
         };
         assert!(!is_welcome(&answer));
@@ -49,14 +50,24 @@ async fn a_wrong_password_gets_what_any_other_post_gets() {
     let mut server = ServerProcess::start("").await;
     let attacker = Attacker::connect(&server).await;
     let other = wire::request("POST", "localhost", "/contact", &[]);
-    for guess in ["", "alice", "alice:", "alice:wrong", "\u{0}", &"x".repeat(4000)] {
+    for guess in [
+        "",
+        "alice",
+        "alice:",
+        "alice:wrong",
+        "\u{0}",
+        &"x".repeat(4000),
+    ] {
         let (wrong, any) = same_second(&attacker, &wire::auth(guess), &other).await;
         if guess == "\u{0}" {
             // No field value at all in HTTP: refused before anyone looks for a password.
             assert!(matches!(wrong, Answer::Reset(_)), "{wrong:?}");
             continue;
         }
-        assert!(matches!(&wrong, Answer::Bytes(bytes) if !bytes.is_empty()), "{wrong:?}");
+        assert!(
+            matches!(&wrong, Answer::Bytes(bytes) if !bytes.is_empty()),
+            "{wrong:?}"
+        );
         assert_eq!(wrong, any, "{guess:?}");
     }
     server.is_well().await;
@@ -75,7 +86,9 @@ async fn a_user_holds_no_more_connections_than_allowed() {
     server.is_well().await;
     // A place becomes free with a connection's end.
     first.conn.close(0x100u32.into(), b"");
-    server.until("one left", |figures| figures.get("authenticated") == 1).await;
+    server
+        .until("one left", |figures| figures.get("authenticated") == 1)
+        .await;
     Attacker::let_in(&server).await;
 }
 
@@ -88,12 +101,35 @@ async fn strangers_beyond_the_limit_are_turned_away() {
     }
     let refused = Attacker::try_connect(&server, crate::attacker::transport()).await;
     assert!(refused.is_err());
-    strangers.pop().expect("one of them").conn.close(0x100u32.into(), b"");
-    server.until("a place", |figures| figures.get("connections") == 19).await;
+    strangers
+        .pop()
+        .expect("one of them")
+        .conn
+        .close(0x100u32.into(), b"");
+    server
+        .until("a place", |figures| figures.get("connections") == 19)
+        .await;
     // Users give their place back at once.
     for _ in 0..3 {
         server.is_well().await;
     }
     let wrong = Client::connect(server.client_config("alice:wrong")).await;
     assert!(matches!(wrong, Err(ConnectError::AuthRejected { .. })));
+}
+
+/// Strangers who stay for ever do not lock users out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_oldest_stranger_gives_way_to_a_user() {
+    let mut server = ServerProcess::start("unauthenticated=20").await;
+    let mut strangers = Vec::new();
+    for _ in 0..20 {
+        strangers.push(Attacker::connect(&server).await);
+    }
+    // Turned away while all strangers are new.
+    while Client::connect(server.client_config(HONEST)).await.is_err() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(strangers[0].closed().await, 0x100);
+    assert!(strangers[19].conn.close_reason().is_none());
+    server.is_well().await;
 }

@@ -1,6 +1,10 @@
 //! Very many handshakes, streams and resets.
 
-use std::{net::UdpSocket, sync::Arc, time::Instant};
+use std::{
+    net::UdpSocket,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use quinn_proto::{ClientConfig, Endpoint, EndpointConfig};
 
@@ -27,7 +31,9 @@ fn half_open(config: &ClientConfig, server: &ServerProcess) -> UdpSocket {
         .expect("valid");
     let mut packets = Vec::new();
     while let Some(transmit) = connection.poll_transmit(now, 1, &mut packets) {
-        socket.send_to(&packets[..transmit.size], server.address).expect("sent");
+        socket
+            .send_to(&packets[..transmit.size], server.address)
+            .expect("sent");
         packets.clear();
     }
     socket
@@ -39,13 +45,18 @@ async fn half_open_connections_leave_room_for_users() {
     let mut server = ServerProcess::start("").await;
     let before = server.warmed_up().await;
     let mut honest = Honest::start(&server).await;
-    let count: usize = if full() { 10_000 } else { 1_500 };
+    let count: usize = if full() { 10_000 } else { 1_000 };
     say(format_args!("{count} half-open connections"));
     let config = client_config(&server, &Arc::new(Forge::default()), transport());
     // The sockets stay, so that their ports are all different and answers are not refused.
     let mut sockets = Vec::new();
     let mut most = before.clone();
+    // 2,000 a second, which leaves this machine's cores to the others.
+    let mut tick = tokio::time::interval(Duration::from_millis(10));
     for index in 0..count {
+        if index % 20 == 0 {
+            tick.tick().await;
+        }
         sockets.push(half_open(&config, &server));
         if index % 250 == 249 {
             let now = server.figures().await;
@@ -61,8 +72,8 @@ async fn half_open_connections_leave_room_for_users() {
         mib(grown),
         most.get("connections")
     ));
-    // From 1,000 on an address must be proven first, which these never do.
-    assert!(most.get("connections") <= 1_001 + 1, "{most:?}");
+    // From 1,000 on, or 500 in a second, an address must be proven first, which these never do.
+    assert!(most.get("connections") <= 1_001, "{most:?}");
     assert!(grown < ALL_PEERS, "{grown}");
     // A user gets in meanwhile, by proving the address.
     server.is_well().await;
@@ -81,7 +92,11 @@ async fn a_flood_of_resets_ends_its_connection_only() {
     let echo = origin_echo(&mut tasks).await;
     // Given up before the frame type, before the target, and with the target asked for.
     let request = wire::relay(&echo, 0);
-    for (what, first) in [("bare", &[][..]), ("partial", &request[..6]), ("whole", &request)] {
+    for (what, first) in [
+        ("bare", &[][..]),
+        ("partial", &request[..6]),
+        ("whole", &request),
+    ] {
         let attacker = Attacker::let_in(&server).await;
         let start = Instant::now();
         let mut streams = 0;
@@ -168,23 +183,48 @@ async fn floods_of_control_frames_cost_little() {
     let honest = Honest::start(&server).await;
     let token = [7; 16];
     let cases: Vec<(&str, Vec<u8>)> = vec![
-        ("PATH_CHALLENGE", [&[0x1a][..], &[1; 8]].concat().repeat(MAX_RAW / 9)),
-        ("unsolicited PATH_RESPONSE", [&[0x1b][..], &[1; 8]].concat().repeat(MAX_RAW / 9)),
+        (
+            "PATH_CHALLENGE",
+            [&[0x1a][..], &[1; 8]].concat().repeat(MAX_RAW / 9),
+        ),
+        (
+            "unsolicited PATH_RESPONSE",
+            [&[0x1b][..], &[1; 8]].concat().repeat(MAX_RAW / 9),
+        ),
         ("PING", vec![0x01; MAX_RAW]),
-        ("MAX_DATA", wire::varints(&[0x10, (1 << 62) - 1]).repeat(MAX_RAW / 9)),
-        ("CRYPTO far ahead", [wire::varints(&[0x06, 1 << 20, 4]), vec![0; 4]].concat()),
+        (
+            "MAX_DATA",
+            wire::varints(&[0x10, (1 << 62) - 1]).repeat(MAX_RAW / 9),
+        ),
+        (
+            "CRYPTO far ahead",
+            [wire::varints(&[0x06, 1 << 20, 4]), vec![0; 4]].concat(),
+        ),
         (
             "NEW_CONNECTION_ID",
             (0..40u64)
-                .flat_map(|n| [wire::varints(&[0x18, 100 + n, 100 + n, 8]), vec![n as u8; 8], token.to_vec()].concat())
+                .flat_map(|n| {
+                    [
+                        wire::varints(&[0x18, 100 + n, 100 + n, 8]),
+                        vec![n as u8; 8],
+                        token.to_vec(),
+                    ]
+                    .concat()
+                })
                 .take(MAX_RAW / 30 * 30)
                 .collect(),
         ),
         ("RETIRE_CONNECTION_ID", wire::varints(&[0x19, 4000])),
-        ("STREAM at the end of all offsets", [wire::varints(&[0x0e, 0, (1 << 62) - 1, 1]), vec![0]].concat()),
+        (
+            "STREAM at the end of all offsets",
+            [wire::varints(&[0x0e, 0, (1 << 62) - 1, 1]), vec![0]].concat(),
+        ),
         ("HANDSHAKE_DONE from a client", vec![0x1e]),
         ("an unknown frame", wire::varints(&[0x3f42])),
-        ("an ACK of what was never sent", wire::varints(&[0x02, 1 << 40, 0, 0, 0])),
+        (
+            "an ACK of what was never sent",
+            wire::varints(&[0x02, 1 << 40, 0, 0, 0]),
+        ),
     ];
     for (what, frames) in cases {
         for logged_in in [false, true] {
@@ -207,7 +247,10 @@ async fn floods_of_control_frames_cost_little() {
     }
     let now = server.is_well().await;
     let grown = now.rss().saturating_sub(before.rss());
-    say(format_args!("control frames: {:.1} MiB more than before", mib(grown)));
+    say(format_args!(
+        "control frames: {:.1} MiB more than before",
+        mib(grown)
+    ));
     assert!(grown < 48 << 20, "{grown}");
     honest.survived("control frames").await;
     server.recovers(&before).await;

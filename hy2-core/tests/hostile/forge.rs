@@ -34,13 +34,56 @@ pub(crate) const MAX_RAW: usize = 1100;
 pub(crate) struct Forge {
     /// Stream identifiers with the offset of the byte that never leaves.
     withheld: Mutex<HashMap<u64, u64>>,
+    /// What the transport parameters say instead of quinn's `max_datagram_frame_size`.
+    datagram_limit: Option<u64>,
 }
 
 impl Forge {
+    /// Claims to take datagram frames of up to `limit` bytes, and takes larger ones all the same.
+    pub(crate) fn with_datagram_limit(limit: u64) -> Self {
+        Self {
+            datagram_limit: Some(limit),
+            ..Self::default()
+        }
+    }
+
+    fn parameters(&self, params: &TransportParameters) -> TransportParameters {
+        let Some(limit) = self.datagram_limit else {
+            return *params;
+        };
+        let mut before = Vec::new();
+        params.write(&mut before);
+        let mut after = Vec::new();
+        let mut rest = &before[..];
+        while !rest.is_empty() {
+            let mut reader = Reader {
+                payload: rest,
+                at: 0,
+            };
+            let id = reader.varint().expect("quinn wrote it");
+            let len = reader.varint().expect("quinn wrote it");
+            reader.skip(len).expect("quinn wrote it");
+            let (parameter, others) = rest.split_at(reader.at);
+            if id != MAX_DATAGRAM_FRAME_SIZE {
+                after.extend_from_slice(parameter);
+            }
+            rest = others;
+        }
+        after.extend(crate::wire::varints(&[
+            MAX_DATAGRAM_FRAME_SIZE,
+            varint::len(limit) as u64,
+            limit,
+        ]));
+        TransportParameters::read(Side::Server, &mut &after[..]).expect("valid as before")
+    }
+
     /// Keeps back the byte at `offset` of a stream from here on.
     pub(crate) fn withhold(&self, stream: quinn::StreamId, offset: u64) {
         let id = quinn::VarInt::from(stream).into_inner();
-        self.withheld.lock().expect("no holder panics").insert(id, offset);
+        self.withheld
+            .lock()
+            .expect("no holder panics")
+            .insert(id, offset);
     }
 
     fn keeps_back(&self, stream: u64, offset: u64, len: u64) -> bool {
@@ -60,7 +103,10 @@ pub(crate) async fn inject(connection: &Connection, frames: &[u8]) {
 }
 
 /// Wraps a client's crypto configuration.
-pub(crate) struct ForgedCrypto(pub(crate) Arc<dyn crypto::ClientConfig>, pub(crate) Arc<Forge>);
+pub(crate) struct ForgedCrypto(
+    pub(crate) Arc<dyn crypto::ClientConfig>,
+    pub(crate) Arc<Forge>,
+);
 
 impl crypto::ClientConfig for ForgedCrypto {
     fn start_session(
@@ -70,7 +116,11 @@ impl crypto::ClientConfig for ForgedCrypto {
         params: &TransportParameters,
     ) -> Result<Box<dyn Session>, ConnectError> {
         Ok(Box::new(ForgedSession {
-            inner: Arc::clone(&self.0).start_session(version, server_name, params)?,
+            inner: Arc::clone(&self.0).start_session(
+                version,
+                server_name,
+                &self.1.parameters(params),
+            )?,
             forge: Arc::clone(&self.1),
         }))
     }
@@ -149,7 +199,12 @@ impl PacketKey for ForgedKey {
         rewrite(&mut buf[header_len..end], &self.forge);
         self.inner.encrypt(packet, buf, header_len);
     }
-    fn decrypt(&self, packet: u64, header: &[u8], payload: &mut BytesMut) -> Result<(), CryptoError> {
+    fn decrypt(
+        &self,
+        packet: u64,
+        header: &[u8],
+        payload: &mut BytesMut,
+    ) -> Result<(), CryptoError> {
         self.inner.decrypt(packet, header, payload)
     }
     fn tag_len(&self) -> usize {
@@ -187,13 +242,22 @@ fn rewrite(payload: &mut [u8], forge: &Forge) {
     }
 }
 
+/// Transport parameter (RFC 9221, section 3).
+const MAX_DATAGRAM_FRAME_SIZE: u64 = 0x20;
+
 const PADDING: u8 = 0x00;
 const PING: u8 = 0x01;
 
 enum Frame {
-    Stream { id: u64, offset: u64, len: u64 },
+    Stream {
+        id: u64,
+        offset: u64,
+        len: u64,
+    },
     /// With the place of its data.
-    Datagram { data: usize },
+    Datagram {
+        data: usize,
+    },
     Other,
 }
 
@@ -220,7 +284,11 @@ fn parse(payload: &[u8]) -> Option<(Frame, usize)> {
         0x08..=0x0f => {
             let id = reader.varint()?;
             let offset = if kind & 4 == 0 { 0 } else { reader.varint()? };
-            let len = if kind & 2 == 0 { reader.left() } else { reader.varint()? };
+            let len = if kind & 2 == 0 {
+                reader.left()
+            } else {
+                reader.varint()?
+            };
             reader.skip(len)?;
             frame = Frame::Stream { id, offset, len };
         }
@@ -232,7 +300,11 @@ fn parse(payload: &[u8]) -> Option<(Frame, usize)> {
         }
         0x1a | 0x1b => reader.skip(8)?,
         0x30 | 0x31 => {
-            let len = if kind == 0x30 { reader.left() } else { reader.varint()? };
+            let len = if kind == 0x30 {
+                reader.left()
+            } else {
+                reader.varint()?
+            };
             frame = Frame::Datagram { data: reader.at };
             reader.skip(len)?;
         }

@@ -38,7 +38,11 @@ async fn answers_to_garbage(server: &ServerProcess, first: Option<u8>) -> Vec<(u
         }
     }
     // The server has seen it all when it has served somebody else; what it says comes before.
-    drop(hy2_core::Client::connect(server.client_config(crate::server::HONEST)).await.expect("let in"));
+    drop(
+        hy2_core::Client::connect(server.client_config(crate::server::HONEST))
+            .await
+            .expect("let in"),
+    );
     while let Ok(Ok(count)) = timeout(Duration::from_millis(50), socket.recv(&mut buffer)).await {
         answers.push((LONGEST, buffer[..count].to_vec()));
     }
@@ -59,8 +63,14 @@ async fn garbage_without_obfuscation_is_met_with_silence() {
     for first in [None, Some(0xc0), Some(0xff)] {
         for (len, answer) in answers_to_garbage(&server, first).await {
             // Version Negotiation: a long header with version 0.
-            assert!(len >= NEGOTIATED_FROM, "{len} bytes answered by {answer:02x?}");
-            assert!(answer[0] & 0x80 != 0 && answer[1..5] == [0; 4], "{answer:02x?}");
+            assert!(
+                len >= NEGOTIATED_FROM,
+                "{len} bytes answered by {answer:02x?}"
+            );
+            assert!(
+                answer[0] & 0x80 != 0 && answer[1..5] == [0; 4],
+                "{answer:02x?}"
+            );
         }
     }
     honest.survived("garbage").await;
@@ -80,7 +90,9 @@ async fn packets_that_cannot_be_decrypted_are_met_with_silence() {
         for len in (0..=LONGEST).step_by(7).chain(1190..1210) {
             let mut packet: Vec<u8> = (0..len).map(|_| rand::random()).collect();
             // Type, version 1, identifiers of 8 and 0 bytes, no token, a length of two bytes.
-            let head = [kind, 0, 0, 0, 1, 8, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0x44, 0x00];
+            let head = [
+                kind, 0, 0, 0, 1, 8, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0x44, 0x00,
+            ];
             let fits = head.len().min(len);
             packet[..fits].copy_from_slice(&head[..fits]);
             socket.send(&packet).await.expect("sent");
@@ -94,7 +106,9 @@ async fn packets_that_cannot_be_decrypted_are_met_with_silence() {
     let mut buffer = [0; 2048];
     let answer = timeout(Duration::from_millis(50), socket.recv(&mut buffer)).await;
     assert!(answer.is_err(), "{answer:?}");
-    server.until("quiet", |figures| figures.get("connections") == 0).await;
+    server
+        .until("quiet", |figures| figures.get("connections") == 0)
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -122,7 +136,8 @@ async fn garbage_behind_the_right_key_is_harmless() {
     for len in 0..=LONGEST - 8 {
         let garbage: Vec<u8> = (0..len).map(|_| rand::random()).collect();
         let mut packet = vec![0; len + 8];
-        key.obfuscate(rand::random(), &garbage, &mut packet).expect("room");
+        key.obfuscate(rand::random(), &garbage, &mut packet)
+            .expect("room");
         socket.send(&packet).await.expect("sent");
         if len % 50 == 49 {
             server.figures().await;
@@ -137,7 +152,12 @@ async fn a_handshake_without_the_key_times_out() {
     let mut server = ServerProcess::start("obfs=salamander").await;
     let mut transport = crate::attacker::transport();
     transport.max_idle_timeout(Some(Duration::from_secs(2).try_into().expect("in range")));
-    let refused = Attacker::try_connect(&server, transport).await.expect_err("silence");
-    assert!(matches!(refused, quinn::ConnectionError::TimedOut), "{refused:?}");
+    let refused = Attacker::try_connect(&server, transport)
+        .await
+        .expect_err("silence");
+    assert!(
+        matches!(refused, quinn::ConnectionError::TimedOut),
+        "{refused:?}"
+    );
     server.is_well().await;
 }

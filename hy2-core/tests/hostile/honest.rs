@@ -53,7 +53,10 @@ impl Progress {
         delays.sort();
         Measure {
             rate: (self.bytes - before.bytes) as f64 / (self.at - before.at).as_secs_f64(),
-            p99: delays.get(delays.len() * 99 / 100).copied().unwrap_or_default(),
+            p99: delays
+                .get(delays.len() * 99 / 100)
+                .copied()
+                .unwrap_or_default(),
         }
     }
 }
@@ -62,7 +65,9 @@ impl Honest {
     /// Starts working, and measures how that goes while all is calm.
     pub(crate) async fn start(server: &ServerProcess) -> Self {
         let mut tasks = JoinSet::new();
-        let client = Client::connect(server.client_config(HONEST)).await.expect("let in");
+        let client = Client::connect(server.client_config(HONEST))
+            .await
+            .expect("let in");
         let origin = origin(&mut tasks, send_at_rate).await;
         let mirror = origin_echo(&mut tasks).await;
         let mut download = client.tcp(&origin).await.expect("a stream");
@@ -77,7 +82,10 @@ impl Honest {
             let mut buffer = vec![0; 64 << 10];
             let mut expected = 0u64;
             while let Ok(count @ 1..) = download.read(&mut buffer).await {
-                let right = buffer[..count].iter().zip(expected..).all(|(byte, at)| *byte == pattern(at));
+                let right = buffer[..count]
+                    .iter()
+                    .zip(expected..)
+                    .all(|(byte, at)| *byte == pattern(at));
                 assert!(right, "wrong bytes after {expected}");
                 expected += count as u64;
                 sender.send_modify(|progress| {

@@ -33,7 +33,10 @@ fn full() -> bool {
 }
 
 /// Writes a figure where whoever runs the tests can read it.
-#[expect(clippy::print_stdout, reason = "figures are for whoever runs the tests")]
+#[expect(
+    clippy::print_stdout,
+    reason = "figures are for whoever runs the tests"
+)]
 fn say(text: impl std::fmt::Display) {
     println!("    {text}");
 }

@@ -8,9 +8,7 @@ use std::{
     },
 };
 
-use metrics::{
-    Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit,
-};
+use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 
 static COUNTERS: LazyLock<Mutex<BTreeMap<String, Arc<AtomicU64>>>> = LazyLock::new(Mutex::default);
 
@@ -24,7 +22,9 @@ impl Recorder for Sums {
 
     fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
         let mut counters = COUNTERS.lock().expect("no holder panics");
-        Counter::from_arc(Arc::clone(counters.entry(key.name().to_owned()).or_default()))
+        Counter::from_arc(Arc::clone(
+            counters.entry(key.name().to_owned()).or_default(),
+        ))
     }
 
     fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {

@@ -48,7 +48,12 @@ fn prefixed(pattern: u8, bits: u32, text: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(text);
 }
 
-pub(crate) fn request(method: &str, authority: &str, path: &str, extra: &[(&str, &str)]) -> Vec<u8> {
+pub(crate) fn request(
+    method: &str,
+    authority: &str,
+    path: &str,
+    extra: &[(&str, &str)],
+) -> Vec<u8> {
     let mut fields = vec![
         (":method", method),
         (":scheme", "https"),
@@ -78,8 +83,21 @@ pub(crate) fn relay(target: &str, padding: usize) -> Vec<u8> {
 }
 
 /// A UDP message or a fragment of one, with an address length of its own.
-pub(crate) fn udp(session: u32, packet: u16, fragment: (u8, u8), address: &str, data: &[u8]) -> Vec<u8> {
-    udp_claiming(session, packet, fragment, address.len() as u64, address, data)
+pub(crate) fn udp(
+    session: u32,
+    packet: u16,
+    fragment: (u8, u8),
+    address: &str,
+    data: &[u8],
+) -> Vec<u8> {
+    udp_claiming(
+        session,
+        packet,
+        fragment,
+        address.len() as u64,
+        address,
+        data,
+    )
 }
 
 pub(crate) fn udp_claiming(
