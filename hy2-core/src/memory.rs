@@ -52,6 +52,15 @@ impl MemoryBudget {
         })
     }
 
+    /// Makes a part of at most `limit` bytes of this budget, which counts in it.
+    pub(crate) fn part(self: &Arc<Self>, limit: usize) -> Arc<Self> {
+        Arc::new(Self {
+            limit: limit.min(self.limit),
+            used: AtomicUsize::new(0),
+            parent: Some(Arc::clone(self)),
+        })
+    }
+
     /// Allows 60 % of what the cgroup or else the machine has; 1 GiB where neither can be read.
     pub fn of_machine() -> Arc<Self> {
         let total = machine_memory().unwrap_or(1 << 30);

@@ -31,7 +31,7 @@ pub(super) async fn serve(
     recv: RecvStream,
 ) {
     let mut share = shared.budget.share();
-    let mut reader = FrameReader::new(recv, Place::Request, first);
+    let mut reader = FrameReader::new(recv, Place::Request, first).counting(&shared.taken);
     let section = match reader.next(|held| share.resize(held)).await {
         Ok(Some(Frame::Headers(section))) => section,
         Ok(Some(_)) => {

@@ -170,10 +170,10 @@ impl FrameDecoder {
         }
     }
 
-    /// Returns how many bytes are held for a frame that is not complete.
+    /// Returns how many bytes of memory are held for a frame that is not complete.
     pub(super) fn held(&self) -> usize {
         match &self.state {
-            State::Section { held, .. } | State::Settings { held, .. } => held.len(),
+            State::Section { held, .. } | State::Settings { held, .. } => held.capacity(),
             _ => 0,
         }
     }

@@ -2,13 +2,13 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, Ordering},
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use bytes::BytesMut;
 use futures_util::FutureExt;
 use hy2_proto::{tcp, varint};
-use quinn::{Connection, ConnectionError, RecvStream, SendStream};
+use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream};
 use tokio::{
     sync::{Semaphore, watch},
     task::JoinSet,
@@ -55,7 +55,19 @@ pub(super) struct Shared {
     requests: Semaphore,
     draining: watch::Sender<bool>,
     seen: uni::Seen,
+    /// Bytes that were taken from request streams.
+    pub(super) taken: Arc<AtomicU64>,
+    /// Streams that were looked at and streams that are over and done with.
+    begun: AtomicU64,
+    finished: AtomicU64,
 }
+
+/// What a STREAM frame carries in an ordinary upload, in bytes: a packet of the smallest size,
+/// less some.
+const FRAME_BYTES: u64 = 800;
+
+/// Frames that an ordinary stream has and that carry little: the request, its end.
+const FRAMES_PER_STREAM: u64 = 2;
 
 /// The HTTP/3 side of one server connection.
 ///
@@ -96,6 +108,9 @@ impl Front {
             requests: Semaphore::new(limits.requests),
             draining: watch::Sender::new(false),
             seen: uni::Seen::default(),
+            taken: Arc::default(),
+            begun: AtomicU64::new(0),
+            finished: AtomicU64::new(0),
         };
         Self {
             shared: Arc::new(shared),
@@ -133,6 +148,7 @@ impl Front {
                 accepted = conn.accept_uni() => match accepted {
                     Ok(recv) => {
                         let shared = Arc::clone(&self.shared);
+                        shared.begun.fetch_add(1, Ordering::Relaxed);
                         streams.spawn(async move {
                             uni::serve(&shared.conn, &shared.seen, recv).await;
                             None
@@ -140,14 +156,17 @@ impl Front {
                     }
                     Err(error) => return lost(&error),
                 },
-                Some(done) = streams.join_next() => match done {
-                    Ok(Some(stream)) => relay(stream),
-                    Ok(None) => {}
-                    Err(error) => {
-                        metrics::counter!("hy2_panics_total").increment(1);
-                        tracing::error!(%error, "stream task failed");
+                Some(done) = streams.join_next() => {
+                    self.shared.finished.fetch_add(1, Ordering::Relaxed);
+                    match done {
+                        Ok(Some(stream)) => relay(stream),
+                        Ok(None) => {}
+                        Err(error) => {
+                            metrics::counter!("hy2_panics_total").increment(1);
+                            tracing::error!(%error, "stream task failed");
+                        }
                     }
-                },
+                }
                 opened = &mut control, if control_stream.is_none() => match opened {
                     Ok(stream) => control_stream = Some(stream),
                     Err(error) => return lost(&error),
@@ -159,6 +178,26 @@ impl Front {
                 }
             }
         }
+    }
+
+    /// Estimates how many STREAM frames arrived that nobody has read, beyond those of ordinary
+    /// requests and uploads.
+    ///
+    /// QUIC's windows count bytes, but a frame of one byte may keep the whole packet it came in until
+    /// it is read. Frames that were thrown away because their stream was stopped count too, so this
+    /// says something only where many streams are open.
+    pub(crate) fn unread_frames(&self) -> u64 {
+        let arrived = self.shared.conn.stats().frame_rx.stream;
+        let read = self.shared.taken.load(Ordering::Relaxed) / FRAME_BYTES
+            + self.shared.finished.load(Ordering::Relaxed) * FRAMES_PER_STREAM;
+        arrived.saturating_sub(read)
+    }
+
+    /// Returns how many streams are being served or have not said what they are.
+    pub(crate) fn open_streams(&self) -> u64 {
+        let finished = self.shared.finished.load(Ordering::Relaxed);
+        let begun = self.shared.begun.load(Ordering::Relaxed);
+        begun.saturating_sub(finished)
     }
 
     /// Takes no more requests: sends GOAWAY and rejects the streams that come after it.
@@ -177,10 +216,14 @@ impl Front {
     ) -> Decision {
         let mut peek = Peek::default();
         let value = peek.value(&mut recv).now_or_never();
-        if matches!(value, Some(Ok(Some(kind))) if self.shared.is_relay(kind)) {
+        if value
+            .as_ref()
+            .is_some_and(|value| self.shared.is_for_relay(value))
+        {
             return Some(RelayStream { send, recv });
         }
         let shared = Arc::clone(&self.shared);
+        shared.begun.fetch_add(1, Ordering::Relaxed);
         if value.is_some() {
             streams.spawn(async move {
                 shared.serve(peek, send, recv).await;
@@ -194,8 +237,11 @@ impl Front {
 }
 
 impl Shared {
-    fn is_relay(&self, kind: u64) -> bool {
-        kind == tcp::FRAME_TYPE && self.authenticated.load(Ordering::Acquire)
+    /// Decides by the first varint, or by how it failed to come. A stream that a user resets before
+    /// it says what it is counts as a relay stream given up.
+    fn is_for_relay(&self, kind: &Result<Option<u64>, ReadError>) -> bool {
+        matches!(kind, Ok(Some(tcp::FRAME_TYPE)) | Err(ReadError::Reset(_)))
+            && self.authenticated.load(Ordering::Acquire)
     }
 
     async fn decide(
@@ -204,7 +250,7 @@ impl Shared {
         send: SendStream,
         mut recv: RecvStream,
     ) -> Decision {
-        if matches!(peek.value(&mut recv).await, Ok(Some(kind)) if self.is_relay(kind)) {
+        if self.is_for_relay(&peek.value(&mut recv).await) {
             return Some(RelayStream { send, recv });
         }
         // Boxed, so that a stream that says nothing costs the size of a peek.

@@ -3,6 +3,10 @@
 use std::{
     future::Future,
     pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     task::{Context, Poll, ready},
 };
 
@@ -32,6 +36,7 @@ pub(super) struct FrameReader {
     decoder: FrameDecoder,
     input: Bytes,
     ended: bool,
+    taken: Option<Arc<AtomicU64>>,
 }
 
 impl FrameReader {
@@ -42,7 +47,14 @@ impl FrameReader {
             decoder: FrameDecoder::new(place),
             input: first,
             ended: false,
+            taken: None,
         }
+    }
+
+    /// Adds the bytes that are taken from the stream to `taken`.
+    pub(super) fn counting(mut self, taken: &Arc<AtomicU64>) -> Self {
+        self.taken = Some(Arc::clone(taken));
+        self
     }
 
     /// Returns the next frame, or `None` when the stream ended between two frames.
@@ -76,7 +88,12 @@ impl FrameReader {
             let chunk = ready!(pin!(self.recv.read_chunk(CHUNK, true)).poll(cx))
                 .map_err(ReadFault::Lost)?;
             match chunk {
-                Some(chunk) => self.input = chunk.bytes,
+                Some(chunk) => {
+                    if let Some(taken) = &self.taken {
+                        taken.fetch_add(chunk.bytes.len() as u64, Relaxed);
+                    }
+                    self.input = chunk.bytes;
+                }
                 None => self.ended = true,
             }
         }

@@ -16,6 +16,8 @@ use tokio::{
 };
 use tokio_util::io::poll_read_buf;
 
+use crate::quic::close;
+
 use super::{
     limiter::RateLimiter,
     recv::{BATCH, RecvError, RelayRecv},
@@ -158,10 +160,14 @@ where
         }
     })
     .await;
-    if result.is_err() {
+    if let Err(error) = &result {
         // Tell the peer that this is not a clean end; it may have lost bytes.
-        let _ = send.reset(STREAM_DONE);
-        recv.stop(STREAM_DONE);
+        let code = match error {
+            RelayError::Recv(RecvError::Starved) => close::EXCESSIVE_LOAD,
+            _ => STREAM_DONE,
+        };
+        let _ = send.reset(code);
+        recv.stop(code);
     }
     result.and(inward.failure.map_or(Ok(()), Err))
 }

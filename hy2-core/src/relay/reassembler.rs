@@ -9,8 +9,9 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::{Buf, Bytes};
 
 /// Chunks shorter than this are copied when they must wait: each would otherwise keep the whole
-/// packet it arrived in.
-const COPY_BELOW: usize = 512;
+/// packet it arrived in. Just below what a full packet of the smallest size carries, so that what
+/// is counted is never far from what is held, and bulk data is not copied.
+const COPY_BELOW: usize = 1024;
 
 /// What one waiting chunk costs beside its bytes, as counted by [`Reassembler::held`].
 const CHUNK_OVERHEAD: usize = 96;
@@ -49,6 +50,12 @@ impl Reassembler {
             return;
         }
         if offset == self.next {
+            // What is next goes out as it is; behind others it may have to wait for long.
+            let bytes = if self.ready.is_empty() {
+                bytes
+            } else {
+                compact(bytes)
+            };
             self.deliver(bytes);
             self.close_gaps();
         } else {
@@ -79,11 +86,7 @@ impl Reassembler {
     }
 
     fn hold(&mut self, offset: u64, bytes: Bytes) {
-        let bytes = if bytes.len() < COPY_BELOW {
-            Bytes::copy_from_slice(&bytes)
-        } else {
-            bytes
-        };
+        let bytes = compact(bytes);
         // quinn hands every byte out once; of two chunks at one offset the longer one counts.
         let kept = self.gapped.entry(offset).or_default();
         if bytes.len() > kept.len() {
@@ -146,6 +149,15 @@ impl Reassembler {
     }
 }
 
+/// Lets go of the packet that a small chunk arrived in.
+fn compact(bytes: Bytes) -> Bytes {
+    if bytes.len() < COPY_BELOW {
+        Bytes::copy_from_slice(&bytes)
+    } else {
+        bytes
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -178,6 +190,23 @@ mod tests {
         assembler.insert(0, Bytes::from_static(b"abc"));
         assert_eq!(drain(&mut assembler), b"abcdef");
         assert_eq!(assembler.held(), 0);
+    }
+
+    #[test]
+    fn small_chunks_that_wait_let_go_of_their_packets() {
+        let packet = Bytes::from(vec![7; 1200]);
+        let mut assembler = Reassembler::starting_at(0);
+        for offset in 0..100 {
+            assembler.insert(offset, packet.slice(..1));
+            assembler.insert(10_000 + 2 * offset, packet.slice(..1));
+        }
+        // The first of those in order may still be of the packet.
+        assembler.consume(1);
+        assert_eq!(
+            (assembler.ready_bytes(), assembler.gapped_chunks()),
+            (99, 100)
+        );
+        assert!(packet.is_unique());
     }
 
     proptest! {

@@ -30,10 +30,10 @@ const SPAN_PER_GAP: usize = 16 << 10;
 const SPAN_MAX: usize = 16 << 20;
 
 /// Memory a stream may hold before it counts against the budget.
-const UNCOUNTED: usize = 32 << 10;
+const UNCOUNTED: usize = 8 << 10;
 
 /// Step in which memory is reserved.
-const STEP: usize = 128 << 10;
+const STEP: usize = 32 << 10;
 
 /// What a stream may hold beyond a refused reservation, so that the byte it waits for can come.
 const OVERDRAFT: usize = 16 << 10;

@@ -2,13 +2,16 @@
 
 use std::{
     any::Any,
-    collections::HashMap,
+    collections::{
+        HashMap,
+        hash_map::Entry::{Occupied, Vacant},
+    },
     future::poll_fn,
     io,
     net::SocketAddr,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     task::Poll,
     time::Duration,
@@ -32,6 +35,7 @@ use tokio::{
 use super::limiter::RateLimiter;
 use crate::{
     event::{EventSink, Peer},
+    memory::{MemoryBudget, Reservation},
     meter::{Presence, UserCounters},
     outbound::{DialError, Outbound, UdpAssociation},
 };
@@ -42,8 +46,15 @@ pub(crate) const MAX_SESSIONS: usize = 1024;
 /// Destinations remembered per session; also those that were refused.
 const MAX_DESTINATIONS: usize = 256;
 
-/// Datagrams that wait for a session's socket or a name to resolve; more are dropped.
+/// Datagrams of a session that wait for its socket or for a name to resolve; more are dropped.
 const MAX_WAITING: usize = 32;
+
+/// Memory for what waits and for remembered destinations, of all sessions of a connection, in
+/// bytes. An honest client needs a few kilobytes of it.
+pub(crate) const MEMORY: usize = 4 << 20;
+
+/// What a datagram that waits, or a remembered destination, costs beside its bytes.
+const ITEM_OVERHEAD: usize = 128;
 
 /// Unfinished fragments of all sessions of a connection, in bytes.
 const MAX_FRAGMENTS: usize = 1 << 20;
@@ -65,16 +76,59 @@ pub(crate) struct UdpContext {
     pub(crate) idle_timeout: Duration,
     /// Must outlive the sessions.
     pub(crate) _owner: Arc<dyn Any + Send + Sync>,
+    /// Counts what waits for an answer, at most [`MEMORY`].
+    pub(crate) memory: Arc<MemoryBudget>,
+    /// Sessions of all connections.
+    pub(crate) node_sessions: Arc<NodeSessions>,
 }
 
-/// Serves the datagrams of one connection until it is lost.
-pub(crate) async fn serve(context: UdpContext) {
+/// Counts the UDP sessions of a server, each of which needs a socket.
+#[derive(Debug)]
+pub(crate) struct NodeSessions {
+    open: AtomicUsize,
+    limit: usize,
+}
+
+impl NodeSessions {
+    pub(crate) fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self {
+            open: AtomicUsize::new(0),
+            limit,
+        })
+    }
+
+    fn enter(self: &Arc<Self>) -> Option<NodeSession> {
+        self.open
+            .fetch_update(Relaxed, Relaxed, |open| {
+                (open < self.limit).then_some(open + 1)
+            })
+            .ok()?;
+        Some(NodeSession(Arc::clone(self)))
+    }
+}
+
+/// One of [`NodeSessions`], for as long as it lives.
+struct NodeSession(Arc<NodeSessions>);
+
+impl Drop for NodeSession {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Serves the datagrams of one connection until it is lost, beginning with one that was taken
+/// already.
+pub(crate) async fn serve(context: UdpContext, first: Option<Bytes>) {
     let context = Arc::new(context);
     let mut sessions = Sessions {
         context: Arc::clone(&context),
         open: HashMap::new(),
         tasks: JoinSet::new(),
+        fragment_bytes: 0,
     };
+    if let Some(first) = first {
+        sessions.accept(&first);
+    }
     let mut sweep = interval(Duration::from_secs(1));
     let mut handled = 0;
     loop {
@@ -90,6 +144,7 @@ pub(crate) async fn serve(context: UdpContext) {
                 Err(error) => {
                     metrics::counter!("hy2_panics_total").increment(1);
                     tracing::error!(%error, "UDP session task failed");
+                    sessions.remove_ended();
                 }
             },
             now = sweep.tick() => sessions.expire_fragments(now),
@@ -105,6 +160,8 @@ struct Sessions {
     context: Arc<UdpContext>,
     open: HashMap<u32, Entry>,
     tasks: JoinSet<u32>,
+    /// What the unfinished fragments of all sessions hold.
+    fragment_bytes: usize,
 }
 
 struct Entry {
@@ -120,6 +177,7 @@ struct Waiting {
     target: Address,
     text: Box<str>,
     data: Bytes,
+    _memory: Reservation,
 }
 
 /// The part of a session that both directions use.
@@ -129,7 +187,14 @@ struct Session {
     /// Milliseconds from `opened` to the latest datagram.
     active: AtomicU64,
     association: OnceLock<Box<dyn UdpAssociation>>,
-    destinations: Mutex<HashMap<Box<str>, Option<SocketAddr>>>,
+    destinations: Mutex<Destinations>,
+    _place: NodeSession,
+}
+
+/// What destinations mean; `None` is refused.
+struct Destinations {
+    known: HashMap<Box<str>, Option<SocketAddr>>,
+    memory: Reservation,
 }
 
 impl Session {
@@ -145,9 +210,15 @@ impl Session {
 
     /// Remembers what a destination means; `None` is refused.
     fn remember(&self, text: &str, destination: Option<SocketAddr>) {
-        let mut known = self.destinations.lock();
-        if known.len() >= MAX_DESTINATIONS {
+        let mut destinations = self.destinations.lock();
+        let Destinations { known, memory } = &mut *destinations;
+        let cost = text.len() + ITEM_OVERHEAD;
+        if known.len() >= MAX_DESTINATIONS || !memory.try_grow(cost) {
             known.clear();
+            memory.shrink(usize::MAX);
+            if !memory.try_grow(cost) {
+                return;
+            }
         }
         known.insert(text.into(), destination);
     }
@@ -167,28 +238,20 @@ impl Sessions {
         if !message.is_fragment() {
             return self.forward(message.session_id, message.address, datagram, message.data);
         }
-        let held: usize = if known {
-            self.open
-                .values()
-                .map(|entry| entry.fragments.held_bytes())
-                .sum()
-        } else {
-            0
-        };
-        if held > MAX_FRAGMENTS {
+        if self.fragment_bytes > MAX_FRAGMENTS {
             return;
         }
         if !known && AddressRef::parse(message.address).is_err() {
             return;
         }
-        let whole = match self.open.get_mut(&message.session_id) {
-            Some(entry) => entry.fragments.push(&message),
-            None => {
-                // The socket opens with the first whole message only.
-                let entry = self.entry(message.session_id);
-                entry.fragments.push(&message)
-            }
+        // The socket opens with the first whole message only.
+        let Some(entry) = self.entry(message.session_id) else {
+            return;
         };
+        let before = entry.fragments.held_bytes();
+        let whole = entry.fragments.push(&message);
+        let after = entry.fragments.held_bytes();
+        self.fragment_bytes = (self.fragment_bytes + after).saturating_sub(before);
         if let Some(whole) = whole {
             self.forward(whole.session_id, &whole.address, &whole.data, &whole.data);
         }
@@ -200,13 +263,15 @@ impl Sessions {
             return;
         };
         let context = Arc::clone(&self.context);
-        let entry = self.entry(id);
+        let Some(entry) = self.entry(id) else {
+            return;
+        };
         let session = &entry.session;
         session.touch();
         if let Some(association) = session.association.get() {
             let destination = match &entry.latest {
                 Some((latest, destination)) if **latest == *text => Some(Some(*destination)),
-                _ => session.destinations.lock().get(text).copied(),
+                _ => session.destinations.lock().known.get(text).copied(),
             };
             let destination = destination.or_else(|| {
                 let judged = association.resolve_now(&address.to_owned())?.ok();
@@ -229,47 +294,74 @@ impl Sessions {
                 None => {}
             }
         }
-        // Dropped when too many wait: UDP.
+        // Dropped when too much waits: UDP.
+        let mut memory = context.memory.reservation();
+        if !memory.try_grow(owner.len() + text.len() + ITEM_OVERHEAD) {
+            return;
+        }
         let _ = entry.waiting.try_send(Waiting {
             target: address.to_owned(),
             text: text.into(),
             data: owner.slice_ref(data),
+            _memory: memory,
         });
     }
 
-    /// Finds or opens a session.
-    fn entry(&mut self, id: u32) -> &mut Entry {
+    /// Finds or opens a session; `None` when the server has no room for one more.
+    fn entry(&mut self, id: u32) -> Option<&mut Entry> {
         let Self {
             context,
             open,
             tasks,
+            ..
         } = self;
-        open.entry(id).or_insert_with(|| {
-            let session = Arc::new(Session {
-                id,
-                opened: Instant::now(),
-                active: AtomicU64::new(0),
-                association: OnceLock::new(),
-                destinations: Mutex::default(),
-            });
-            let (waiting, queue) = mpsc::channel(MAX_WAITING);
-            tasks.spawn(run(Arc::clone(context), Arc::clone(&session), queue));
-            Entry {
-                session,
-                waiting,
-                fragments: Defragmenter::new(),
-                latest: None,
+        Some(match open.entry(id) {
+            Occupied(entry) => entry.into_mut(),
+            Vacant(vacant) => {
+                let Some(place) = context.node_sessions.enter() else {
+                    metrics::counter!("hy2_udp_sessions_refused_total").increment(1);
+                    return None;
+                };
+                let session = Arc::new(Session {
+                    id,
+                    opened: Instant::now(),
+                    active: AtomicU64::new(0),
+                    association: OnceLock::new(),
+                    destinations: Mutex::new(Destinations {
+                        known: HashMap::new(),
+                        memory: context.memory.reservation(),
+                    }),
+                    _place: place,
+                });
+                let (waiting, queue) = mpsc::channel(MAX_WAITING);
+                tasks.spawn(run(Arc::clone(context), Arc::clone(&session), queue));
+                vacant.insert(Entry {
+                    session,
+                    waiting,
+                    fragments: Defragmenter::new(),
+                    latest: None,
+                })
             }
         })
     }
 
     fn remove(&mut self, id: u32) {
-        self.open.remove(&id);
+        if let Some(entry) = self.open.remove(&id) {
+            let held = entry.fragments.held_bytes();
+            self.fragment_bytes = self.fragment_bytes.saturating_sub(held);
+        }
+    }
+
+    /// Removes the sessions whose tasks are no more.
+    fn remove_ended(&mut self) {
+        self.open.retain(|_, entry| !entry.waiting.is_closed());
     }
 
     fn expire_fragments(&mut self, now: Instant) {
+        self.fragment_bytes = 0;
         for entry in self.open.values_mut() {
             entry.fragments.expire(now.into_std());
+            self.fragment_bytes += entry.fragments.held_bytes();
         }
     }
 }
@@ -411,7 +503,12 @@ async fn deliver(
     association: &dyn UdpAssociation,
     waiting: Waiting,
 ) {
-    let known = session.destinations.lock().get(&waiting.text).copied();
+    let known = session
+        .destinations
+        .lock()
+        .known
+        .get(&waiting.text)
+        .copied();
     let destination = match known {
         Some(destination) => destination,
         None => {

@@ -1,6 +1,7 @@
 //! Takes connections in, within limits, and watches over their memory.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -8,10 +9,11 @@ use std::{
     time::Duration,
 };
 
-use quinn::{Endpoint, Incoming, ServerConfig as QuicServerConfig};
+use parking_lot::Mutex;
+use quinn::{Connection, Endpoint, Incoming, ServerConfig as QuicServerConfig};
 use tokio::{
     task::JoinSet,
-    time::{MissedTickBehavior, interval, timeout},
+    time::{Instant, MissedTickBehavior, interval, timeout},
 };
 
 use super::{Shared, connection};
@@ -31,11 +33,48 @@ pub(super) struct Counts {
     connections: Arc<AtomicUsize>,
     handshakes: Arc<AtomicUsize>,
     unauthenticated: Arc<AtomicUsize>,
+    /// Those that are established and that nobody let in, the oldest first.
+    strangers: Mutex<BTreeMap<ConnectionId, (Instant, Connection)>>,
 }
+
+/// How long a stranger's place is its own when places are short. Users log in at once.
+const STRANGER_GRACE: Duration = Duration::from_secs(3);
 
 impl Counts {
     pub(super) fn connections(&self) -> usize {
         self.connections.load(Relaxed)
+    }
+
+    /// Notes a connection that nobody let in yet.
+    pub(super) fn meet(&self, id: ConnectionId, connection: &Connection) {
+        let met = (Instant::now(), connection.clone());
+        self.strangers.lock().insert(id, met);
+    }
+
+    /// Forgets one that is let in or gone.
+    pub(super) fn part(&self, id: ConnectionId) {
+        self.strangers.lock().remove(&id);
+    }
+
+    /// Closes the stranger that has been here longest, to make room; `false` when all of them came
+    /// just now.
+    fn evict_stranger(&self) -> bool {
+        let mut strangers = self.strangers.lock();
+        let Some(oldest) = strangers.first_entry() else {
+            return false;
+        };
+        if oldest.get().0.elapsed() < STRANGER_GRACE {
+            return false;
+        }
+        let (_, connection) = oldest.remove();
+        metrics::counter!("hy2_connections_evicted_total").increment(1);
+        // As a web server closes whom it has no room for.
+        connection.close(close::OK, b"");
+        true
+    }
+
+    pub(super) fn unauthenticated(&self) -> usize {
+        self.unauthenticated.load(Relaxed)
     }
 }
 
@@ -59,11 +98,14 @@ impl Drop for Slot {
 /// Accepts the connections of one endpoint until it closes.
 pub(super) async fn run(shared: Arc<Shared>, endpoint: Endpoint, base: QuicServerConfig) {
     let mut connections = JoinSet::new();
+    let mut arrivals = Arrivals::new();
     loop {
         // Both arms are cancel safe.
         tokio::select! {
             incoming = endpoint.accept() => match incoming {
-                Some(incoming) => admit(&shared, &base, incoming, &mut connections),
+                Some(incoming) => {
+                    admit(&shared, &base, incoming, &mut arrivals, &mut connections);
+                }
                 None => break,
             },
             Some(ended) = connections.join_next() => {
@@ -79,10 +121,37 @@ pub(super) async fn run(shared: Arc<Shared>, endpoint: Endpoint, base: QuicServe
     while connections.join_next().await.is_some() {}
 }
 
+/// Counts the handshakes that begin within a second.
+struct Arrivals {
+    second: Instant,
+    count: u32,
+}
+
+impl Arrivals {
+    fn new() -> Self {
+        Self {
+            second: Instant::now(),
+            count: 0,
+        }
+    }
+
+    /// Counts one more and returns how many there were in this second.
+    fn add(&mut self) -> u32 {
+        let now = Instant::now();
+        if now.duration_since(self.second) >= Duration::from_secs(1) {
+            self.second = now;
+            self.count = 0;
+        }
+        self.count = self.count.saturating_add(1);
+        self.count
+    }
+}
+
 fn admit(
     shared: &Arc<Shared>,
     base: &QuicServerConfig,
     incoming: Incoming,
+    arrivals: &mut Arrivals,
     connections: &mut JoinSet<()>,
 ) {
     let limits = &shared.config.limits;
@@ -95,7 +164,11 @@ fn admit(
         refused("handshakes");
         return incoming.ignore();
     }
-    if handshakes >= limits.handshakes_before_retry && incoming.may_retry() {
+    // The addresses of those who come back with a token are proven: they do not count.
+    if incoming.may_retry()
+        && (handshakes >= limits.handshakes_before_retry
+            || arrivals.add() > limits.handshakes_per_second_before_retry)
+    {
         // Fails only when the peer may not be asked to retry, which was just checked.
         let _ = incoming.retry();
         return;
@@ -105,7 +178,8 @@ fn admit(
     }
     if shared.config.memory.refuses_connections()
         || counts.connections.load(Relaxed) >= limits.connections
-        || counts.unauthenticated.load(Relaxed) >= limits.unauthenticated
+        || (counts.unauthenticated.load(Relaxed) >= limits.unauthenticated
+            && !counts.evict_stranger())
     {
         refused("limit");
         return incoming.refuse();
@@ -158,9 +232,15 @@ fn admit(
     });
 }
 
+/// Seconds for which the budget may be so short that nobody new is let in. A burst passes sooner;
+/// who holds memory to keep others out does not let go.
+const PATIENCE: u32 = 5;
+
 /// Once a second, divides what is left of the memory budget among the send windows of the
-/// connections, and when there is nothing left resets the one that holds most.
+/// connections. When there is nothing left, or too little for newcomers and that for some time,
+/// resets the connection that holds most.
 pub(super) async fn supervise(shared: Arc<Shared>) {
+    let mut pressed = 0;
     let mut tick = interval(Duration::from_secs(1));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -178,13 +258,20 @@ pub(super) async fn supervise(shared: Arc<Shared>) {
                 .congestion
                 .set_send_window_limit(each.clamp(SEND_WINDOW_MIN, quic::SEND_WINDOW_MAX));
         }
-        if memory.free() < memory.limit() / 64
-            && let Some(largest) = sending
-                .iter()
-                .max_by_key(|member| member.congestion.snapshot().in_flight)
+        pressed = if memory.refuses_connections() {
+            pressed + 1
+        } else {
+            0
+        };
+        if (pressed > PATIENCE || memory.free() < memory.limit() / 64)
+            && let Some(largest) = members.iter().max_by_key(|member| member.held())
         {
+            pressed = 0;
             metrics::counter!("hy2_connections_shed_total").increment(1);
-            tracing::warn!(connection = %largest.peer.connection, "memory budget exhausted, connection closed");
+            tracing::warn!(
+                connection = %largest.peer.connection,
+                "memory budget exhausted, connection closed"
+            );
             largest.connection.close(close::EXCESSIVE_LOAD, b"");
         }
     }

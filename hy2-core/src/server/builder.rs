@@ -18,6 +18,7 @@ use crate::{
     masquerade::{Masquerade, OrdinarySite},
     outbound::{Direct, Outbound},
     quic::{self, ResetKey},
+    relay::udp::NodeSessions,
     socket::{self, SocketStats},
     tls::{ALPN_H3, CertificateError, ServerTls},
 };
@@ -161,7 +162,9 @@ impl ServerBuilder {
             });
             endpoints.push(endpoint.map_err(|source| BindError::Listen { address, source })?);
         }
+        let udp_sessions = NodeSessions::new(self.config.limits.udp_sessions);
         let shared = Arc::new(Shared {
+            udp_sessions,
             config: self.config,
             authenticator: self.authenticator,
             outbound: self.outbound,

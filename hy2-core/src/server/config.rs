@@ -95,7 +95,8 @@ impl ServerConfig {
 pub struct ServerLimits {
     /// Connections at once, authenticated or not. Default 100,000.
     pub connections: usize,
-    /// Connections at once that are not authenticated. Default 4,096.
+    /// Connections at once that are not authenticated. Beyond that the oldest gives way to a
+    /// newcomer. Default 4,096.
     pub unauthenticated: usize,
     /// Handshakes under way from which on peers must prove their address first. Default 1,000.
     pub handshakes_before_retry: usize,
@@ -110,6 +111,11 @@ pub struct ServerLimits {
     /// Relay streams per second that a connection may give up before they are established;
     /// more close it. Default 200.
     pub aborted_streams_per_second: u32,
+    /// Handshakes per second from which on peers must prove their address first. Default 500.
+    pub handshakes_per_second_before_retry: u32,
+    /// UDP sessions at once, of all connections; each needs a socket. Default: half of the files
+    /// that the process may open.
+    pub udp_sessions: usize,
 }
 
 impl Default for ServerLimits {
@@ -123,6 +129,45 @@ impl Default for ServerLimits {
             auth_attempts: 5,
             request_timeout: Duration::from_secs(10),
             aborted_streams_per_second: 200,
+            handshakes_per_second_before_retry: 500,
+            udp_sessions: open_files() / 2,
         }
+    }
+}
+
+/// Reads how many files this process may have open; the usual 1,024 where that cannot be told.
+fn open_files() -> usize {
+    std::fs::read_to_string("/proc/self/limits")
+        .ok()
+        .and_then(|text| soft_limit(&text))
+        .unwrap_or(1_024)
+}
+
+fn soft_limit(limits: &str) -> Option<usize> {
+    let rest = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"))?;
+    match rest.split_whitespace().next()? {
+        "unlimited" => Some(1 << 20),
+        number => number.parse().ok(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_on_open_files_is_read() {
+        let text = "Limit           Soft Limit  Hard Limit  Units\n\
+                    Max processes   95969       95969       processes\n\
+                    Max open files  1024        524288      files\n";
+        assert_eq!(soft_limit(text), Some(1024));
+        assert_eq!(
+            soft_limit("Max open files unlimited unlimited files"),
+            Some(1 << 20)
+        );
+        assert_eq!(soft_limit(""), None);
+        assert!(ServerLimits::default().udp_sessions > 0);
     }
 }

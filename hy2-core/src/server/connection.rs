@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use http::{Request, Response};
 use hy2_proto::{
     auth::{AuthResponse, CcRx},
@@ -20,7 +21,7 @@ use quinn::{Connection, ConnectionError, VarInt};
 use tokio::{
     sync::{Mutex, Notify, oneshot, watch},
     task::JoinSet,
-    time::Instant,
+    time::{Instant, MissedTickBehavior, interval},
 };
 
 use super::{Shared, tcp, tcp::StreamEnd, users::Member};
@@ -33,13 +34,38 @@ use crate::{
     masquerade::Body,
     memory::MemoryBudget,
     meter::{Presence, PresenceGuard},
-    quic::close,
+    quic::{self, close},
     relay::{limiter::RateLimiter, recv::RoundTrip, udp},
 };
 
 /// Share of a fixed rate that UDP may take while TCP streams are open, in percent: quinn sends
 /// datagrams before stream data.
 const UDP_SHARE_PERCENT: u64 = 70;
+
+/// Bytes of field sections that an unknown peer may make us hold; shared by all unknown peers like
+/// the receive window (see `quic::transport`).
+const PREAUTH_HEADERS: usize = 192 << 10;
+const PREAUTH_HEADERS_SHARED: usize = 16 << 20;
+
+/// Unacknowledged answers that an unknown peer may make us hold, in bytes.
+const PREAUTH_SEND_WINDOW: u64 = 256 << 10;
+
+/// STREAM frames that an unknown peer may leave unread on many streams. Each may keep the packet it
+/// came in, so this is what bounds a peer that sends single bytes; and what all of them share, and
+/// what each has at least, to say what it has to say.
+const PREAUTH_FRAMES: usize = 600;
+const PREAUTH_FRAMES_SHARED: usize = 48 << 10;
+const PREAUTH_FRAMES_MIN: usize = 32;
+
+/// Streams up to which an unknown peer may leave unread what it likes: QUIC keeps no more than
+/// 32 KiB beyond its window for each. And what all of them share, and what a browser has open
+/// always.
+const PREAUTH_STREAMS: usize = 16;
+const PREAUTH_STREAMS_SHARED: usize = 8 << 10;
+const PREAUTH_STREAMS_MIN: usize = 4;
+
+/// How often unknown peers are looked at.
+const PREAUTH_CHECK: Duration = Duration::from_millis(500);
 
 /// What relay streams need of their connection.
 pub(crate) struct Relays {
@@ -91,6 +117,7 @@ pub(crate) async fn serve(
     id: ConnectionId,
     unauthenticated: super::accept::Slot,
 ) {
+    congestion.set_send_window_limit(PREAUTH_SEND_WINDOW);
     let _pacing = congestion.attach(&connection, Arc::clone(&shared.runtime));
     let authenticated = Arc::new(AtomicBool::new(false));
     let (admitted, mut admission) = oneshot::channel();
@@ -106,7 +133,13 @@ pub(crate) async fn serve(
             admitted: Some(admitted),
         }),
     });
-    let front = Front::new(connection.clone(), authenticated, gate, H3Limits::default());
+    let limits = H3Limits {
+        header_bytes: PREAUTH_HEADERS
+            .min(PREAUTH_HEADERS_SHARED / shared.counts.unauthenticated().max(1)),
+        ..H3Limits::default()
+    };
+    let front = Front::new(connection.clone(), Arc::clone(&authenticated), gate, limits);
+    shared.counts.meet(id, &connection);
     let mut draining = shared.draining.subscribe();
     if *draining.borrow_and_update() {
         // Its handshake began before the drain did.
@@ -119,6 +152,10 @@ pub(crate) async fn serve(
     let mut aborts = AbortRate::new(shared.config.limits.aborted_streams_per_second);
     let mut waiting = Vec::new();
     let mut raised = false;
+    // At most one: the first that comes after authentication and before it is noticed here.
+    let mut early_datagram = None;
+    let mut check = interval(PREAUTH_CHECK);
+    check.set_missed_tick_behavior(MissedTickBehavior::Delay);
     {
         let run = front.run(|stream| arrivals.push(stream));
         tokio::pin!(run);
@@ -129,7 +166,8 @@ pub(crate) async fn serve(
                 () = &mut run => break,
                 Ok(membership) = &mut admission, if relays.is_none() => {
                     unauthenticated.take();
-                    let started = start(&shared, membership, &mut tasks);
+                    shared.counts.part(id);
+                    let started = start(&shared, membership, early_datagram.take(), &mut tasks);
                     if !waiting.is_empty() {
                         started.raise_stream_limit();
                         raised = true;
@@ -167,6 +205,21 @@ pub(crate) async fn serve(
                     }
                     close_if_drained(&draining, &relays, &connection);
                 }
+                // Unknown peers have no use for datagrams: taken and dropped, as by a web server
+                // that knows none of them, instead of kept.
+                Ok(datagram) = connection.read_datagram(),
+                    if relays.is_none() && early_datagram.is_none() =>
+                {
+                    if authenticated.load(Acquire) {
+                        early_datagram = Some(datagram);
+                    }
+                }
+                _ = check.tick(), if relays.is_none() => {
+                    if takes_too_much(&front, shared.counts.unauthenticated().max(1)) {
+                        metrics::counter!("hy2_connections_shed_total").increment(1);
+                        connection.close(close::EXCESSIVE_LOAD, b"");
+                    }
+                }
                 Ok(()) = draining.changed() => {
                     // The official client takes a GOAWAY for the end of the whole connection and
                     // drops its running streams, so only visitors of the site get one.
@@ -178,6 +231,7 @@ pub(crate) async fn serve(
             }
         }
     }
+    shared.counts.part(id);
     // What a stream moved is counted when it moves, so nothing is lost with its task.
     tasks.shutdown().await;
 }
@@ -226,6 +280,13 @@ impl Drop for Membership {
     }
 }
 
+/// Tells whether one of `unknown` peers that nobody let in makes us hold more than its part.
+fn takes_too_much(front: &Front, unknown: usize) -> bool {
+    let streams = (PREAUTH_STREAMS_SHARED / unknown).clamp(PREAUTH_STREAMS_MIN, PREAUTH_STREAMS);
+    let frames = (PREAUTH_FRAMES_SHARED / unknown).clamp(PREAUTH_FRAMES_MIN, PREAUTH_FRAMES);
+    front.open_streams() > streams as u64 && front.unread_frames() > frames as u64
+}
+
 /// While draining, a connection without streams is of no use to its client.
 fn close_if_drained(
     draining: &watch::Receiver<bool>,
@@ -260,13 +321,19 @@ impl Relays {
 fn start(
     shared: &Arc<Shared>,
     membership: Membership,
+    early_datagram: Option<Bytes>,
     tasks: &mut JoinSet<StreamEnd>,
 ) -> Arc<Relays> {
     let member = membership.member.clone();
     let window = VarInt::from_u64(shared.config.quic.receive_window).unwrap_or(VarInt::MAX);
     member.connection.set_receive_window(window);
+    // Until the supervisor divides the budget anew.
+    let send_window = shared.config.memory.free() as u64 / 2;
+    member
+        .congestion
+        .set_send_window_limit(send_window.clamp(1 << 20, quic::SEND_WINDOW_MAX));
     let relays = Arc::new(Relays {
-        memory: shared.config.memory.share(),
+        memory: Arc::clone(&member.memory),
         round_trip: RoundTrip::of(&member.congestion),
         shared: Arc::clone(shared),
         active: AtomicU32::new(0),
@@ -285,9 +352,11 @@ fn start(
             share: Arc::clone(&relays.udp_share),
             idle_timeout: shared.config.udp_idle_timeout,
             _owner: Arc::clone(&relays) as Arc<_>,
+            memory: relays.memory.part(udp::MEMORY),
+            node_sessions: Arc::clone(&shared.udp_sessions),
         };
         tasks.spawn(async move {
-            udp::serve(context).await;
+            udp::serve(context, early_datagram).await;
             StreamEnd::Served
         });
     }
@@ -400,6 +469,7 @@ impl Gate {
             },
             connection: self.connection.clone(),
             congestion: self.congestion.clone(),
+            memory: config.memory.share(),
             agreed,
             loss_compensation: config.loss_compensation,
             counters: user.counters(),

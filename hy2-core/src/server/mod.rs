@@ -33,6 +33,7 @@ use crate::{
     meter::Traffic,
     outbound::Outbound,
     quic::close,
+    relay::udp::NodeSessions,
     socket::SocketStats,
     tls::ServerTls,
 };
@@ -47,6 +48,7 @@ pub(crate) struct Shared {
     pub(crate) registry: users::Registry,
     pub(crate) runtime: Arc<dyn quinn::Runtime>,
     pub(crate) draining: watch::Sender<bool>,
+    pub(crate) udp_sessions: Arc<NodeSessions>,
     next_connection: AtomicU64,
     counts: accept::Counts,
 }

@@ -1,6 +1,6 @@
 //! One TCP relay stream on the server: request, dial, answer, relay.
 
-use std::{error::Error, sync::Arc};
+use std::{error::Error, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use hy2_proto::{
@@ -9,8 +9,8 @@ use hy2_proto::{
     padding,
     tcp::{MAX_REQUEST_LEN, TcpRequest, TcpResponse},
 };
-use quinn::{RecvStream, SendStream};
-use tokio::time::timeout;
+use quinn::{ReadError, RecvStream, SendStream};
+use tokio::time::{Instant, timeout};
 
 use super::connection::Relays;
 use crate::{
@@ -18,25 +18,30 @@ use crate::{
     meter::Presence,
     relay::{
         copy::{RelayError, STREAM_DONE, UserTally, relay},
-        recv::RelayRecv,
+        recv::{RecvError, RelayRecv},
     },
 };
 
 /// The internal destination of the speed test (reference §1.10).
 pub(crate) const SPEED_TEST_HOST: &str = "@SpeedTest";
 
+/// A stream that its client resets within this time has cost a dial for nothing. Clients that close
+/// a stream in order, however soon, end it and stop its answer; they do not reset it.
+const SHORT_LIVED: Duration = Duration::from_secs(1);
+
 /// How a stream ended, as far as its connection cares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum StreamEnd {
     /// The target was reached or refused.
     Served,
-    /// The client gave up before that.
+    /// The client gave up before that, or right after.
     Aborted,
 }
 
 /// Serves one relay stream.
 pub(crate) async fn serve(relays: Arc<Relays>, stream: RelayStream) -> StreamEnd {
     let RelayStream { mut send, mut recv } = stream;
+    let begun = Instant::now();
     let limit = relays.shared.config.limits.request_timeout;
     let Ok(Ok(request)) = timeout(limit, read_request(&mut recv)).await else {
         // A malformed or missing request gets no bytes, only the end of both directions.
@@ -107,11 +112,20 @@ pub(crate) async fn serve(relays: Arc<Relays>, stream: RelayStream) -> StreamEnd
         // peer has not acknowledged.
         let _ = timeout(limit, send.stopped()).await;
     }
-    if let Err(RelayError::Recv(crate::relay::recv::RecvError::Starved)) = &result {
-        metrics::counter!("hy2_streams_starved_total").increment(1);
-    }
+    let end = match &result {
+        Err(RelayError::Recv(RecvError::Starved)) => {
+            metrics::counter!("hy2_streams_starved_total").increment(1);
+            StreamEnd::Served
+        }
+        Err(RelayError::Recv(RecvError::Read(ReadError::Reset(_))))
+            if begun.elapsed() < SHORT_LIVED =>
+        {
+            StreamEnd::Aborted
+        }
+        _ => StreamEnd::Served,
+    };
     report.end = result.err().map(Into::into);
-    StreamEnd::Served
+    end
 }
 
 /// What a request names.

@@ -10,6 +10,7 @@ use crate::{
     authenticator::{Grant, UserId, UserLimits},
     congestion::{Algorithm, CongestionHandle},
     event::{ConnectionId, Peer},
+    memory::MemoryBudget,
     meter::UserCounters,
     quic::close,
     relay::{copy::UserTally, limiter::RateLimiter},
@@ -34,6 +35,8 @@ pub(crate) struct Member {
     pub(crate) peer: Peer,
     pub(crate) connection: Connection,
     pub(crate) congestion: CongestionHandle,
+    /// What the connection holds of the server's budget.
+    pub(crate) memory: Arc<MemoryBudget>,
     /// The Brutal rate agreed on with the client or set since, before the user's limit.
     pub(crate) agreed: Option<Bandwidth>,
     pub(crate) loss_compensation: bool,
@@ -54,6 +57,11 @@ impl<'a> UserTally<'a> {
 }
 
 impl Member {
+    /// Bytes that the connection makes the server hold, as far as they are counted.
+    pub(crate) fn held(&self) -> u64 {
+        self.memory.used() as u64 + self.congestion.snapshot().in_flight
+    }
+
     /// Puts the agreed rate into force, capped by the user's limit.
     pub(crate) fn apply_rate(&self) -> Option<Bandwidth> {
         let cap = self.user.limits.lock().down;

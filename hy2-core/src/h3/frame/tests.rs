@@ -77,7 +77,9 @@ fn an_announced_length_reserves_nothing() {
         }
     }
     let (_, end) = decode(Place::Request, &frame(1, MAX_SECTION, b"abc"));
-    assert_eq!(end.expect("within the limit").held(), 3);
+    // Three bytes came; a small buffer holds them, whatever was announced.
+    let held = end.expect("within the limit").held();
+    assert!((3..=64).contains(&held), "{held}");
     assert_eq!(
         decode(Place::Request, &frame(1, MAX_SECTION + 1, b""))
             .1
