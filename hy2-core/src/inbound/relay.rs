@@ -37,7 +37,8 @@ mod tests {
     async fn early_bytes_go_first_and_half_close_passes_both_ways() {
         let (mut program, local) = duplex(64);
         let (mut target, tunnel) = duplex(64);
-        let joined = tokio::spawn(async move { relay(local, tunnel, Bytes::from_static(b"early ")).await });
+        let joined =
+            tokio::spawn(async move { relay(local, tunnel, Bytes::from_static(b"early ")).await });
 
         program.write_all(b"late").await.expect("write");
         program.shutdown().await.expect("shutdown");

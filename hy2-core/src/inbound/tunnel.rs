@@ -124,11 +124,23 @@ mod tests {
             assert_eq!(DialFailure::of_message(error.class()), failure, "{error}");
         }
         for (text, failure) in [
-            ("dial tcp 127.0.0.1:1: connect: connection refused", DialFailure::Refused),
-            ("lookup name.invalid: no such host", DialFailure::Unresolvable),
+            (
+                "dial tcp 127.0.0.1:1: connect: connection refused",
+                DialFailure::Refused,
+            ),
+            (
+                "lookup name.invalid: no such host",
+                DialFailure::Unresolvable,
+            ),
             ("dial tcp 192.0.2.1:80: i/o timeout", DialFailure::TimedOut),
-            ("dial tcp [::1]:80: connect: network is unreachable", DialFailure::Unreachable),
-            ("dial tcp 10.0.0.1:80: connect: no route to host", DialFailure::Unreachable),
+            (
+                "dial tcp [::1]:80: connect: network is unreachable",
+                DialFailure::Unreachable,
+            ),
+            (
+                "dial tcp 10.0.0.1:80: connect: no route to host",
+                DialFailure::Unreachable,
+            ),
             ("something else", DialFailure::Other),
         ] {
             assert_eq!(DialFailure::of_message(text), failure, "{text}");
