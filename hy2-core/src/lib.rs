@@ -1,4 +1,4 @@
-//! Hysteria 2 client and server as a library, on quinn, h3, rustls and tokio.
+//! Hysteria 2 client and server as a library, on quinn, rustls and tokio.
 //!
 //! [`Server`] and [`Client`] are the two entries. Everything an embedder may replace is a small
 //! trait with a default: [`authenticator`], [`outbound`], [`event`], [`masquerade`], the

@@ -29,7 +29,7 @@ pub struct MemoryBudget {
     limit: usize,
     used: AtomicUsize,
     /// What this one is a share of.
-    parent: Option<Arc<MemoryBudget>>,
+    parent: Option<Arc<Self>>,
 }
 
 impl MemoryBudget {
@@ -251,7 +251,7 @@ mod tests {
         assert!(other.try_grow(3 << 20));
         let mut window = budget.reservation();
         let got = window.resize(64 << 20);
-        assert!(got >= 512 << 10 && got <= 1 << 20, "{got}");
+        assert!((512 << 10..=1 << 20).contains(&got), "{got}");
         assert_eq!(window.resize(1000), 1000);
         assert_eq!(budget.used(), (3 << 20) + 1000);
     }

@@ -11,6 +11,7 @@ mod scenario;
 
 use clap::{Parser, Subcommand};
 
+#[cfg(not(feature = "system-allocator"))]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -15,7 +15,11 @@ use hy2_core::{
     tls::ServerTls,
 };
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, task::JoinSet};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    task::JoinSet,
+};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -26,6 +30,8 @@ pub(crate) struct Arguments {
 enum Role {
     Server,
     Client,
+    /// Holds many connections.
+    Crowd,
 }
 
 pub(crate) fn run(arguments: Arguments) -> Result<()> {
@@ -54,6 +60,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
         match arguments.role {
             Role::Server => serve(&config).await,
             Role::Client => forward(&config).await,
+            Role::Crowd => crowd(&config).await,
         }
     })
 }
@@ -93,9 +100,8 @@ async fn serve(config: &Value) -> Result<()> {
     Ok(())
 }
 
-async fn forward(config: &Value) -> Result<()> {
+fn client_settings(config: &Value) -> Result<ClientConfig> {
     let server: SocketAddr = config["server"].as_str().context("server")?.parse()?;
-    let target = config["target"].as_str().context("target")?.to_owned();
     let address = ServerAddress::new(server.ip().to_string(), server.port());
     let mut settings = ClientConfig::new(address, config["auth"].as_str().context("auth")?);
     settings.tls.insecure = true;
@@ -103,7 +109,12 @@ async fn forward(config: &Value) -> Result<()> {
     settings.obfuscation = obfuscation(config)?;
     settings.up = rate(&config["tx"]);
     settings.down = rate(&config["rx"]);
-    let client = Client::connect(settings).await?;
+    Ok(settings)
+}
+
+async fn forward(config: &Value) -> Result<()> {
+    let target = config["target"].as_str().context("target")?.to_owned();
+    let client = Client::connect(client_settings(config)?).await?;
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     println!(
         "{}",
@@ -122,4 +133,29 @@ async fn forward(config: &Value) -> Result<()> {
         });
         while connections.try_join_next().is_some() {}
     }
+}
+
+/// Opens `count` connections and keeps them; on the line `use` each carries one small transfer.
+async fn crowd(config: &Value) -> Result<()> {
+    let mut settings = client_settings(config)?;
+    // Small buffers here: only the server's memory is measured.
+    settings.socket.recv_buffer = 64 << 10;
+    settings.socket.send_buffer = 64 << 10;
+    let target = config["target"].as_str().context("target")?.to_owned();
+    let count = config["count"].as_u64().context("count")?;
+    let mut clients = Vec::new();
+    for _ in 0..count {
+        clients.push(Client::connect(settings.clone()).await?);
+    }
+    println!("{}", json!({"event": "ready"}));
+    if config["use"] == true {
+        for client in &clients {
+            let mut stream = client.tcp(&target).await?;
+            stream.write_all(b"D 65536\n").await?;
+            let mut got = Vec::new();
+            stream.read_to_end(&mut got).await?;
+        }
+        println!("{}", json!({"event": "used"}));
+    }
+    std::future::pending().await
 }

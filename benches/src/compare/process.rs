@@ -42,7 +42,7 @@ impl Process {
     }
 
     /// Reads lines until an event of this name comes.
-    fn hear(&mut self, event: &str) -> Result<Value> {
+    pub(crate) fn hear(&mut self, event: &str) -> Result<Value> {
         let mut line = String::new();
         loop {
             line.clear();

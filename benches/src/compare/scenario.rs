@@ -139,6 +139,18 @@ fn run_in(arguments: &Arguments, scratch: &Path) -> Result<()> {
             }
         }
     }
+    if "idle".contains(&arguments.only) {
+        for (used, bar) in [(false, 48.0), (true, 128.0)] {
+            let kibibytes = idle(&certificate, &key, origin, used)?;
+            let state = if used { "after use" } else { "never used" };
+            println!(
+                "\nidle connections, {state}: {kibibytes:.1} KiB of server memory each (bar {bar})"
+            );
+            if kibibytes > bar {
+                missed.push(format!("idle {state} ({kibibytes:.1} KiB > {bar})"));
+            }
+        }
+    }
     if arguments.bars && !missed.is_empty() {
         bail!("below the bar: {}", missed.join(", "));
     }
@@ -158,6 +170,38 @@ fn start_ours(base: &Value, origin: SocketAddr) -> Result<Side> {
         &client_config(base, &ready["addr"], origin),
     )?;
     side(server, client, &ready["addr"])
+}
+
+/// Server memory per authenticated idle connection, in KiB.
+fn idle(certificate: &Path, key: &Path, origin: SocketAddr, used: bool) -> Result<f64> {
+    const CONNECTIONS: u64 = 1000;
+    let base = json!({"tls_cert": certificate, "tls_key": key, "password": "bench-password"});
+    let program = std::env::current_exe()?;
+    let mut command = Command::new(&program);
+    command.args(["ours", "server"]);
+    let (server, ready) = Process::start(command, &base)?;
+    let mut config = client_config(&base, &ready["addr"], origin);
+    // What the first connections allocate once is not counted.
+    config["count"] = 20.into();
+    config["use"] = used.into();
+    let crowd = |config: &Value| {
+        let mut command = Command::new(&program);
+        command.args(["ours", "crowd"]);
+        Process::start(command, config)
+    };
+    let (mut first, _) = crowd(&config)?;
+    if used {
+        first.hear("used")?;
+    }
+    let before = server.resident()?;
+    config["count"] = CONNECTIONS.into();
+    let (mut many, _) = crowd(&config)?;
+    if used {
+        many.hear("used")?;
+    }
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    let after = server.resident()?;
+    Ok(after.saturating_sub(before) as f64 / 1024.0 / CONNECTIONS as f64)
 }
 
 fn start_reference(peer: &Path, base: &Value, origin: SocketAddr) -> Result<Side> {

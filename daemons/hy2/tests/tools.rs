@@ -1,6 +1,11 @@
 //! `cert`, `share` and `version`, and how the command line answers mistakes.
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Command, Stdio},
+};
 
 #[test]
 fn certificates_are_made_and_not_replaced_by_accident() {
@@ -113,23 +118,35 @@ fn the_command_line_is_told_about_mistakes() {
 
 #[test]
 fn flags_win_over_the_environment() {
-    let run = |arguments: &[&str]| {
-        Command::new(assert_cmd::cargo::cargo_bin!("hy2"))
+    let folder = tempfile::tempdir().expect("folder");
+    let settings = "server: a\nlazy: true\nsocks5: {listen: 127.0.0.1:0}\n";
+    fs::write(folder.path().join("config.yaml"), settings).expect("write");
+    let first_line = |arguments: &[&str]| {
+        let mut client = Command::new(assert_cmd::cargo::cargo_bin!("hy2"))
+            .arg("client")
             .args(arguments)
-            .env("HYSTERIA_LOG_LEVEL", "loud")
+            .current_dir(folder.path())
             .env("HYSTERIA_LOG_FORMAT", "json")
-            .output()
-            .expect("runs")
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("starts");
+        let mut line = String::new();
+        let mut log = BufReader::new(client.stderr.take().expect("piped"));
+        log.read_line(&mut line).expect("a line");
+        client.kill().expect("runs");
+        client.wait().expect("ends");
+        line
     };
-    assert_eq!(
-        run(&["version"]).status.code(),
-        Some(2),
-        "the environment is read"
-    );
-    assert_eq!(
-        run(&["version", "--log-level", "debug"]).status.code(),
-        Some(0)
-    );
+    assert!(first_line(&[]).starts_with('{'));
+    let console = first_line(&["--log-format", "console"]);
+    assert!(console.contains("INFO listening kind="), "{console}");
+
+    let wrong = Command::new(assert_cmd::cargo::cargo_bin!("hy2"))
+        .arg("version")
+        .env("HYSTERIA_LOG_LEVEL", "loud")
+        .output()
+        .expect("runs");
+    assert_eq!(wrong.status.code(), Some(2), "{wrong:?}");
 }
 
 fn hy2(folder: &Path, arguments: &[&str]) -> std::process::Output {

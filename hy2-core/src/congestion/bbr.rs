@@ -28,6 +28,11 @@ const STARTUP_LOSS: f64 = 0.02;
 const MARGIN: f64 = 0.99;
 /// Slowest pacing in bytes per second (reference).
 const MIN_RATE: f64 = 65_536.0;
+/// Below this round trip pacing is left to the window: timers of a millisecond cannot pace what is
+/// acknowledged sooner, and would cost a wake-up each.
+const SHORT_PATH: Duration = Duration::from_millis(2);
+/// What the window then covers at least: a few wake-ups of either end.
+const SHORT_PATH_WINDOW: Duration = Duration::from_millis(4);
 /// Send records kept; beyond this the oldest are forgotten.
 const MAX_RECORDS: usize = 1 << 16;
 
@@ -352,13 +357,21 @@ impl Bbr {
             self.gains.startup_window
         };
         // Room for packets whose acknowledgement is under way.
-        let target = self.product(gain) + 3 * mtu;
+        let mut target = self.product(gain) + 3 * mtu;
+        if self.is_short() {
+            let covered = self.bandwidth.get() * SHORT_PATH_WINDOW.as_secs_f64();
+            target = target.max(covered as u64);
+        }
         if self.full {
             self.window = self.window.saturating_add(acked).min(target);
         } else if self.window < target || self.delivered < INITIAL_PACKETS * mtu {
             self.window = self.window.saturating_add(acked);
         }
         self.window = self.window.max(MIN_PACKETS * mtu);
+    }
+
+    fn is_short(&self) -> bool {
+        self.min_rtt.is_some_and(|rtt| rtt < SHORT_PATH)
     }
 
     /// `gain` times the bandwidth-delay product in bytes.
@@ -383,7 +396,11 @@ impl Bbr {
         self.bandwidth.get() as u64
     }
 
+    /// The rate in bytes per second; 0 leaves it to the window.
     pub(super) fn pacing_rate(&self, smoothed_rtt: Duration) -> u64 {
+        if self.is_short() {
+            return 0;
+        }
         let gain = match self.mode {
             Mode::Startup => self.gains.startup,
             Mode::Drain => 1.0 / self.gains.startup,

@@ -118,6 +118,9 @@ impl Gate {
             self.calls.store(0, Relaxed);
             return CLOSED;
         }
+        if self.rate == 0 {
+            return OPEN;
+        }
         let needed = as_signed(pending + self.mtu);
         if self.tokens.load(Relaxed) >= needed {
             return OPEN;

@@ -233,7 +233,7 @@ mod tests {
     #[test]
     fn our_own_size_is_replaced_and_nothing_else_changes() {
         let ours = parse(
-            "010480007530 0304800005c0 20048000ffff 0f00"
+            "010480007530 030245c0 20048000ffff 0f00"
                 .replace(' ', "")
                 .as_str(),
             Side::Server,

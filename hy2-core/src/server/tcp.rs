@@ -105,6 +105,11 @@ pub(crate) async fn serve(relays: Arc<Relays>, stream: RelayStream) -> StreamEnd
         rx: &user.rx,
     };
     let result = relay(&mut connection, &mut send, &mut recv, tally).await;
+    if result.is_ok() {
+        // A draining connection closes when its last stream ends, and closing discards what the
+        // peer has not acknowledged.
+        let _ = timeout(limit, send.stopped()).await;
+    }
     if let Err(RelayError::Recv(crate::relay::recv::RecvError::Starved)) = &result {
         metrics::counter!("hy2_streams_starved_total").increment(1);
     }
