@@ -22,8 +22,13 @@ use crate::{
     quic::{self, Role, close},
 };
 
-/// How much more a connection may hold unacknowledged than the smallest useful window.
-const SEND_WINDOW_MIN: u64 = 1 << 20;
+/// The budget counts as exhausted when less than this part of it is left. Connections slow down
+/// before: each takes only a multiple of what is left.
+const EXHAUSTED_PART: usize = 1024;
+
+/// For how long it must be exhausted before a connection is closed for it; by then streams that
+/// make no progress have been given up.
+const EXHAUSTED_SECONDS: u32 = 35;
 
 /// Connections that exist, by stage.
 #[derive(Debug, Default)]
@@ -158,31 +163,28 @@ fn admit(
     });
 }
 
-/// Once a second, divides what is left of the memory budget among the send windows of the
-/// connections, and when there is nothing left resets the one that holds most.
+/// Once a second, fits the send windows of all connections into the memory budget, and when there
+/// has been nothing left for long closes the connection that holds most.
 pub(super) async fn supervise(shared: Arc<Shared>) {
     let mut tick = interval(Duration::from_secs(1));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut exhausted = 0;
     loop {
         tick.tick().await;
         let members = shared.registry.members();
-        let memory = &shared.config.memory;
-        let sending: Vec<_> = members
-            .iter()
-            .filter(|member| member.congestion.snapshot().in_flight > 0)
-            .collect();
-        // Half of what is free, shared by those who send; the other half is for receiving.
-        let each = memory.free() as u64 / 2 / (sending.len() as u64).max(1);
         for member in &members {
-            member
-                .congestion
-                .set_send_window_limit(each.clamp(SEND_WINDOW_MIN, quic::SEND_WINDOW_MAX));
+            member.send_window.lock().adjust(&member.congestion);
         }
-        if memory.free() < memory.limit() / 64
-            && let Some(largest) = sending
-                .iter()
-                .max_by_key(|member| member.congestion.snapshot().in_flight)
+        let memory = &shared.config.memory;
+        exhausted = if memory.free() < memory.limit() / EXHAUSTED_PART {
+            exhausted + 1
+        } else {
+            0
+        };
+        if exhausted >= EXHAUSTED_SECONDS
+            && let Some(largest) = members.iter().max_by_key(|member| member.memory.used())
         {
+            exhausted = 0;
             metrics::counter!("hy2_connections_shed_total").increment(1);
             tracing::warn!(connection = %largest.peer.connection, "memory budget exhausted, connection closed");
             largest.connection.close(close::EXCESSIVE_LOAD, b"");

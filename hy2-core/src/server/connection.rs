@@ -33,7 +33,7 @@ use crate::{
     masquerade::Body,
     memory::MemoryBudget,
     meter::{Presence, PresenceGuard},
-    quic::close,
+    quic::{SendWindow, close},
     relay::{limiter::RateLimiter, recv::RoundTrip, udp},
 };
 
@@ -211,7 +211,7 @@ fn start(shared: &Arc<Shared>, admitted: Admitted, tasks: &mut JoinSet<StreamEnd
     member.connection.set_receive_window(window);
     let presence = member.user.counters.enter(Presence::Connection);
     let relays = Arc::new(Relays {
-        memory: shared.config.memory.share(),
+        memory: Arc::clone(&member.memory),
         round_trip: RoundTrip::of(&member.congestion),
         shared: Arc::clone(shared),
         active: AtomicU32::new(0),
@@ -345,6 +345,7 @@ impl Gate {
         } else {
             said.server_rate(config.max_tx.unwrap_or(Bandwidth::ZERO))
         };
+        let memory = config.memory.share();
         let member = self.shared.registry.admit(&grant, |user| Member {
             peer: Peer {
                 connection: self.id,
@@ -355,6 +356,11 @@ impl Gate {
             congestion: self.congestion.clone(),
             agreed,
             loss_compensation: config.loss_compensation,
+            send_window: Arc::new(parking_lot::Mutex::new(SendWindow::new(
+                &memory,
+                &self.congestion,
+            ))),
+            memory,
             user,
         });
         let Ok(member) = member else {

@@ -10,8 +10,9 @@ use crate::{
     authenticator::{Grant, UserId, UserLimits},
     congestion::{Algorithm, CongestionHandle},
     event::{ConnectionId, Peer},
+    memory::MemoryBudget,
     meter::UserCounters,
-    quic::close,
+    quic::{SendWindow, close},
     relay::limiter::RateLimiter,
 };
 
@@ -36,6 +37,9 @@ pub(crate) struct Member {
     /// The Brutal rate agreed on with the client, before the user's limit.
     pub(crate) agreed: Option<Bandwidth>,
     pub(crate) loss_compensation: bool,
+    /// This connection's share of the budget.
+    pub(crate) memory: Arc<MemoryBudget>,
+    pub(crate) send_window: Arc<Mutex<SendWindow>>,
     pub(crate) user: Arc<User>,
 }
 
