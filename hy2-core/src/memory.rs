@@ -24,6 +24,10 @@ const SHRINK_PERCENT: usize = 75;
 /// The most that the buffers of one connection may hold, whatever the budget.
 const CONNECTION_MAX: usize = 128 << 20;
 
+/// A connection may hold this many times what is left for all others: one alone 31/32 of the
+/// budget, two 31/63 each, and whoever comes later always finds something.
+const TIMES_FREE: usize = 31;
+
 /// A limit on bytes, shared by clones of its `Arc`.
 pub struct MemoryBudget {
     limit: usize,
@@ -42,11 +46,11 @@ impl MemoryBudget {
         })
     }
 
-    /// Makes the share of one connection: up to three quarters of the whole and 128 MiB, as far
-    /// as the whole has room. What it reserves counts in both.
+    /// Makes the share of one connection: up to 31 times what the whole has free, and 128 MiB.
+    /// What it reserves counts in both.
     pub(crate) fn share(self: &Arc<Self>) -> Arc<Self> {
         Arc::new(Self {
-            limit: (self.limit / 4 * 3).min(CONNECTION_MAX),
+            limit: self.limit.min(CONNECTION_MAX),
             used: AtomicUsize::new(0),
             parent: Some(Arc::clone(self)),
         })
@@ -79,10 +83,12 @@ impl MemoryBudget {
 
     /// Returns the bytes that are still free.
     pub fn free(&self) -> usize {
-        let own = self.limit.saturating_sub(self.used());
-        self.parent
-            .as_ref()
-            .map_or(own, |parent| own.min(parent.free()))
+        let used = self.used();
+        let own = self.limit.saturating_sub(used);
+        self.parent.as_ref().map_or(own, |parent| {
+            let most = parent.free().saturating_mul(TIMES_FREE);
+            own.min(most.saturating_sub(used) / (TIMES_FREE + 1))
+        })
     }
 
     /// Tells whether new connections should be turned away.
@@ -104,6 +110,9 @@ impl MemoryBudget {
     }
 
     fn take(&self, bytes: usize) -> bool {
+        if self.parent.is_some() && bytes > self.free() {
+            return false;
+        }
         let taken = self
             .used
             .fetch_update(Relaxed, Relaxed, |used| {
@@ -170,9 +179,10 @@ impl Reservation {
         if target <= self.bytes {
             self.shrink(self.bytes - target);
         } else {
-            let mut wanted = target - self.bytes;
+            let mut wanted = (target - self.bytes).min(self.budget.free());
+            // Fails only when somebody else was quicker.
             while wanted > 0 && !self.try_grow(wanted) {
-                wanted = wanted.min(self.budget.free()) / 2;
+                wanted /= 2;
             }
         }
         self.bytes
@@ -243,14 +253,36 @@ mod tests {
         let whole = MemoryBudget::new(8 << 20);
         let (one, two) = (whole.share(), whole.share());
         let mut first = one.reservation();
-        assert!(!first.try_grow(7 << 20), "more than a share");
-        assert!(first.try_grow(6 << 20));
+        assert!(!first.try_grow(8 << 20), "more than a share");
+        assert!(first.try_grow(7 << 20));
         let mut second = two.reservation();
-        assert!(!second.try_grow(3 << 20), "more than the whole has left");
-        assert_eq!((two.used(), whole.used()), (0, 6 << 20));
+        assert!(!second.try_grow(1 << 20), "all that the whole has left");
+        assert_eq!((two.used(), whole.used()), (0, 7 << 20));
         drop(first);
         assert!(second.try_grow(3 << 20));
         assert_eq!(whole.used(), 3 << 20);
+    }
+
+    #[test]
+    fn shares_that_want_everything_end_up_equal() {
+        let whole = MemoryBudget::new(64 << 20);
+        let shares = [whole.share(), whole.share(), whole.share()];
+        let mut held = shares.each_ref().map(|share| share.reservation());
+        assert!(held[0].resize(usize::MAX) >= 61 << 20);
+        for _ in 0..100 {
+            for reservation in &mut held {
+                // What is delivered is given back, whoever holds more gives more.
+                reservation.shrink(reservation.bytes() / 4);
+                reservation.resize(usize::MAX);
+            }
+        }
+        let bytes = held.each_ref().map(Reservation::bytes);
+        let fair = (64 << 20) / 3;
+        assert!(
+            bytes.iter().all(|held| held.abs_diff(fair) < fair / 4),
+            "{bytes:?}"
+        );
+        assert!(whole.used() < whole.limit());
     }
 
     #[test]

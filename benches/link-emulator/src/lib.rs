@@ -15,3 +15,4 @@ pub mod memory;
 pub mod model;
 pub mod relay;
 mod rng;
+pub mod spec;

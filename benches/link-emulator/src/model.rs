@@ -369,6 +369,87 @@ mod tests {
     }
 
     #[test]
+    fn every_impairment_repeats_with_the_seed() {
+        let run = |seed| {
+            let config = LinkConfig {
+                loss: Loss::GilbertElliott {
+                    to_bad: 0.02,
+                    to_good: 0.2,
+                    good_loss: 0.01,
+                    bad_loss: 0.6,
+                },
+                reorder: Reorder {
+                    probability: 0.2,
+                    extra_delay: Duration::from_millis(7),
+                },
+                duplicate: 0.05,
+                ..LinkConfig::clean(10.0, Duration::from_millis(30), Duration::from_millis(20))
+            };
+            let mut link = Link::new(config, seed);
+            (0..20_000)
+                .map(|i| link.offer(i * MS, 1200))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(run(11), run(11));
+        assert_ne!(run(11), run(12));
+    }
+
+    #[test]
+    fn gilbert_elliott_loss_is_the_stationary_mean_of_its_states() {
+        let loss = Loss::GilbertElliott {
+            to_bad: 0.02,
+            to_good: 0.08,
+            good_loss: 0.01,
+            bad_loss: 0.5,
+        };
+        let config = LinkConfig {
+            loss,
+            ..LinkConfig::default()
+        };
+        let mut link = Link::new(config, 4);
+        for i in 0..400_000 {
+            link.offer(i, 100);
+        }
+        // One fifth of the time bad: 0.8 x 0.01 + 0.2 x 0.5.
+        let share = link.counters().lost_packets as f64 / 400_000.0;
+        assert!((share - 0.108).abs() < 0.005, "{share}");
+    }
+
+    #[test]
+    fn the_long_run_rate_is_the_configured_one() {
+        let mut link = Link::new(
+            LinkConfig::clean(50.0, Duration::ZERO, Duration::from_millis(50)),
+            1,
+        );
+        // Twice the rate for ten seconds.
+        for i in 0..100_000u64 {
+            link.offer(i * 100_000, 1250);
+        }
+        let mbps = link.counters().delivered_bytes as f64 * 8.0 / 10.05 / 1e6;
+        assert!((mbps - 50.0).abs() < 0.1, "{mbps}");
+    }
+
+    #[test]
+    fn held_back_datagrams_are_overtaken() {
+        let config = LinkConfig {
+            delay: Duration::from_millis(10),
+            reorder: Reorder {
+                probability: 0.3,
+                extra_delay: Duration::from_millis(4),
+            },
+            ..LinkConfig::default()
+        };
+        let mut link = Link::new(config, 5);
+        for i in 0..1_000u64 {
+            let before = link.counters().reordered_packets;
+            let arrival = link.offer(i * MS, 100)[0];
+            let held_back = link.counters().reordered_packets > before;
+            let delay = if held_back { 14 } else { 10 };
+            assert_eq!(arrival, Some((i + delay) * MS));
+        }
+    }
+
+    #[test]
     fn bins_add_up_to_the_offered_bytes() {
         let mut link = Link::new(LinkConfig::default(), 1);
         link.offer(0, 10);

@@ -16,7 +16,10 @@ use hy2_proto::{
     tcp::{MAX_ADDRESS_LEN, TcpRequest},
 };
 use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream, WriteError};
-use tokio::time::timeout;
+use tokio::{
+    task::JoinSet,
+    time::{MissedTickBehavior, interval, timeout},
+};
 
 use super::{
     ConnectionInfo,
@@ -27,7 +30,7 @@ use crate::{
     error::OpenError,
     h3::client::ClientFront,
     memory::MemoryBudget,
-    quic::close,
+    quic::{SendWindow, close},
     relay::{
         TcpStream,
         recv::{RelayRecv, RoundTrip},
@@ -69,6 +72,7 @@ pub(super) struct Session {
     tx: Option<Bandwidth>,
     memory: Arc<MemoryBudget>,
     next_udp: AtomicU32,
+    _supervisor: JoinSet<()>,
 }
 
 impl Session {
@@ -83,6 +87,9 @@ impl Session {
         tx: Option<Bandwidth>,
         memory: &Arc<MemoryBudget>,
     ) -> Self {
+        let memory = memory.share();
+        let mut supervisor = JoinSet::new();
+        supervisor.spawn(supervise(Arc::clone(&memory), congestion.clone()));
         Self {
             udp: udp.then(|| UdpSessions::start(connection.clone())),
             endpoint,
@@ -91,7 +98,8 @@ impl Session {
             _pacing: pacing,
             _front: front,
             tx,
-            memory: memory.share(),
+            memory,
+            _supervisor: supervisor,
             // The official client counts from 1.
             next_udp: AtomicU32::new(1),
         }
@@ -179,6 +187,17 @@ impl Session {
         let sessions = self.udp.as_ref().ok_or(OpenError::UdpDisabled)?;
         let id = self.next_udp.fetch_add(1, Relaxed);
         Ok(sessions.open(id, Arc::clone(self) as Arc<_>))
+    }
+}
+
+/// Keeps the send window within the memory budget.
+async fn supervise(memory: Arc<MemoryBudget>, congestion: CongestionHandle) {
+    let mut window = SendWindow::new(&memory, &congestion);
+    let mut tick = interval(Duration::from_secs(1));
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        window.adjust(&congestion);
     }
 }
 

@@ -38,6 +38,23 @@ impl Default for QuicConfig {
     }
 }
 
+/// The part of a memory budget that one stream, and one connection, may leave unread in quinn.
+/// 3 MiB of a lossy path never hold more gaps than quinn suffers, so with a budget of 16 MiB
+/// reading can stop at once when memory is short.
+const UNREAD_SHARE: u64 = 5;
+
+impl QuicConfig {
+    /// Makes the receive windows fit into a budget of `memory` bytes.
+    pub(crate) fn within(&self, memory: usize) -> Self {
+        let most = (memory as u64 / UNREAD_SHARE).max(16_384);
+        Self {
+            stream_receive_window: self.stream_receive_window.min(most),
+            receive_window: self.receive_window.min(most),
+            ..self.clone()
+        }
+    }
+}
+
 /// Which end of a connection a transport is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {

@@ -131,6 +131,11 @@ impl Reassembler {
         }
     }
 
+    /// The stream offset of the first byte that has not come yet.
+    pub(crate) fn next_offset(&self) -> u64 {
+        self.next
+    }
+
     /// Bytes that can be delivered.
     pub(crate) fn ready_bytes(&self) -> usize {
         self.ready_bytes

@@ -35,8 +35,12 @@ const UNCOUNTED: usize = 8 << 10;
 /// Step in which memory is reserved.
 const STEP: usize = 32 << 10;
 
-/// What a stream may hold beyond a refused reservation, so that the byte it waits for can come.
-const OVERDRAFT: usize = 16 << 10;
+/// Read to see whether the byte that a stream refused memory waits for has come: quinn hands out
+/// the lowest offset first.
+const PROBE: usize = 1;
+
+/// Read behind a probe that found it, to the end of the packet.
+const PACKET: usize = 1500;
 
 /// A stream refused memory for this long without delivering anything is given up.
 const STARVED: Duration = Duration::from_secs(30);
@@ -96,6 +100,10 @@ struct Hold {
     timer: Pin<Box<Sleep>>,
     /// Bytes that may be read until the next tick.
     quota: usize,
+    /// What was held when it began.
+    base: usize,
+    /// Whether memory is refused.
+    probing: bool,
     ticked: Instant,
     starved_since: Option<Instant>,
 }
@@ -105,6 +113,16 @@ enum Permit {
     Upto(usize),
     /// The timer will wake the task.
     Wait,
+}
+
+impl Hold {
+    /// Accounts for a chunk of `len` bytes; `found` when it is the next in order.
+    fn spend(&mut self, len: usize, found: bool) {
+        self.quota = self.quota.saturating_sub(len);
+        if self.probing && found {
+            self.quota = if len == PROBE { PACKET } else { PROBE };
+        }
+    }
 }
 
 impl RelayRecv {
@@ -161,7 +179,8 @@ impl RelayRecv {
                 }
                 Poll::Ready(Ok(Some(chunk))) => {
                     if let Some(hold) = &mut self.hold {
-                        hold.quota = hold.quota.saturating_sub(chunk.bytes.len());
+                        let found = chunk.offset <= self.assembler.next_offset();
+                        hold.spend(chunk.bytes.len(), found);
                     }
                     self.assembler.insert(chunk.offset, chunk.bytes);
                     taken += 1;
@@ -191,17 +210,18 @@ impl RelayRecv {
             self.hold = None;
             return Ok(Permit::Upto(usize::MAX));
         }
-        let span = (self.gaps * SPAN_PER_GAP).min(SPAN_MAX);
-        let excess = ready.saturating_sub(READY_SOFT);
         let now = Instant::now();
         let hold = self.hold.get_or_insert_with(|| {
             Box::new(Hold {
                 timer: Box::pin(sleep_until(now)),
                 quota: 0,
+                base: held,
+                probing: false,
                 ticked: now,
                 starved_since: None,
             })
         });
+        hold.probing = !counted;
         if !counted {
             let since = *hold.starved_since.get_or_insert(now);
             if now.duration_since(since) >= STARVED {
@@ -211,16 +231,20 @@ impl RelayRecv {
             hold.starved_since = None;
         }
         while hold.timer.as_mut().poll(cx).is_ready() {
-            // The share of the remaining span that one tick of a wind-down over four round
-            // trips covers.
+            // What may still pile up: a span, as far as there is memory for it. What was held
+            // before does not count; it fills up behind the gaps that close.
+            let span = (self.gaps * SPAN_PER_GAP).min(SPAN_MAX);
+            let left = span
+                .saturating_sub(held.saturating_sub(hold.base))
+                .min(self.memory.budget().free());
+            // The share of it that one tick of a wind-down over four round trips covers.
             let fall = 4 * self.round_trip.get().max(Duration::from_millis(25));
             let passed = now.duration_since(hold.ticked).max(TICK);
             let share = (passed.as_secs_f64() / fall.as_secs_f64()).min(1.0);
             hold.quota = if counted {
-                (span.saturating_sub(excess) as f64 * share) as usize
-            } else if held < self.memory.bytes() + UNCOUNTED + OVERDRAFT {
-                // One packet per tick, lowest offset first: the byte the stream waits for.
-                1500
+                (left as f64 * share) as usize
+            } else if ready == 0 {
+                PROBE
             } else {
                 0
             };

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -24,8 +24,13 @@ use crate::{
     quic::{self, Role, close},
 };
 
-/// How much more a connection may hold unacknowledged than the smallest useful window.
-const SEND_WINDOW_MIN: u64 = 1 << 20;
+/// The budget counts as exhausted when less than this part of it is left. Connections slow down
+/// before: each takes only a multiple of what is left.
+const EXHAUSTED_PART: usize = 1024;
+
+/// For how long it must be exhausted before a connection is closed for it; by then streams that
+/// make no progress have been given up.
+const EXHAUSTED_SECONDS: u32 = 35;
 
 /// Connections that exist, by stage.
 #[derive(Debug, Default)]
@@ -35,6 +40,8 @@ pub(super) struct Counts {
     unauthenticated: Arc<AtomicUsize>,
     /// Those that are established and that nobody let in, the oldest first.
     strangers: Mutex<BTreeMap<ConnectionId, (Instant, Connection)>>,
+    /// Somebody was turned away for want of memory since the supervisor last looked.
+    turned_away: AtomicBool,
 }
 
 /// How long a stranger's place is its own when places are short. Users log in at once.
@@ -176,7 +183,11 @@ fn admit(
     if *shared.draining.borrow() {
         return incoming.refuse();
     }
-    if shared.config.memory.refuses_connections()
+    let short = shared.config.memory.refuses_connections();
+    if short {
+        counts.turned_away.store(true, Relaxed);
+    }
+    if short
         || counts.connections.load(Relaxed) >= limits.connections
         || (counts.unauthenticated.load(Relaxed) >= limits.unauthenticated
             && !counts.evict_stranger())
@@ -232,41 +243,39 @@ fn admit(
     });
 }
 
-/// Seconds for which the budget may be so short that nobody new is let in. A burst passes sooner;
-/// who holds memory to keep others out does not let go.
+/// Seconds in which newcomers may be turned away for want of memory. A burst passes sooner; who
+/// holds memory to keep others out does not let go.
 const PATIENCE: u32 = 5;
 
-/// Once a second, divides what is left of the memory budget among the send windows of the
-/// connections. When there is nothing left, or too little for newcomers and that for some time,
-/// resets the connection that holds most.
+/// Once a second, fits the send windows of all connections into the memory budget. When there has
+/// been nothing left for long, or too little for newcomers, resets the connection that holds most.
 pub(super) async fn supervise(shared: Arc<Shared>) {
     let mut pressed = 0;
     let mut tick = interval(Duration::from_secs(1));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut exhausted = 0;
     loop {
         tick.tick().await;
         let members = shared.registry.members();
-        let memory = &shared.config.memory;
-        let sending: Vec<_> = members
-            .iter()
-            .filter(|member| member.congestion.snapshot().in_flight > 0)
-            .collect();
-        // Half of what is free, shared by those who send; the other half is for receiving.
-        let each = memory.free() as u64 / 2 / (sending.len() as u64).max(1);
         for member in &members {
-            member
-                .congestion
-                .set_send_window_limit(each.clamp(SEND_WINDOW_MIN, quic::SEND_WINDOW_MAX));
+            member.send_window.lock().adjust(&member.congestion);
         }
-        pressed = if memory.refuses_connections() {
-            pressed + 1
+        let memory = &shared.config.memory;
+        let turned_away = shared.counts.turned_away.swap(false, Relaxed);
+        pressed = match memory.refuses_connections() {
+            true if turned_away => pressed + 1,
+            true => pressed,
+            false => 0,
+        };
+        exhausted = if memory.free() < memory.limit() / EXHAUSTED_PART {
+            exhausted + 1
         } else {
             0
         };
-        if (pressed > PATIENCE || memory.free() < memory.limit() / 64)
+        if (pressed > PATIENCE || exhausted >= EXHAUSTED_SECONDS)
             && let Some(largest) = members.iter().max_by_key(|member| member.held())
         {
-            pressed = 0;
+            (pressed, exhausted) = (0, 0);
             metrics::counter!("hy2_connections_shed_total").increment(1);
             tracing::warn!(
                 connection = %largest.peer.connection,

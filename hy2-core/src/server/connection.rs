@@ -34,7 +34,7 @@ use crate::{
     masquerade::Body,
     memory::MemoryBudget,
     meter::{Presence, PresenceGuard},
-    quic::{self, close},
+    quic::{self, SendWindow, close},
     relay::{limiter::RateLimiter, recv::RoundTrip, udp},
 };
 
@@ -461,6 +461,7 @@ impl Gate {
         } else {
             said.server_rate(config.max_tx.unwrap_or(Bandwidth::ZERO))
         };
+        let memory = config.memory.share();
         let member = self.shared.registry.admit(&grant, |user| Member {
             peer: Peer {
                 connection: self.id,
@@ -469,10 +470,15 @@ impl Gate {
             },
             connection: self.connection.clone(),
             congestion: self.congestion.clone(),
-            memory: config.memory.share(),
+
             agreed,
             loss_compensation: config.loss_compensation,
             counters: user.counters(),
+            send_window: Arc::new(parking_lot::Mutex::new(SendWindow::new(
+                &memory,
+                &self.congestion,
+            ))),
+            memory,
             user,
         });
         let Ok(member) = member else {

@@ -12,7 +12,7 @@ use crate::{
     event::{ConnectionId, Peer},
     memory::MemoryBudget,
     meter::UserCounters,
-    quic::close,
+    quic::{SendWindow, close},
     relay::{copy::UserTally, limiter::RateLimiter},
 };
 
@@ -42,6 +42,7 @@ pub(crate) struct Member {
     pub(crate) loss_compensation: bool,
     /// Where this connection counts. A later grant with other cells does not move them.
     pub(crate) counters: Arc<UserCounters>,
+    pub(crate) send_window: Arc<Mutex<SendWindow>>,
     pub(crate) user: Arc<User>,
 }
 

@@ -1,0 +1,143 @@
+//! A receiver that stalls while its path loses packets hurts nobody else and continues afterwards.
+
+use std::time::Duration;
+
+use crate::{
+    flow::{Flow, FlowKind},
+    world::{Setup, World, full_matrix, mebibytes, millis, rate, seconds},
+};
+
+struct Stall {
+    target: f64,
+    rtt_ms: u64,
+    loss: f64,
+    memory: Option<usize>,
+    length: Duration,
+    /// Streams that stall.
+    count: u16,
+}
+
+impl Stall {
+    const fn bar() -> Self {
+        Self {
+            target: 200.0,
+            rtt_ms: 200,
+            loss: 0.3,
+            memory: None,
+            length: Duration::from_secs(5),
+            count: 1,
+        }
+    }
+}
+
+async fn run(stall: &Stall, kind: FlowKind) {
+    let mut setup = Setup::new(stall.target, stall.target * 2.0, millis(stall.rtt_ms))
+        .loss(kind.download, stall.loss);
+    setup.memory = stall.memory;
+    let world = World::start(&setup).await;
+    let mut stalling = Vec::new();
+    for port in 1..=stall.count {
+        stalling.push(Flow::start(&world, port, kind).await);
+    }
+    let other = Flow::start(&world, 100, kind).await;
+
+    let window = seconds(if full_matrix() { 20 } else { 10 });
+    let stalled_at = seconds(5) + window;
+    let resumed_at = stalled_at + stall.length;
+    let later = stalled_at + window.max(stall.length + seconds(5));
+    let total = || stalling.iter().map(Flow::received).sum::<u64>();
+    let mut marks = Vec::new();
+    for at in [seconds(5), stalled_at, resumed_at, later, later + window] {
+        world.until(at).await;
+        marks.push((total(), other.received()));
+        let reading = at != stalled_at;
+        stalling.iter().for_each(|flow| flow.set_reading(reading));
+    }
+    let peaks = world.memory_peaks().map(mebibytes);
+    // Rates of the stalling streams and of the other one.
+    let rates = |from: usize, to: usize, span| {
+        let (before, after): ((u64, u64), _) = (marks[from], marks[to]);
+        (
+            rate(after.0 - before.0, span),
+            rate(after.1 - before.1, span),
+        )
+    };
+    let before = rates(0, 1, window);
+    let fair = (before.0 + before.1) / f64::from(stall.count + 1);
+    let during = rates(1, 2, stall.length);
+    let meanwhile = rates(1, 3, later - stalled_at);
+    let after = rates(3, 4, window);
+    println!(
+        "{} {} Mbit/s x {} ms x {} %, {} of {} stall for {:?}, memory {}: (stalling, other) before \
+         {before:.1?}, in the stall {during:.1?}, until the stalled ones have caught up \
+         {meanwhile:.1?}, later {after:.1?}; reserved at most {:.1} (client) and {:.1} MiB (server)",
+        kind.name(),
+        stall.target,
+        stall.rtt_ms,
+        stall.loss * 100.0,
+        stall.count,
+        stall.count + 1,
+        stall.length,
+        stall.memory.map_or_else(
+            || "default".to_owned(),
+            |bytes| format!("{} MiB", bytes >> 20)
+        ),
+        peaks[0],
+        peaks[1],
+    );
+    assert!(
+        meanwhile.1 >= 0.9 * fair,
+        "the other stream fell to {:.1} of {fair:.1}",
+        meanwhile.1
+    );
+    let both = (after.0 + after.1) / (before.0 + before.1);
+    assert!(both >= 0.85, "the connection came back with {both:.2}");
+    for flow in stalling {
+        flow.finish().await;
+    }
+    other.finish().await;
+    world.memory_returns().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stalled_target_hurts_no_other_stream() {
+    run(&Stall::bar(), FlowKind::new(false)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stalled_application_hurts_no_other_stream() {
+    run(&Stall::bar(), FlowKind::new(true)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn stalls_of_every_kind_end_well() {
+    let mut cells = vec![Stall {
+        target: 100.0,
+        rtt_ms: 300,
+        ..Stall::bar()
+    }];
+    if full_matrix() {
+        for target in [20.0, 100.0, 200.0] {
+            for rtt_ms in [20, 100, 300] {
+                for loss in [0.0, 0.05, 0.3, 0.5] {
+                    cells.push(Stall {
+                        target,
+                        rtt_ms,
+                        loss,
+                        ..Stall::bar()
+                    });
+                }
+            }
+        }
+        for count in [3, 10] {
+            cells.push(Stall {
+                count,
+                length: seconds(60),
+                ..Stall::bar()
+            });
+        }
+    }
+    for cell in &cells {
+        run(cell, FlowKind::new(false)).await;
+    }
+}
