@@ -12,6 +12,8 @@
 //! - [`salamander`], [`gecko`]: obfuscation
 //! - [`brutal`]: rate arithmetic of the congestion control
 //! - [`speedtest`]: messages of the built-in speed test
+//!
+//! Feature `control` adds `control`: the gRPC contracts between master, nodes and operators.
 #![forbid(unsafe_code)]
 #![cfg_attr(
     not(test),
@@ -33,6 +35,8 @@ pub mod bandwidth;
 pub mod brutal;
 pub mod close;
 pub mod codec;
+#[cfg(feature = "control")]
+pub mod control;
 pub mod frag;
 pub mod gecko;
 pub mod padding;

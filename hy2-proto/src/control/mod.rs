@@ -1,0 +1,54 @@
+//! The contracts between master, nodes and operators (feature `control`).
+//!
+//! - [`rpc`]: messages, clients and servers generated from `proto/hy2/control/v1/*.proto`
+//!   (`scripts/generate-proto.sh`; the code is committed, a test regenerates it)
+//! - [`hash`]: the hashes that a manifest binds
+//!
+//! Shapes, units and meaning of every field are documented in the `.proto` files and on the
+//! generated types.
+
+pub mod hash;
+
+/// Generated messages, clients and servers of package `hy2.control.v1`.
+#[allow(
+    missing_docs,
+    missing_debug_implementations,
+    unreachable_pub,
+    unused_qualifications,
+    clippy::all,
+    clippy::pedantic,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::or_fun_call,
+    clippy::use_self,
+    reason = "generated"
+)]
+pub mod rpc {
+    include!("gen/hy2.control.v1.rs");
+}
+
+/// ALPN of an agent's connection to the master: MasterService.
+pub const ALPN_MASTER: &[u8] = b"h2";
+
+/// ALPN of the connection on which an agent serves NodeManager to the master, roles swapped.
+pub const ALPN_REVERSE: &[u8] = b"hy2-rev/1";
+
+/// Largest gRPC message in bytes, both ways.
+pub const MAX_MESSAGE: usize = 4 << 20;
+
+/// What an Ed25519 signature of a manifest is over: this, then the encoded
+/// [`rpc::Manifest`].
+pub const MANIFEST_SIGNATURE_CONTEXT: &[u8] = b"hy2 manifest v1\0";
+
+/// What the known key signs to renew an expired certificate: this, the request, the time as
+/// decimal seconds since 1970.
+pub const RENEW_SIGNATURE_CONTEXT: &[u8] = b"hy2 renew v1\0";
+
+/// Resource type of an encoded [`rpc::NodeConfig`].
+pub const RESOURCE_CONFIG: &str = "config";
+
+/// Resource type of a set of encoded [`rpc::UserEntry`].
+pub const RESOURCE_USERS: &str = "users";
+
+/// [`rpc::Node::billing_multiplier`] that stands for 1.
+pub const MULTIPLIER_ONE: u64 = 1_000_000_000;
