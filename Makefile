@@ -48,3 +48,7 @@ peer: ## Build the reference implementation's test peer (needs Go)
 .PHONY: clean
 clean: ## Remove everything built
 	$(CARGO) clean
+
+.PHONY: proto
+proto: ## Generate the gRPC code from hy2-proto/proto
+	@scripts/generate-proto.sh
