@@ -1,0 +1,293 @@
+//! Slices of quotas and device slots that nodes hold, so that limits hold without the master.
+//!
+//! grantable = quota - used - Σ (granted - consumed) of open leases; a slice is
+//! min(grantable, max(1 MiB, grantable / 2k)) for the k nodes that serve the user. What an
+//! unreachable node was granted stays debited until its spool arrives or an operator forfeits it.
+
+use sqlx::FromRow;
+
+use super::{Store, StoreError, Tx, on};
+use crate::domain::{LeaseId, NodeId, Timestamp, UserId, UserStatus};
+
+/// An open or closed slice.
+#[derive(Debug, Clone, FromRow)]
+#[allow(missing_docs, reason = "the columns are described in the migration")]
+pub struct LeaseRow {
+    pub id: LeaseId,
+    pub user_id: UserId,
+    pub node_id: NodeId,
+    pub granted: i64,
+    pub consumed: i64,
+    pub billing_multiplier: i64,
+    pub created_at: Timestamp,
+    pub expires_at: Timestamp,
+    pub closed_at: Option<Timestamp>,
+}
+
+/// What a node says of a user's slice.
+#[derive(Debug, Clone, Copy)]
+pub struct Want {
+    /// Whose.
+    pub user: UserId,
+    /// The lease in hand.
+    pub lease: Option<LeaseId>,
+    /// What is left of it.
+    pub remaining: i64,
+    /// The user left; the rest goes back.
+    pub release: bool,
+}
+
+/// The answer to a [`Want`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Grant {
+    /// A new slice.
+    Slice {
+        /// Its number.
+        lease: LeaseId,
+        /// Billed bytes.
+        granted: i64,
+        /// Until when it may be used.
+        expires_at: Timestamp,
+    },
+    /// What the node has is enough.
+    Enough,
+    /// Nothing is left of the quota.
+    Exhausted,
+    /// The user has no quota, or not on this node.
+    None,
+}
+
+#[derive(FromRow)]
+struct QuotaRow {
+    status: UserStatus,
+    quota: Option<i64>,
+    max_devices: Option<i64>,
+    used: i64,
+    debited: i64,
+    nodes: i64,
+    assigned: i64,
+}
+
+impl Store {
+    /// Returns the open leases, of a user or all, the oldest first.
+    ///
+    /// # Errors
+    ///
+    /// The store fails.
+    pub async fn open_leases(&self, user: Option<UserId>, limit: u32) -> Result<Vec<LeaseRow>, StoreError> {
+        const SQL: &str = "select id, user_id, node_id, granted, consumed, billing_multiplier, created_at, expires_at, \
+                           closed_at from quota_leases where closed_at is null and ($1 = 0 or user_id = $1) \
+                           order by id limit $2";
+        Ok(on!(read self, |ex| sqlx::query_as::<_, LeaseRow>(SQL)
+            .bind(user.unwrap_or(UserId(0)))
+            .bind(i64::from(limit))
+            .fetch_all(ex)
+            .await)?)
+    }
+}
+
+/// Answers what a node wants of a user's quota.
+///
+/// # Errors
+///
+/// The store fails.
+pub async fn grant(
+    tx: &mut Tx,
+    node: NodeId,
+    multiplier: i64,
+    want: Want,
+    now: Timestamp,
+) -> Result<Grant, StoreError> {
+    lock_user(tx, want.user).await?;
+    if want.release {
+        if let Some(lease) = want.lease {
+            give_back(tx, node, want.user, lease, want.remaining, now).await?;
+        }
+        return Ok(Grant::None);
+    }
+    let Some(row) = quota(tx, node, want.user).await? else {
+        return Ok(Grant::None);
+    };
+    let Some(quota) = row.quota.filter(|_| row.assigned > 0) else {
+        return Ok(Grant::None);
+    };
+    if !row.status.may_connect() {
+        return Ok(Grant::Exhausted);
+    }
+    let grantable = quota - row.used - row.debited;
+    if grantable <= 0 {
+        return Ok(Grant::Exhausted);
+    }
+    let granted = slice(grantable, row.nodes);
+    if want.lease.is_some() && want.remaining > granted / 2 {
+        return Ok(Grant::Enough);
+    }
+    let expires_at = Timestamp(now.0.saturating_add(VALIDITY_MS));
+    const SQL: &str = "insert into quota_leases (user_id, node_id, granted, billing_multiplier, created_at, expires_at) \
+                       values ($1, $2, $3, $4, $5, $6) returning id";
+    let lease = on!(tx, |ex| sqlx::query_scalar::<_, LeaseId>(SQL)
+        .bind(want.user)
+        .bind(node)
+        .bind(granted)
+        .bind(multiplier)
+        .bind(now)
+        .bind(expires_at)
+        .fetch_one(ex)
+        .await)?;
+    Ok(Grant::Slice {
+        lease,
+        granted,
+        expires_at,
+    })
+}
+
+/// Gives a node slots for a user's devices; returns how many it holds from then on, and until when.
+/// `None`: the user has no limit, or is not on this node.
+///
+/// # Errors
+///
+/// The store fails.
+pub async fn grant_devices(
+    tx: &mut Tx,
+    node: NodeId,
+    user: UserId,
+    in_use: i64,
+    wanted: i64,
+    now: Timestamp,
+) -> Result<Option<(i64, Timestamp)>, StoreError> {
+    lock_user(tx, user).await?;
+    let Some(row) = quota(tx, node, user).await? else {
+        return Ok(None);
+    };
+    let Some(most) = row.max_devices.filter(|_| row.assigned > 0) else {
+        return Ok(None);
+    };
+    const OTHERS: &str = "select cast(coalesce(sum(slots), 0) as bigint) from device_leases \
+                          where user_id = $1 and node_id <> $2 and expires_at > $3";
+    let others = on!(tx, |ex| sqlx::query_scalar::<_, i64>(OTHERS)
+        .bind(user)
+        .bind(node)
+        .bind(now)
+        .fetch_one(ex)
+        .await)?;
+    let wanted = if row.status.may_connect() { wanted } else { 0 };
+    let slots = wanted.clamp(0, (most - others).max(0));
+    let expires_at = Timestamp(now.0.saturating_add(DEVICE_VALIDITY_MS));
+    const SQL: &str = "insert into device_leases (user_id, node_id, slots, in_use, expires_at, updated_at) \
+                       values ($1, $2, $3, $4, $5, $6) on conflict (user_id, node_id) do update \
+                       set slots = excluded.slots, in_use = excluded.in_use, expires_at = excluded.expires_at, \
+                       updated_at = excluded.updated_at";
+    on!(tx, |ex| sqlx::query(SQL)
+        .bind(user)
+        .bind(node)
+        .bind(slots)
+        .bind(in_use.clamp(0, i64::from(u32::MAX)))
+        .bind(expires_at)
+        .bind(now)
+        .execute(ex)
+        .await)?;
+    Ok(Some((slots, expires_at)))
+}
+
+/// Writes off what a node still owes for a user: after that its late traffic is counted, and may
+/// exceed the quota.
+///
+/// # Errors
+///
+/// The store fails.
+pub async fn forfeit(tx: &mut Tx, node: NodeId, user: Option<UserId>, now: Timestamp) -> Result<u64, StoreError> {
+    const SQL: &str = "update quota_leases set closed_at = $3, close_reason = 'forfeited' \
+                       where node_id = $1 and ($2 = 0 or user_id = $2) and closed_at is null";
+    Ok(on!(tx, |ex| sqlx::query(SQL)
+        .bind(node)
+        .bind(user.unwrap_or(UserId(0)))
+        .bind(now)
+        .execute(ex)
+        .await
+        .map(|done| done.rows_affected()))?)
+}
+
+/// Shrinks a lease by what is left of it. What the node used and has not reported yet stays
+/// debited; nothing more can be given back than is open.
+async fn give_back(
+    tx: &mut Tx,
+    node: NodeId,
+    user: UserId,
+    lease: LeaseId,
+    remaining: i64,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    const SHRINK: &str = "update quota_leases set granted = case when granted - $4 > consumed then granted - $4 \
+                          else consumed end where id = $1 and user_id = $2 and node_id = $3 and closed_at is null \
+                          and granted > consumed";
+    on!(tx, |ex| sqlx::query(SHRINK)
+        .bind(lease)
+        .bind(user)
+        .bind(node)
+        .bind(remaining.max(0))
+        .execute(ex)
+        .await)?;
+    const CLOSE: &str = "update quota_leases set closed_at = $2, close_reason = 'released' \
+                         where id = $1 and closed_at is null and granted <= consumed";
+    on!(tx, |ex| sqlx::query(CLOSE).bind(lease).bind(now).execute(ex).await)?;
+    Ok(())
+}
+
+async fn quota(tx: &mut Tx, node: NodeId, user: UserId) -> Result<Option<QuotaRow>, StoreError> {
+    const SQL: &str = "select u.status, coalesce(u.quota_bytes, p.quota_bytes) as quota, \
+        coalesce(u.max_devices, p.max_devices) as max_devices, \
+        coalesce(c.billed - c.base_billed, 0) as used, \
+        (select cast(coalesce(sum(case when l.granted > l.consumed then l.granted - l.consumed else 0 end), 0) as bigint) \
+         from quota_leases l where l.user_id = u.id and l.closed_at is null) as debited, \
+        (select count(*) from node_assignments a where a.user_id = u.id and a.released_at is null) as nodes, \
+        (select count(*) from node_assignments a where a.user_id = u.id and a.node_id = $2 and a.released_at is null) \
+         as assigned \
+        from users u left join plans p on p.id = u.plan_id left join user_counters c on c.user_id = u.id \
+        where u.id = $1 and u.deleted_at is null";
+    Ok(on!(tx, |ex| sqlx::query_as::<_, QuotaRow>(SQL)
+        .bind(user)
+        .bind(node)
+        .fetch_optional(ex)
+        .await)?)
+}
+
+/// Lets one transaction at a time decide over a user's leases.
+async fn lock_user(tx: &mut Tx, user: UserId) -> Result<(), StoreError> {
+    if tx.is_postgres() {
+        const LOCK: &str = "select pg_advisory_xact_lock($1, $2)";
+        // Two 32-bit keys: the second is the user's number, folded; a collision waits, nothing more.
+        let folded = i32::try_from(user.0.rem_euclid(i64::from(i32::MAX))).unwrap_or(0);
+        on!(tx, |ex| sqlx::query(LOCK)
+            .bind(LOCK_SPACE)
+            .bind(folded)
+            .execute(ex)
+            .await
+            .map(|_| ()))?;
+    }
+    Ok(())
+}
+
+/// Returns the size of a slice.
+fn slice(grantable: i64, nodes: i64) -> i64 {
+    grantable.min((grantable / (2 * nodes.max(1))).max(MIN_SLICE))
+}
+
+/// As long as a manifest is valid: a node without its master serves no longer anyway.
+const VALIDITY_MS: i64 = 7 * Timestamp::DAY;
+/// Nodes renew while devices are connected.
+const DEVICE_VALIDITY_MS: i64 = 15 * 60_000;
+const MIN_SLICE: i64 = 1 << 20;
+const LOCK_SPACE: i32 = 0x6879_3201;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slices_shrink_with_what_is_left_and_never_exceed_it() {
+        assert_eq!(slice(100 << 30, 5), 10 << 30);
+        assert_eq!(slice(3 << 20, 5), 1 << 20);
+        assert_eq!(slice(5, 5), 5);
+        assert_eq!(slice(8 << 20, 0), 4 << 20);
+    }
+}

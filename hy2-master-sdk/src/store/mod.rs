@@ -1,0 +1,351 @@
+//! Everything that has to survive: PostgreSQL or SQLite behind one set of statements.
+//!
+//! One file per aggregate. Statements are `&'static str` with bound parameters and mostly the same
+//! text on both backends; [`on!`] expands a query once per backend, so one row type serves both.
+//! Times come from the caller. A function that takes a [`Tx`] composes with others in one
+//! transaction; methods of [`Store`] stand alone.
+
+pub mod assignments;
+pub mod bus;
+pub mod certificates;
+pub mod cluster;
+mod error;
+pub mod leases;
+pub mod nodes;
+pub mod traffic;
+pub mod users;
+
+use std::path::Path;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{Postgres, Sqlite, Transaction};
+
+pub use self::bus::{Bus, Topic};
+pub use self::error::StoreError;
+
+/// A pool of connections to either database.
+#[derive(Debug, Clone)]
+pub enum Db {
+    /// PostgreSQL 14 or later.
+    Pg(PgPool),
+    /// SQLite: readers beside the one writer that it has.
+    Sqlite {
+        /// Read-only connections.
+        read: SqlitePool,
+        /// The one connection that writes.
+        write: SqlitePool,
+    },
+}
+
+/// Runs a query on whichever backend there is: `on!(read store, |ex| sqlx::query(..).execute(ex).await)`,
+/// `on!(write store, ..)` outside a transaction, `on!(tx, ..)` inside one. The body is expanded once
+/// per backend.
+macro_rules! on {
+    (read $store:expr, |$ex:ident| $body:expr) => {
+        match $store.db() {
+            $crate::store::Db::Pg(pool) => {
+                let $ex = pool;
+                $body
+            }
+            $crate::store::Db::Sqlite { read, .. } => {
+                let $ex = read;
+                $body
+            }
+        }
+    };
+    (write $store:expr, |$ex:ident| $body:expr) => {
+        match $store.db() {
+            $crate::store::Db::Pg(pool) => {
+                let $ex = pool;
+                $body
+            }
+            $crate::store::Db::Sqlite { write, .. } => {
+                let $ex = write;
+                $body
+            }
+        }
+    };
+    ($tx:expr, |$ex:ident| $body:expr) => {
+        match $tx.connection() {
+            $crate::store::Connection::Pg(tx) => {
+                let $ex = &mut **tx;
+                $body
+            }
+            $crate::store::Connection::Sqlite(tx) => {
+                let $ex = &mut **tx;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use on;
+
+/// The store. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Store {
+    db: Db,
+    bus: Bus,
+}
+
+/// How to open a store.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct StoreOptions {
+    /// Connections at most (SQLite: readers).
+    pub max_connections: u32,
+    /// How long to wait for one of them, and SQLite for its lock.
+    pub acquire_timeout: Duration,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        Self {
+            max_connections: 16,
+            acquire_timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+impl Store {
+    /// Opens or makes an SQLite file: write-ahead log, full durability, one writer.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be opened.
+    pub async fn open_sqlite(path: impl AsRef<Path>, options: &StoreOptions) -> Result<Self, StoreError> {
+        let connect = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(options.acquire_timeout)
+            .pragma("secure_delete", "on")
+            .statement_cache_capacity(200);
+        let write = SqlitePoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(options.acquire_timeout)
+            .connect_with(connect.clone())
+            .await?;
+        let read = SqlitePoolOptions::new()
+            .max_connections(options.max_connections.clamp(1, 64))
+            .acquire_timeout(options.acquire_timeout)
+            .connect_with(connect.read_only(true).create_if_missing(false))
+            .await?;
+        Ok(Self {
+            db: Db::Sqlite { read, write },
+            bus: Bus::new(),
+        })
+    }
+
+    /// Opens a PostgreSQL database. Rejects nothing that the address asks for.
+    ///
+    /// # Errors
+    ///
+    /// The address is invalid or nobody answers there.
+    pub async fn open_postgres(url: &str, options: &StoreOptions) -> Result<Self, StoreError> {
+        let connect: PgConnectOptions = url.parse()?;
+        let pool = PgPoolOptions::new()
+            .max_connections(options.max_connections)
+            .acquire_timeout(options.acquire_timeout)
+            .connect_with(connect.application_name("hy2-orchestrator"))
+            .await?;
+        Ok(Self {
+            db: Db::Pg(pool),
+            bus: Bus::new(),
+        })
+    }
+
+    /// Brings the schema up to date: each migration in its own transaction, under a lock, so that a
+    /// run that was killed is finished by the next.
+    ///
+    /// # Errors
+    ///
+    /// A migration fails, or the database has been migrated by a newer version.
+    pub async fn migrate(&self) -> Result<(), StoreError> {
+        match &self.db {
+            Db::Pg(pool) => sqlx::migrate!("migrations/postgres").run(pool).await,
+            Db::Sqlite { write, .. } => sqlx::migrate!("migrations/sqlite").run(write).await,
+        }
+        .map_err(StoreError::Migrate)
+    }
+
+    /// Returns the pools.
+    pub fn db(&self) -> &Db {
+        &self.db
+    }
+
+    /// Returns whether this is PostgreSQL.
+    pub fn is_postgres(&self) -> bool {
+        matches!(self.db, Db::Pg(_))
+    }
+
+    /// Returns the wake-up calls of this process.
+    pub fn bus(&self) -> &Bus {
+        &self.bus
+    }
+
+    /// Passes on the calls of other masters until the connection is lost: PostgreSQL only, on
+    /// SQLite it waits for ever.
+    ///
+    /// # Errors
+    ///
+    /// The connection is lost; the caller opens it again, and looks, as after a call.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe; calls of meanwhile are lost.
+    pub async fn relay_calls(&self) -> Result<(), StoreError> {
+        let Db::Pg(pool) = &self.db else {
+            return std::future::pending().await;
+        };
+        let mut listener = PgListener::connect_with(pool).await?;
+        // A lost connection has to be seen: calls of meanwhile are gone.
+        listener.eager_reconnect(false);
+        listener.listen(CHANNEL).await?;
+        for topic in Topic::ALL {
+            self.bus.call(*topic);
+        }
+        loop {
+            match listener.try_recv().await? {
+                Some(notification) => {
+                    if let Some(topic) = Topic::parse(notification.payload()) {
+                        self.bus.call(topic);
+                    }
+                }
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Begins a transaction that writes. On SQLite the only one at a time.
+    ///
+    /// # Errors
+    ///
+    /// No connection within the timeout.
+    pub async fn begin(&self) -> Result<Tx, StoreError> {
+        let connection = match &self.db {
+            Db::Pg(pool) => Connection::Pg(pool.begin().await?),
+            Db::Sqlite { write, .. } => Connection::Sqlite(write.begin_with("BEGIN IMMEDIATE").await?),
+        };
+        Ok(Tx {
+            connection,
+            calls: 0,
+            bus: self.bus.clone(),
+        })
+    }
+
+    /// Begins a transaction that reads one state of the whole store.
+    ///
+    /// # Errors
+    ///
+    /// No connection within the timeout.
+    pub async fn snapshot(&self) -> Result<Tx, StoreError> {
+        let connection = match &self.db {
+            Db::Pg(pool) => Connection::Pg(
+                pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                    .await?,
+            ),
+            Db::Sqlite { read, .. } => Connection::Sqlite(read.begin_with("BEGIN DEFERRED").await?),
+        };
+        Ok(Tx {
+            connection,
+            calls: 0,
+            bus: self.bus.clone(),
+        })
+    }
+
+    /// Closes all connections; those in use first finish.
+    pub async fn close(&self) {
+        match &self.db {
+            Db::Pg(pool) => pool.close().await,
+            Db::Sqlite { read, write } => {
+                read.close().await;
+                write.close().await;
+            }
+        }
+    }
+}
+
+/// A transaction on either database. Dropped without [`Tx::commit`], nothing of it has happened.
+#[derive(Debug)]
+pub struct Tx {
+    connection: Connection,
+    calls: u8,
+    bus: Bus,
+}
+
+/// The open transaction of a [`Tx`].
+#[derive(Debug)]
+pub(crate) enum Connection {
+    Pg(Transaction<'static, Postgres>),
+    Sqlite(Transaction<'static, Sqlite>),
+}
+
+impl Tx {
+    pub(crate) fn connection(&mut self) -> &mut Connection {
+        &mut self.connection
+    }
+
+    /// Returns whether this is PostgreSQL.
+    pub fn is_postgres(&self) -> bool {
+        matches!(self.connection, Connection::Pg(_))
+    }
+
+    /// Calls every master when the transaction commits.
+    pub fn call(&mut self, topic: Topic) {
+        self.calls |= topic.bit();
+    }
+
+    /// Makes everything happen.
+    ///
+    /// # Errors
+    ///
+    /// The database refuses, or the connection is lost: then it is not known whether it happened.
+    pub async fn commit(mut self) -> Result<(), StoreError> {
+        let calls = Topic::ALL
+            .iter()
+            .copied()
+            .filter(|topic| self.calls & topic.bit() != 0)
+            .collect::<Vec<_>>();
+        match self.connection {
+            Connection::Pg(ref mut tx) => {
+                for topic in &calls {
+                    sqlx::query("select pg_notify($1, $2)")
+                        .bind(CHANNEL)
+                        .bind(topic.as_str())
+                        .execute(&mut **tx)
+                        .await?;
+                }
+            }
+            Connection::Sqlite(_) => {}
+        }
+        match self.connection {
+            Connection::Pg(tx) => tx.commit().await?,
+            Connection::Sqlite(tx) => tx.commit().await?,
+        }
+        // On PostgreSQL too: this process need not wait for its own notification.
+        for topic in calls {
+            self.bus.call(topic);
+        }
+        Ok(())
+    }
+
+    /// Makes nothing happen.
+    ///
+    /// # Errors
+    ///
+    /// The connection is lost; nothing happens then either.
+    pub async fn rollback(self) -> Result<(), StoreError> {
+        match self.connection {
+            Connection::Pg(tx) => tx.rollback().await?,
+            Connection::Sqlite(tx) => tx.rollback().await?,
+        }
+        Ok(())
+    }
+}
+
+/// PostgreSQL's notification channel.
+const CHANNEL: &str = "hy2";
