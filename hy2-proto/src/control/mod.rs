@@ -33,6 +33,18 @@ pub const ALPN_MASTER: &[u8] = b"h2";
 /// ALPN of the connection on which an agent serves NodeManager to the master, roles swapped.
 pub const ALPN_REVERSE: &[u8] = b"hy2-rev/1";
 
+/// DNS name in the certificate that the master shows to agents on its port for them, whatever
+/// address they dial. Its chain ends with the CA itself, so that an agent that knows only the CA's
+/// pin can follow it. No other certificate of the CA carries this name.
+pub const MASTER_NAME: &str = "master.hy2.internal";
+
+/// DNS name in the certificate of a key that signs manifests ([`rpc::SigningKey`]). No other
+/// certificate of the CA carries this name: a node's own key must not pass for a signer.
+pub const SIGNER_NAME: &str = "signer.hy2.internal";
+
+/// What follows a node's UUID in the DNS name of its certificate: `<uuid>.node.hy2.internal`.
+pub const NODE_NAME_SUFFIX: &str = ".node.hy2.internal";
+
 /// Largest gRPC message in bytes, both ways.
 pub const MAX_MESSAGE: usize = 4 << 20;
 

@@ -1088,7 +1088,8 @@ pub struct ResourceUpdate {
     #[prost(bool, tag = "9")]
     pub last: bool,
 }
-/// The master wants NodeManager: the agent opens a connection with ALPN "hy2-rev/1".
+/// The master wants NodeManager: the agent opens a connection with ALPN "hy2-rev/1", writes one byte
+/// with the ticket's length (at most 255) and the ticket, and is a gRPC server from there on.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct OpenReverse {
     #[prost(bytes = "bytes", tag = "1")]
