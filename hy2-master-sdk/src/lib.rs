@@ -2,12 +2,19 @@
 //!
 //! - [`domain`] identifiers, states, moments: types and rules without I/O
 //! - [`secrets`] the master key, sealed values, credentials
+//! - [`auth`] identities of nodes and administrators, the table of rights
+//! - [`service`] what can be asked of the fleet, for REST and AdminService alike
+//! - [`ratelimit`], [`cache`] in this process, or shared through Redis
 //! - [`store`] PostgreSQL or SQLite, one file per aggregate; owns `migrations/`
 //!
 //! It speaks to nodes with the contracts of [`hy2_proto::control`] and does not link QUIC.
 #![forbid(unsafe_code)]
 
 pub mod auth;
+pub mod cache;
 pub mod domain;
+pub mod ratelimit;
 pub mod secrets;
+pub mod service;
 pub mod store;
+pub mod targets;

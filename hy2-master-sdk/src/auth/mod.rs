@@ -1,4 +1,11 @@
-//! Identities: the private certificate authority, and the keys that sign what nodes obey.
+//! Identities: of nodes, the private certificate authority and the keys that sign what they obey; of
+//! administrators, passwords, sessions, tokens, and the one table of their rights.
 
+pub mod access;
+pub mod api_token;
 pub mod ca;
+pub mod jwt;
+pub mod password;
+pub mod session;
 pub mod signing;
+pub mod totp;

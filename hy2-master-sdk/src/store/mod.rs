@@ -5,15 +5,25 @@
 //! Times come from the caller. A function that takes a [`Tx`] composes with others in one
 //! transaction; methods of [`Store`] stand alone.
 
+pub mod admins;
+pub mod api_tokens;
 pub mod assignments;
+pub mod audit;
 pub mod bus;
 pub mod certificates;
 pub mod cluster;
 mod error;
+pub mod events;
+pub mod idempotency;
 pub mod leases;
 pub mod nodes;
+pub mod plans;
+pub mod settings;
 pub mod traffic;
+pub mod traffic_report;
+pub mod user_list;
 pub mod users;
+pub mod webhooks;
 
 use std::path::Path;
 use std::time::Duration;

@@ -1,0 +1,173 @@
+//! What handlers take from a request. Everything that cannot be read is a problem document.
+
+use std::ops::Deref;
+
+use axum::extract::{FromRequest, FromRequestParts, Request};
+use http::request::Parts;
+use http::{HeaderMap, StatusCode, header};
+use serde::de::DeserializeOwned;
+
+use super::ApiState;
+use super::problem::Problem;
+use crate::auth::access::{Access, Caller, Operation};
+use crate::service::{FieldIssue, ServiceError};
+
+/// Largest JSON body, in bytes.
+pub(crate) const MAX_JSON: usize = 1 << 20;
+
+/// Who asks; put into the request by [`super::authn`].
+#[derive(Debug, Clone)]
+pub(crate) struct Auth(pub Caller);
+
+impl Auth {
+    /// Returns the proof that the caller may do that.
+    pub(crate) fn access(&self, operation: Operation) -> Result<Access<'_>, Problem> {
+        self.0.access(operation).map_err(|denied| ServiceError::from(denied).into())
+    }
+}
+
+impl FromRequestParts<ApiState> for Auth {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &ApiState) -> Result<Self, Problem> {
+        parts
+            .extensions
+            .get::<Caller>()
+            .cloned()
+            .map(Auth)
+            .ok_or_else(|| ServiceError::Unauthenticated.into())
+    }
+}
+
+/// A JSON body. Unknown fields and wrong types are named by their path.
+#[derive(Debug)]
+pub(crate) struct Body<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<ApiState> for Body<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _state: &ApiState) -> Result<Self, Problem> {
+        if !is_json(request.headers()) {
+            let title = "Not JSON";
+            let detail = "the body has to be application/json";
+            let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+            return Err(Problem::new(status, "not_json", title, detail));
+        }
+        let bytes = axum::body::to_bytes(request.into_body(), MAX_JSON)
+            .await
+            .map_err(|_| too_large(MAX_JSON))?;
+        let mut json = serde_json::Deserializer::from_slice(&bytes);
+        let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+            let path = error.path().to_string();
+            let path = if path == "." { String::new() } else { path };
+            let message = message_of(error.inner());
+            let inner = error.into_inner();
+            match inner.is_data() {
+                true => ServiceError::Invalid(vec![FieldIssue::new(path, message)]).into(),
+                false => Problem::malformed(format!("the body is not JSON: {inner}")),
+            }
+        })?;
+        json.end().map_err(|_| Problem::malformed("something follows the JSON value"))?;
+        Ok(Self(value))
+    }
+}
+
+/// Says what serde has against a value, without the value: it may be a secret.
+fn message_of(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(text, _)| text);
+    match text.strip_prefix("invalid type: ").or_else(|| text.strip_prefix("invalid value: ")) {
+        Some(rest) => match rest.rsplit_once("expected ") {
+            Some((_, expected)) => format!("expected {expected}"),
+            None => "is not valid".to_owned(),
+        },
+        None => text.to_owned(),
+    }
+}
+
+pub(crate) fn too_large(most: usize) -> Problem {
+    let detail = format!("the body has more than {most} bytes");
+    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", "Body too large", detail)
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let essence = value.map(|value| value.split(';').next().unwrap_or_default().trim());
+    essence.is_some_and(|essence| essence.eq_ignore_ascii_case("application/json"))
+}
+
+/// Parameters behind the question mark.
+#[derive(Debug)]
+pub(crate) struct Query<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequestParts<ApiState> for Query<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &ApiState) -> Result<Self, Problem> {
+        axum::extract::Query::try_from_uri(&parts.uri)
+            .map(|axum::extract::Query(value)| Self(value))
+            .map_err(|error| {
+                let message = std::error::Error::source(&error)
+                    .map_or_else(|| error.to_string(), ToString::to_string);
+                ServiceError::Invalid(vec![FieldIssue::new("query", message)]).into()
+            })
+    }
+}
+
+/// Parts of the path.
+#[derive(Debug)]
+pub(crate) struct Path<T>(pub T);
+
+impl<T: DeserializeOwned + Send> FromRequestParts<ApiState> for Path<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &ApiState) -> Result<Self, Problem> {
+        // What cannot be an id is the id of nothing.
+        axum::extract::Path::from_request_parts(parts, state)
+            .await
+            .map(|axum::extract::Path(value)| Self(value))
+            .map_err(|_| Problem::no_route())
+    }
+}
+
+/// The revision that `If-Match` asks for; none without the header or with `*`.
+#[derive(Debug)]
+pub(crate) struct IfMatch(pub Option<i64>);
+
+impl FromRequestParts<ApiState> for IfMatch {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &ApiState) -> Result<Self, Problem> {
+        let Some(value) = parts.headers.get(header::IF_MATCH) else {
+            return Ok(Self(None));
+        };
+        let text = value.to_str().unwrap_or_default().trim();
+        if text == "*" {
+            return Ok(Self(None));
+        }
+        text.strip_prefix('"')
+            .and_then(|text| text.strip_suffix('"'))
+            .and_then(|text| text.parse().ok())
+            .map(|rev| Self(Some(rev)))
+            .ok_or_else(|| Problem::malformed("If-Match has to be one ETag of this resource"))
+    }
+}
+
+/// An answer with its revision as `ETag`.
+#[derive(Debug)]
+pub(crate) struct Tagged<T>(pub i64, pub T);
+
+impl<T: serde::Serialize> axum::response::IntoResponse for Tagged<T> {
+    fn into_response(self) -> axum::response::Response {
+        let tag = format!("\"{}\"", self.0);
+        ([(header::ETAG, tag)], axum::Json(self.1)).into_response()
+    }
+}
+
+impl Deref for Auth {
+    type Target = Caller;
+
+    fn deref(&self) -> &Caller {
+        &self.0
+    }
+}

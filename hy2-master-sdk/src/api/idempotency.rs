@@ -1,0 +1,166 @@
+//! The same request twice: with `Idempotency-Key`, the second gets the answer of the first.
+//!
+//! The answer is kept sealed, because it may hold secrets that are shown once. A request that was
+//! refused without changing anything gives its key back.
+
+use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::ApiState;
+use super::extract::too_large;
+use super::problem::Problem;
+use crate::auth::access::Caller;
+use crate::domain::AdminId;
+use crate::service::{Service, ServiceError};
+use crate::store::idempotency::{self, Remembered};
+
+/// The header.
+pub(crate) const KEY_HEADER: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// Says that an answer is that of an earlier request.
+pub(crate) const REPLAYED_HEADER: HeaderName = HeaderName::from_static("idempotency-replayed");
+
+/// How long an answer is kept.
+const KEEP: std::time::Duration = std::time::Duration::from_secs(86_400);
+
+/// Largest body of a request with a key, in bytes.
+const MAX_BODY: usize = 16 << 20;
+
+/// Largest answer that is kept, in bytes.
+const MAX_ANSWER: usize = 4 << 20;
+
+/// Where sealed answers belong.
+const PLACE: &str = "idempotency_keys.response";
+
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    content_type: Option<String>,
+    etag: Option<String>,
+    location: Option<String>,
+    body: Vec<u8>,
+}
+
+/// Answers a repeated request with the answer of the first.
+pub(crate) async fn replay(State(state): State<ApiState>, request: Request, next: Next) -> Response {
+    let changes = !matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
+    let caller = request.extensions().get::<Caller>().map(|caller| caller.admin);
+    let (Some(admin), Some(key), true) = (caller, request.headers().get(KEY_HEADER), changes) else {
+        return next.run(request).await;
+    };
+    let Some(key) = readable(key) else {
+        let detail = "Idempotency-Key has to be 1 to 128 printable ASCII characters";
+        return Problem::malformed(detail).into_response();
+    };
+    let (parts, body) = request.into_parts();
+    let Ok(body) = to_bytes(body, MAX_BODY).await else {
+        return too_large(MAX_BODY).into_response();
+    };
+    let hash = hash(&parts.method, parts.uri.path_and_query().map(|at| at.as_str()), &body);
+    let service = &state.service;
+    let now = service.now();
+    let known = idempotency::claim(service.store(), admin, &key, &hash, now, now.plus(KEEP)).await;
+    match known {
+        Err(error) => Problem::from(ServiceError::from(error)).into_response(),
+        Ok(Some(known)) => answer_again(service, admin, &key, &hash, known),
+        Ok(None) => {
+            let response = next.run(Request::from_parts(parts, Body::from(body))).await;
+            keep(service, admin, &key, response).await
+        }
+    }
+}
+
+fn answer_again(
+    service: &Service,
+    admin: AdminId,
+    key: &str,
+    hash: &[u8],
+    known: Remembered,
+) -> Response {
+    if known.request_hash != hash {
+        let detail = "this Idempotency-Key came with another request";
+        let title = "Key used for something else";
+        let status = StatusCode::UNPROCESSABLE_ENTITY;
+        return Problem::new(status, "idempotency_mismatch", title, detail).into_response();
+    }
+    let (Some(status), Some(sealed)) = (known.status, known.response_enc) else {
+        let detail = "the first request with this key runs or was cut off; look before you repeat it";
+        let title = "First request unfinished";
+        return Problem::new(StatusCode::CONFLICT, "idempotency_unfinished", title, detail)
+            .into_response();
+    };
+    let opened = service.vault().open(PLACE, &row(admin, key), &sealed);
+    let kept = opened.ok().and_then(|bytes| serde_json::from_slice::<Kept>(&bytes).ok());
+    let status = u16::try_from(status).ok().and_then(|status| StatusCode::from_u16(status).ok());
+    let (Some(kept), Some(status)) = (kept, status) else {
+        return Problem::from(ServiceError::internal("a kept answer does not open")).into_response();
+    };
+    let mut headers = HeaderMap::new();
+    let fields = [
+        (header::CONTENT_TYPE, kept.content_type),
+        (header::ETAG, kept.etag),
+        (header::LOCATION, kept.location),
+    ];
+    for (name, value) in fields {
+        if let Some(value) = value.and_then(|value| HeaderValue::try_from(value).ok()) {
+            headers.insert(name, value);
+        }
+    }
+    headers.insert(REPLAYED_HEADER, HeaderValue::from_static("true"));
+    (status, headers, kept.body).into_response()
+}
+
+async fn keep(service: &Service, admin: AdminId, key: &str, response: Response) -> Response {
+    let (parts, body) = response.into_parts();
+    if !parts.status.is_success() {
+        // Nothing has changed: the same key may try again.
+        if let Err(error) = idempotency::release(service.store(), admin, key).await {
+            tracing::warn!(%error, "an idempotency key was not given back");
+        }
+        return Response::from_parts(parts, body);
+    }
+    let Ok(body) = to_bytes(body, MAX_ANSWER).await else {
+        return Problem::from(ServiceError::internal("the answer is too large to keep"))
+            .into_response();
+    };
+    let text = |name| {
+        parts.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok()).map(str::to_owned)
+    };
+    let kept = Kept {
+        content_type: text(header::CONTENT_TYPE),
+        etag: text(header::ETAG),
+        location: text(header::LOCATION),
+        body: body.to_vec(),
+    };
+    let plain = serde_json::to_vec(&kept).unwrap_or_default();
+    let sealed = service.vault().seal(PLACE, &row(admin, key), &plain);
+    let status = parts.status.as_u16();
+    let done = idempotency::remember(service.store(), admin, key, status, &sealed).await;
+    if let Err(error) = done {
+        tracing::warn!(%error, "an answer was not kept; its key stays taken");
+    }
+    Response::from_parts(parts, Body::from(body))
+}
+
+fn readable(key: &HeaderValue) -> Option<String> {
+    let text = key.to_str().ok()?;
+    let printable = text.bytes().all(|byte| byte.is_ascii_graphic());
+    (printable && (1..=128).contains(&text.len())).then(|| text.to_owned())
+}
+
+fn hash(method: &Method, path: Option<&str>, body: &Bytes) -> Vec<u8> {
+    let mut hasher = Sha256::new();
+    for part in [method.as_str().as_bytes(), path.unwrap_or_default().as_bytes(), body] {
+        hasher.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
+        hasher.update(part);
+    }
+    hasher.finalize().to_vec()
+}
+
+fn row(admin: AdminId, key: &str) -> Vec<u8> {
+    [&admin.0.to_be_bytes()[..], key.as_bytes()].concat()
+}

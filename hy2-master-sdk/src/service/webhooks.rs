@@ -1,0 +1,296 @@
+//! Webhooks, as operators manage them.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sqlx::types::Json;
+use url::Url;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::moment::Moment;
+use super::page::{Page, PageRequest};
+use super::{FieldIssue, Record, Service, ServiceError, record};
+use crate::auth::access::Access;
+use crate::store::nodes::check_rev;
+use crate::store::webhooks::{self, DeliveryRow, WebhookRow};
+use crate::store::events;
+
+/// Webhooks that there may be.
+const MAX_WEBHOOKS: i64 = 100;
+
+/// Where sealed secrets of webhooks belong.
+pub(crate) const SECRET_PLACE: &str = "webhooks.secret";
+
+/// A webhook as the API shows it.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = Webhook)]
+pub struct WebhookView {
+    /// Id.
+    pub id: Uuid,
+    /// Where to send.
+    pub url: String,
+    /// What to send: `user.*`, `node.state_set`; empty: everything.
+    pub topics: Vec<String>,
+    /// Whether it is sent to.
+    pub enabled: bool,
+    /// Events up to this number have their deliveries.
+    pub cursor: i64,
+    /// Revision, also the `ETag`.
+    pub rev: i64,
+    /// Made at.
+    pub created_at: Moment,
+    /// Changed at.
+    pub updated_at: Moment,
+}
+
+impl From<WebhookRow> for WebhookView {
+    fn from(row: WebhookRow) -> Self {
+        Self {
+            id: row.id,
+            url: row.url,
+            topics: row.topics.0,
+            enabled: row.enabled,
+            cursor: row.cursor_seq,
+            rev: row.rev,
+            created_at: Moment(row.created_at),
+            updated_at: Moment(row.updated_at),
+        }
+    }
+}
+
+/// A delivery as the API shows it.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = WebhookDelivery)]
+pub struct DeliveryView {
+    /// Id, told to the receiver.
+    pub id: Uuid,
+    /// Number of the event.
+    pub event: i64,
+    /// `pending`, `delivered` or `failed`.
+    pub status: String,
+    /// Tries so far.
+    pub attempts: i64,
+    /// Next try.
+    pub next_at: Moment,
+    /// HTTP status of the last try.
+    pub response_status: Option<i64>,
+    /// Why the last try failed.
+    pub error: Option<String>,
+    /// Made at.
+    pub created_at: Moment,
+}
+
+impl From<DeliveryRow> for DeliveryView {
+    fn from(row: DeliveryRow) -> Self {
+        Self {
+            id: row.id,
+            event: row.event_seq,
+            status: row.status,
+            attempts: row.attempts,
+            next_at: Moment(row.next_at),
+            response_status: row.response_status,
+            error: row.error,
+            created_at: Moment(row.created_at),
+        }
+    }
+}
+
+/// A webhook to make.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateWebhook {
+    /// Where to send: `https`, to a public address.
+    pub url: String,
+    /// What to send: `user.*`, `node.state_set`; empty: everything.
+    #[serde(default)]
+    pub topics: Vec<String>,
+}
+
+/// What changes of a webhook; absent fields stay.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct UpdateWebhook {
+    /// Where to send.
+    pub url: Option<String>,
+    /// What to send.
+    pub topics: Option<Vec<String>>,
+    /// Whether it is sent to. Switched on again, it is not sent what happened meanwhile.
+    pub enabled: Option<bool>,
+}
+
+impl Service {
+    /// Lists webhooks.
+    ///
+    /// # Errors
+    ///
+    /// The store fails.
+    pub async fn webhooks(&self, _access: Access<'_>) -> Result<Vec<WebhookRow>, ServiceError> {
+        Ok(webhooks::list(self.store()).await?)
+    }
+
+    /// Returns a webhook.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::NotFound`].
+    pub async fn webhook(
+        &self,
+        _access: Access<'_>,
+        id: Uuid,
+    ) -> Result<WebhookRow, ServiceError> {
+        Ok(webhooks::get(self.store(), id).await?)
+    }
+
+    /// Makes a webhook; the key of its signatures is returned this once.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::Invalid`], [`ServiceError::Conflict`] if there are too many.
+    pub async fn create_webhook(
+        &self,
+        access: Access<'_>,
+        new: CreateWebhook,
+    ) -> Result<(WebhookRow, SecretString), ServiceError> {
+        self.check_webhook(Some(&new.url), Some(&new.topics))?;
+        let now = self.now();
+        let id = Uuid::new_v4();
+        let secret = format!("whsec_{}", URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>()));
+        let secret_enc = self.vault().seal(SECRET_PLACE, id.as_bytes(), secret.as_bytes());
+        let row = WebhookRow {
+            id,
+            url: new.url,
+            secret_enc,
+            topics: Json(new.topics),
+            enabled: true,
+            cursor_seq: events::newest(self.store()).await?,
+            created_by: Some(access.caller().admin).filter(|admin| admin.0 > 0),
+            rev: 1,
+            created_at: now,
+            updated_at: now,
+        };
+        let mut tx = self.store().begin().await?;
+        if webhooks::count(&mut tx).await? >= MAX_WEBHOOKS {
+            let detail = format!("there may be at most {MAX_WEBHOOKS} webhooks");
+            return Err(ServiceError::conflict("too_many_webhooks", detail));
+        }
+        webhooks::insert(&mut tx, &row).await?;
+        record(&mut tx, access, hook_record(None, Some(&row), "webhook.created"), now).await?;
+        tx.commit().await?;
+        Ok((row, secret.into()))
+    }
+
+    /// Changes a webhook.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::NotFound`], [`ServiceError::Stale`], [`ServiceError::Invalid`].
+    pub async fn update_webhook(
+        &self,
+        access: Access<'_>,
+        id: Uuid,
+        expected: Option<i64>,
+        change: UpdateWebhook,
+    ) -> Result<WebhookRow, ServiceError> {
+        self.check_webhook(change.url.as_deref(), change.topics.as_deref())?;
+        let now = self.now();
+        let old = webhooks::get(self.store(), id).await?;
+        check_rev("webhook", expected, old.rev)?;
+        let enabled = change.enabled.unwrap_or(old.enabled);
+        let cursor_seq = match enabled && !old.enabled {
+            true => events::newest(self.store()).await?,
+            false => old.cursor_seq,
+        };
+        let row = WebhookRow {
+            url: change.url.unwrap_or_else(|| old.url.clone()),
+            topics: change.topics.map_or_else(|| old.topics.clone(), Json),
+            enabled,
+            cursor_seq,
+            ..old.clone()
+        };
+        let mut tx = self.store().begin().await?;
+        webhooks::update(&mut tx, &row, now).await?;
+        let row = WebhookRow { rev: row.rev + 1, updated_at: now, ..row };
+        record(&mut tx, access, hook_record(Some(&old), Some(&row), "webhook.updated"), now).await?;
+        tx.commit().await?;
+        Ok(row)
+    }
+
+    /// Removes a webhook.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::NotFound`].
+    pub async fn delete_webhook(&self, access: Access<'_>, id: Uuid) -> Result<(), ServiceError> {
+        let now = self.now();
+        let old = webhooks::get(self.store(), id).await?;
+        let mut tx = self.store().begin().await?;
+        webhooks::delete(&mut tx, id).await?;
+        record(&mut tx, access, hook_record(Some(&old), None, "webhook.deleted"), now).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// Lists deliveries of a webhook, the newest first.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::NotFound`], [`ServiceError::Invalid`] of the page.
+    pub async fn webhook_deliveries(
+        &self,
+        access: Access<'_>,
+        id: Uuid,
+        page: &PageRequest,
+    ) -> Result<Page<DeliveryRow>, ServiceError> {
+        self.webhook(access, id).await?;
+        let limit = page.limit()?;
+        let before = page.key::<i64>()?;
+        let rows = webhooks::deliveries(self.store(), id, before, i64::from(limit) + 1).await?;
+        Ok(Page::new(rows, limit, |row| row.event_seq))
+    }
+
+    fn check_webhook(
+        &self,
+        url: Option<&str>,
+        topics: Option<&[String]>,
+    ) -> Result<(), ServiceError> {
+        let mut issues = Vec::new();
+        if let Some(url) = url {
+            let parsed = Url::parse(url).ok().filter(|_| url.len() <= 2_000);
+            let allowed = parsed.is_some_and(|url| self.targets().allows_url(&url));
+            if !allowed {
+                let message = "must be an https address of a public host, without credentials";
+                issues.push(FieldIssue::new("url", message));
+            }
+        }
+        let bad = |topic: &String| {
+            let allowed = |c: char| c.is_ascii_lowercase() || "._*".contains(c);
+            !(1..=64).contains(&topic.len()) || !topic.chars().all(allowed)
+        };
+        if topics.is_some_and(|topics| topics.len() > 64 || topics.iter().any(bad)) {
+            let message = "must have at most 64 entries such as user.* or node.state_set";
+            issues.push(FieldIssue::new("topics", message));
+        }
+        if issues.is_empty() { Ok(()) } else { Err(ServiceError::Invalid(issues)) }
+    }
+}
+
+fn hook_record<'a>(
+    before: Option<&WebhookRow>,
+    after: Option<&WebhookRow>,
+    topic: &'a str,
+) -> Record<'a> {
+    let view = |row: &WebhookRow| {
+        serde_json::to_value(WebhookView::from(row.clone())).unwrap_or(Value::Null)
+    };
+    Record {
+        kind: "webhook",
+        id: before.or(after).map(|row| row.id.to_string()).unwrap_or_default(),
+        before: before.map(view),
+        after: after.map(view),
+        owner: None,
+        topic,
+    }
+}

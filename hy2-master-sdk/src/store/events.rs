@@ -1,0 +1,158 @@
+//! The outbox: what happened, in one order, for live streams and webhooks.
+//!
+//! Written unnumbered in the transaction of the change; the sealer gives out numbers under the
+//! lock that it shares with the audit log. Whoever reads on after a number misses nothing.
+
+use serde_json::Value;
+use sqlx::types::Json;
+
+use super::{Store, StoreError, Topic, Tx, audit, on};
+use crate::domain::{AdminId, Timestamp};
+
+/// Events numbered in one transaction.
+const SEAL_BATCH: i64 = 1_000;
+
+/// A numbered event.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct Event {
+    /// Position, from 1, without a gap until retention removes the oldest.
+    pub seq: i64,
+    /// What it is about: `user.updated`.
+    pub topic: String,
+    /// The object.
+    pub key: String,
+    /// What is to be told. Never a secret.
+    pub payload: Json<Value>,
+    /// Whose object it is.
+    pub admin_id: Option<AdminId>,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// Writes an event in the transaction of what it tells.
+///
+/// # Errors
+///
+/// The database refuses.
+pub async fn emit(
+    tx: &mut Tx,
+    topic: &str,
+    key: &str,
+    payload: &Value,
+    admin: Option<AdminId>,
+    at: Timestamp,
+) -> Result<(), StoreError> {
+    tx.call(Topic::Events);
+    on!(tx, |ex| sqlx::query(
+        "insert into events (topic, key, payload, admin_id, at) values ($1, $2, $3, $4, $5)",
+    )
+    .bind(topic)
+    .bind(key)
+    .bind(Json(payload))
+    .bind(admin)
+    .bind(at)
+    .execute(ex)
+    .await
+    .map(drop))?;
+    Ok(())
+}
+
+/// Numbers events that have none, at most one batch; returns how many.
+///
+/// # Errors
+///
+/// The database refuses; nothing is numbered then.
+pub async fn seal(store: &Store) -> Result<usize, StoreError> {
+    let mut tx = store.begin().await?;
+    audit::lock_sealer(&mut tx).await?;
+    let ids: Vec<(i64,)> = on!(tx, |ex| sqlx::query_as(
+        "select id from events where seq is null order by id limit $1",
+    )
+    .bind(SEAL_BATCH)
+    .fetch_all(ex)
+    .await)?;
+    if ids.is_empty() {
+        return Ok(0);
+    }
+    // The counter outlives the rows: retention may remove all of them.
+    let (mut seq,): (i64,) = on!(tx, |ex| sqlx::query_as(
+        "insert into settings (key, value, rev, updated_at) values ('internal.event_seq', '0', $1, 0) \
+         on conflict (key) do update set rev = settings.rev + excluded.rev returning rev - $1",
+    )
+    .bind(i64::try_from(ids.len()).unwrap_or(0))
+    .fetch_one(ex)
+    .await)?;
+    for (id,) in &ids {
+        seq += 1;
+        on!(tx, |ex| sqlx::query("update events set seq = $1 where id = $2")
+            .bind(seq)
+            .bind(id)
+            .execute(ex)
+            .await
+            .map(drop))?;
+    }
+    tx.commit().await?;
+    Ok(ids.len())
+}
+
+/// Returns numbered events after `seq`, the oldest first.
+///
+/// # Errors
+///
+/// The database refuses.
+pub async fn after(store: &Store, seq: i64, limit: i64) -> Result<Vec<Event>, StoreError> {
+    let rows = on!(read store, |ex| sqlx::query_as(
+        "select seq, topic, key, payload, admin_id, at from events where seq > $1 \
+         order by seq limit $2",
+    )
+    .bind(seq)
+    .bind(limit)
+    .fetch_all(ex)
+    .await)?;
+    Ok(rows)
+}
+
+/// Returns the number of one event.
+///
+/// # Errors
+///
+/// [`StoreError::NotFound`] if retention has removed it.
+pub async fn get(store: &Store, seq: i64) -> Result<Event, StoreError> {
+    let row = on!(read store, |ex| sqlx::query_as(
+        "select seq, topic, key, payload, admin_id, at from events where seq = $1",
+    )
+    .bind(seq)
+    .fetch_optional(ex)
+    .await)?;
+    row.ok_or(StoreError::NotFound("event"))
+}
+
+/// Returns the number of the newest event; 0 if there is none.
+///
+/// # Errors
+///
+/// The database refuses.
+pub async fn newest(store: &Store) -> Result<i64, StoreError> {
+    let (seq,): (i64,) = on!(read store, |ex| sqlx::query_as(
+        "select coalesce(max(seq), 0) from events",
+    )
+    .fetch_one(ex)
+    .await)?;
+    Ok(seq)
+}
+
+/// Removes numbered events older than `before`; returns how many.
+///
+/// # Errors
+///
+/// The database refuses.
+pub async fn remove_before(store: &Store, before: Timestamp) -> Result<u64, StoreError> {
+    let removed = on!(write store, |ex| sqlx::query(
+        "delete from events where seq is not null and at < $1",
+    )
+    .bind(before)
+    .execute(ex)
+    .await
+    .map(|done| done.rows_affected()))?;
+    Ok(removed)
+}
