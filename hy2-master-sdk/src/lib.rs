@@ -9,5 +9,6 @@
 
 pub mod auth;
 pub mod domain;
+pub mod plan;
 pub mod secrets;
 pub mod store;

@@ -12,6 +12,8 @@ pub mod cluster;
 mod error;
 pub mod leases;
 pub mod nodes;
+pub mod observed;
+pub mod published;
 pub mod traffic;
 pub mod users;
 
@@ -19,7 +21,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
 use sqlx::{Postgres, Sqlite, Transaction};
 
 pub use self::bus::{Bus, Topic};
@@ -39,7 +43,7 @@ pub enum Db {
     },
 }
 
-/// Runs a query on whichever backend there is: `on!(read store, |ex| sqlx::query(..).execute(ex).await)`,
+/// Runs a query on whichever backend there is: `on!(read store, |ex| sqlx::query(..).execute(ex).await.rows())`,
 /// `on!(write store, ..)` outside a transaction, `on!(tx, ..)` inside one. The body is expanded once
 /// per backend.
 macro_rules! on {
@@ -114,7 +118,10 @@ impl Store {
     /// # Errors
     ///
     /// The file cannot be opened.
-    pub async fn open_sqlite(path: impl AsRef<Path>, options: &StoreOptions) -> Result<Self, StoreError> {
+    pub async fn open_sqlite(
+        path: impl AsRef<Path>,
+        options: &StoreOptions,
+    ) -> Result<Self, StoreError> {
         let connect = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
@@ -228,7 +235,9 @@ impl Store {
     pub async fn begin(&self) -> Result<Tx, StoreError> {
         let connection = match &self.db {
             Db::Pg(pool) => Connection::Pg(pool.begin().await?),
-            Db::Sqlite { write, .. } => Connection::Sqlite(write.begin_with("BEGIN IMMEDIATE").await?),
+            Db::Sqlite { write, .. } => {
+                Connection::Sqlite(write.begin_with("BEGIN IMMEDIATE").await?)
+            }
         };
         Ok(Tx {
             connection,
@@ -275,6 +284,23 @@ pub struct Tx {
     connection: Connection,
     calls: u8,
     bus: Bus,
+}
+
+/// How many rows a statement changed, the same on both backends.
+pub(crate) trait Rows {
+    fn rows(self) -> Result<u64, sqlx::Error>;
+}
+
+impl Rows for Result<sqlx::postgres::PgQueryResult, sqlx::Error> {
+    fn rows(self) -> Result<u64, sqlx::Error> {
+        self.map(|done| done.rows_affected())
+    }
+}
+
+impl Rows for Result<sqlx::sqlite::SqliteQueryResult, sqlx::Error> {
+    fn rows(self) -> Result<u64, sqlx::Error> {
+        self.map(|done| done.rows_affected())
+    }
 }
 
 /// The open transaction of a [`Tx`].
