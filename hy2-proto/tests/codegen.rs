@@ -29,6 +29,8 @@ fn committed_code_is_what_the_contracts_give() {
     tonic_prost_build::configure()
         .out_dir(out.path())
         .bytes(".")
+        // A message is hashed and signed as it is encoded: the order of a map must not vary.
+        .btree_map(".")
         .build_transport(false)
         .emit_rerun_if_changed(false)
         .compile_fds(set.clone())

@@ -33,15 +33,16 @@ create table vps_nodes (
     control_mode text not null default 'reverse' check (control_mode in ('reverse', 'dial')),
     dial_address text,
     -- Decided. desired_rev is the revision of the manifest the node should have; it is bumped in the
-    -- transaction of each change that concerns the node. config_rev and users_rev say at which
-    -- desired_rev either resource changed last.
+    -- transaction of each change that concerns the node, at the moment desired_at: everything in a
+    -- manifest follows from its revision. config_rev and users_rev say at which desired_rev either
+    -- resource changed last.
     desired_state text not null default 'active'
         check (desired_state in ('active', 'cordoned', 'draining', 'maintenance', 'disabled')),
     drain_deadline bigint,
     desired_rev bigint not null default 1,
     config_rev bigint not null default 1,
     users_rev bigint not null default 1,
-    manifest_valid_until bigint not null default 0,
+    desired_at bigint not null,
     -- Reported.
     observed_state text not null default 'pending'
         check (observed_state in ('pending', 'enrolling', 'online', 'suspect', 'offline', 'error', 'revoked')),

@@ -5,6 +5,7 @@ create table cluster (
     id bigint primary key check (id = 1),
     uid uuid not null unique,
     epoch bigint not null check (epoch > 0),
+    epoch_started_at bigint not null,
     created_at bigint not null,
     updated_at bigint not null
 );

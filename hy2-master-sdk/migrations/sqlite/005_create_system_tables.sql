@@ -5,6 +5,7 @@ create table cluster (
     id integer primary key check (id = 1),
     uid blob not null unique,
     epoch integer not null check (epoch > 0),
+    epoch_started_at integer not null,
     created_at integer not null,
     updated_at integer not null
 ) strict;

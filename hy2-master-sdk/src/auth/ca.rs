@@ -11,8 +11,9 @@ use std::time::Duration;
 use hy2_proto::control::{MASTER_NAME, NODE_NAME_SUFFIX, SIGNER_NAME};
 use rcgen::string::Ia5String;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
+    SerialNumber,
 };
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivatePkcs8KeyDer};
 use thiserror::Error;
@@ -88,10 +89,16 @@ impl CertificateAuthority {
     pub fn generate(now: Timestamp) -> Result<(Self, Zeroizing<Vec<u8>>), CaError> {
         let key = KeyPair::generate().map_err(CaError::Issue)?;
         let mut params = params(now, CA_VALIDITY)?;
-        params.distinguished_name.push(DnType::CommonName, "hy2 cluster CA");
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "hy2 cluster CA");
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let certificate = params.self_signed(&key).map_err(CaError::Issue)?.der().clone();
+        let certificate = params
+            .self_signed(&key)
+            .map_err(CaError::Issue)?
+            .der()
+            .clone();
         let sealed = Zeroizing::new(key.serialize_der());
         Ok((Self::load(certificate, &sealed)?, sealed))
     }
@@ -144,9 +151,16 @@ impl CertificateAuthority {
     /// # Errors
     ///
     /// [`CaError::Request`].
-    pub fn issue_node(&self, node: Uuid, request: &NodeRequest, now: Timestamp) -> Result<Issued, CaError> {
+    pub fn issue_node(
+        &self,
+        node: Uuid,
+        request: &NodeRequest,
+        now: Timestamp,
+    ) -> Result<Issued, CaError> {
         let mut params = params(now, NODE_VALIDITY)?;
-        params.distinguished_name.push(DnType::CommonName, "hy2 node");
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "hy2 node");
         params.subject_alt_names = vec![
             dns(&format!("{node}{NODE_NAME_SUFFIX}"))?,
             SanType::URI(ia5(&format!("urn:uuid:{node}"))?),
@@ -170,7 +184,9 @@ impl CertificateAuthority {
     /// [`CaError::Name`].
     pub fn issue_master(&self, names: &[String], now: Timestamp) -> Result<IssuedKey, CaError> {
         let mut params = params(now, NODE_VALIDITY)?;
-        params.distinguished_name.push(DnType::CommonName, "hy2 master");
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "hy2 master");
         params.subject_alt_names.push(dns(MASTER_NAME)?);
         for name in names {
             params.subject_alt_names.push(host(name)?);
@@ -187,7 +203,9 @@ impl CertificateAuthority {
     /// Making the key fails.
     pub fn issue_signer(&self, now: Timestamp) -> Result<IssuedKey, CaError> {
         let mut params = params(now, SIGNER_VALIDITY)?;
-        params.distinguished_name.push(DnType::CommonName, "hy2 signer");
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "hy2 signer");
         params.subject_alt_names.push(dns(SIGNER_NAME)?);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         self.issue_with_key(&params, &rcgen::PKCS_ED25519)
@@ -201,12 +219,18 @@ impl CertificateAuthority {
     pub fn issue_hysteria(&self, public_host: &str, now: Timestamp) -> Result<IssuedKey, CaError> {
         let mut params = params(now, HYSTERIA_VALIDITY)?;
         // A public certificate is seen by whoever probes: nothing in it names this software.
-        params.distinguished_name.push(DnType::CommonName, public_host);
+        params
+            .distinguished_name
+            .push(DnType::CommonName, public_host);
         params.subject_alt_names.push(host(public_host)?);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let key = KeyPair::generate().map_err(CaError::Issue)?;
-        let certificate = params.self_signed(&key).map_err(CaError::Issue)?.der().clone();
+        let certificate = params
+            .self_signed(&key)
+            .map_err(CaError::Issue)?
+            .der()
+            .clone();
         let spki = sha256(&key.subject_public_key_info());
         Ok(IssuedKey {
             issued: issued(&params, certificate, spki),
@@ -220,7 +244,11 @@ impl CertificateAuthority {
         algorithm: &'static rcgen::SignatureAlgorithm,
     ) -> Result<IssuedKey, CaError> {
         let key = KeyPair::generate_for(algorithm).map_err(CaError::Issue)?;
-        let certificate = params.signed_by(&key, &self.issuer).map_err(CaError::Issue)?.der().clone();
+        let certificate = params
+            .signed_by(&key, &self.issuer)
+            .map_err(CaError::Issue)?
+            .der()
+            .clone();
         let spki = sha256(&key.subject_public_key_info());
         Ok(IssuedKey {
             issued: issued(params, certificate, spki),
@@ -264,21 +292,20 @@ impl NodeRequest {
         if der.len() > MAX_REQUEST {
             return Err(CaError::Request("larger than 8 KiB"));
         }
-        let (rest, request) =
-            X509CertificationRequest::from_der(der).map_err(|_| CaError::Request("not a PKCS#10 request"))?;
+        let (rest, request) = X509CertificationRequest::from_der(der)
+            .map_err(|_| CaError::Request("not a PKCS#10 request"))?;
         if !rest.is_empty() {
             return Err(CaError::Request("bytes follow the request"));
         }
         let spki_sha256 = sha256(request.certification_request_info.subject_pki.raw);
         let parsed =
-            CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(der)).map_err(
-                |error| match error {
+            CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(der))
+                .map_err(|error| match error {
                     rcgen::Error::InvalidCertificationRequestSignature => {
                         CaError::Request("not signed with the key that it names")
                     }
                     _ => CaError::Request("not a request that this authority understands"),
-                },
-            )?;
+                })?;
         let algorithm = parsed.public_key.algorithm();
         let accepted = [
             &rcgen::PKCS_ECDSA_P256_SHA256,
@@ -286,9 +313,14 @@ impl NodeRequest {
             &rcgen::PKCS_ED25519,
         ];
         if !accepted.contains(&algorithm) {
-            return Err(CaError::Request("the key is neither P-256, P-384 nor Ed25519"));
+            return Err(CaError::Request(
+                "the key is neither P-256, P-384 nor Ed25519",
+            ));
         }
-        Ok(Self { parsed, spki_sha256 })
+        Ok(Self {
+            parsed,
+            spki_sha256,
+        })
     }
 
     /// Returns the SHA-256 of the public key.
@@ -300,12 +332,16 @@ impl NodeRequest {
 /// Returns the UUID in the name of a node's certificate.
 pub fn node_of(certificate: &X509Certificate<'_>) -> Option<Uuid> {
     let names = certificate.subject_alternative_name().ok()??;
-    names.value.general_names.iter().find_map(|name| match name {
-        x509_parser::extensions::GeneralName::DNSName(name) => {
-            Uuid::try_parse(name.strip_suffix(NODE_NAME_SUFFIX)?).ok()
-        }
-        _ => None,
-    })
+    names
+        .value
+        .general_names
+        .iter()
+        .find_map(|name| match name {
+            x509_parser::extensions::GeneralName::DNSName(name) => {
+                Uuid::try_parse(name.strip_suffix(NODE_NAME_SUFFIX)?).ok()
+            }
+            _ => None,
+        })
 }
 
 fn params(now: Timestamp, validity: Duration) -> Result<CertificateParams, CaError> {
@@ -321,10 +357,18 @@ fn params(now: Timestamp, validity: Duration) -> Result<CertificateParams, CaErr
     Ok(params)
 }
 
-fn issued(params: &CertificateParams, certificate: CertificateDer<'static>, spki_sha256: [u8; 32]) -> Issued {
+fn issued(
+    params: &CertificateParams,
+    certificate: CertificateDer<'static>,
+    spki_sha256: [u8; 32],
+) -> Issued {
     Issued {
         fingerprint: sha256(&certificate),
-        serial: params.serial_number.as_ref().map(SerialNumber::to_bytes).unwrap_or_default(),
+        serial: params
+            .serial_number
+            .as_ref()
+            .map(SerialNumber::to_bytes)
+            .unwrap_or_default(),
         spki_sha256,
         not_before: Timestamp(params.not_before.unix_timestamp().saturating_mul(1000)),
         not_after: Timestamp(params.not_after.unix_timestamp().saturating_mul(1000)),
@@ -426,7 +470,9 @@ mod tests {
         let (_, other) = CertificateAuthority::generate(NOW).unwrap();
         assert!(CertificateAuthority::load(ca.certificate().clone(), &other).is_err());
         let (_, der) = request(&rcgen::PKCS_ECDSA_P384_SHA384);
-        let issued = again.issue_node(Uuid::nil(), &NodeRequest::parse(&der).unwrap(), NOW).unwrap();
+        let issued = again
+            .issue_node(Uuid::nil(), &NodeRequest::parse(&der).unwrap(), NOW)
+            .unwrap();
         let (_, root) = X509Certificate::from_der(ca.certificate()).unwrap();
         let (_, leaf) = X509Certificate::from_der(&issued.certificate).unwrap();
         leaf.verify_signature(Some(root.public_key())).unwrap();
@@ -438,7 +484,10 @@ mod tests {
         assert!(ca.issue_hysteria("203.0.113.7", NOW).is_ok());
         assert!(ca.issue_hysteria("vpn.example.com", NOW).is_ok());
         for name in ["", "a b", "naïve.example", "-"] {
-            assert!(matches!(ca.issue_hysteria(name, NOW), Err(CaError::Name(_))), "{name:?}");
+            assert!(
+                matches!(ca.issue_hysteria(name, NOW), Err(CaError::Name(_))),
+                "{name:?}"
+            );
         }
     }
 }

@@ -28,7 +28,10 @@ impl ManifestSigner {
     /// # Errors
     ///
     /// The key is invalid.
-    pub fn load(key: &[u8], certificate: CertificateDer<'static>) -> Result<Self, InvalidSigningKey> {
+    pub fn load(
+        key: &[u8],
+        certificate: CertificateDer<'static>,
+    ) -> Result<Self, InvalidSigningKey> {
         let key = Ed25519KeyPair::from_pkcs8(key).map_err(|_| InvalidSigningKey)?;
         Ok(Self {
             key_id: sha256(key.public_key().as_ref())[..16].to_vec(),
@@ -50,8 +53,8 @@ impl ManifestSigner {
     /// Returns the key as nodes get to know it.
     pub fn to_wire(&self) -> rpc::SigningKey {
         rpc::SigningKey {
-            key_id: self.key_id.clone(),
-            certificate: self.certificate.to_vec(),
+            key_id: self.key_id.clone().into(),
+            certificate: self.certificate.to_vec().into(),
         }
     }
 
@@ -60,9 +63,9 @@ impl ManifestSigner {
         let manifest = manifest.encode_to_vec();
         let signed = [MANIFEST_SIGNATURE_CONTEXT, &manifest].concat();
         rpc::SignedManifest {
-            signature: self.key.sign(&signed).as_ref().to_vec(),
-            manifest,
-            key_id: self.key_id.clone(),
+            signature: self.key.sign(&signed).as_ref().to_vec().into(),
+            manifest: manifest.into(),
+            key_id: self.key_id.clone().into(),
         }
     }
 }

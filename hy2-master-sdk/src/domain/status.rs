@@ -69,7 +69,6 @@ macro_rules! words {
         }
     };
 }
-pub(crate) use words;
 
 words!(
     /// What an operator wants of a node.

@@ -165,7 +165,9 @@ impl SubscriptionToken {
     ///
     /// The system gives no random bytes.
     pub fn generate() -> Result<Self, RandomError> {
-        Ok(Self(Zeroizing::new(URL_SAFE_NO_PAD.encode(*random::<16>()?))))
+        Ok(Self(Zeroizing::new(
+            URL_SAFE_NO_PAD.encode(*random::<16>()?),
+        )))
     }
 
     /// Returns the hash by which the store finds the user. The token is random, so a plain hash
@@ -255,7 +257,10 @@ mod tests {
         let node = Uuid::from_u128(7);
         let credential = Credential::chosen("letmein");
         let inner = sign(&Key::new(HMAC_SHA256, keys.fleet_key()), b"letmein");
-        let outer = sign(&Key::new(HMAC_SHA256, &*keys.node_key(node)), inner.as_ref());
+        let outer = sign(
+            &Key::new(HMAC_SHA256, &*keys.node_key(node)),
+            inner.as_ref(),
+        );
         let verifier = FleetKeys::verifier(&keys.node_key(node), &keys.auth_hash(&credential));
         assert_eq!(verifier.as_slice(), outer.as_ref());
         assert_ne!(*keys.node_key(node), *keys.node_key(Uuid::from_u128(8)));

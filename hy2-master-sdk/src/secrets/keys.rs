@@ -44,7 +44,9 @@ pub enum KeyFileError {
         source: io::Error,
     },
     /// Others than its owner may read it.
-    #[error("the master key file {path} is open to others than its owner (mode {mode:o}); chmod 600 it")]
+    #[error(
+        "the master key file {path} is open to others than its owner (mode {mode:o}); chmod 600 it"
+    )]
     Exposed {
         /// Which file.
         path: PathBuf,
@@ -200,7 +202,10 @@ impl MasterKeys {
 
     /// Returns the version and key that seal.
     pub(super) fn current(&self) -> (u32, &[u8; 32]) {
-        let (version, key) = self.keys.last_key_value().expect("never empty: checked where it is made");
+        let (version, key) = self
+            .keys
+            .last_key_value()
+            .expect("never empty: checked where it is made");
         (*version, key)
     }
 
@@ -232,7 +237,9 @@ impl MasterKeys {
 
 /// Makes a new name in a directory survive a power failure.
 fn sync_directory(path: &Path) -> io::Result<()> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
     fs::File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
 }
 
@@ -258,7 +265,10 @@ mod tests {
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
-            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+            assert_eq!(
+                fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+                0o600
+            );
             fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
             assert!(matches!(
                 MasterKeys::load(&path),
@@ -285,11 +295,26 @@ mod tests {
         let good = URL_SAFE_NO_PAD.encode(*random::<32>().unwrap());
         for (text, expected) in [
             (String::new(), "the master keys are empty"),
-            (format!("1 {good}\nx {good}"), "line 2 of the master keys: the version is not a positive number"),
-            (format!("1 {good}\n1 {good}"), "line 2 of the master keys: the version is there twice"),
-            ("1 abcd".to_owned(), "line 1 of the master keys: the key is not 32 bytes"),
-            (format!("1 {}", URL_SAFE_NO_PAD.encode([7; 32])), "line 1 of the master keys: the key is not random"),
-            ("1".to_owned(), "line 1 of the master keys: expected a version and a key"),
+            (
+                format!("1 {good}\nx {good}"),
+                "line 2 of the master keys: the version is not a positive number",
+            ),
+            (
+                format!("1 {good}\n1 {good}"),
+                "line 2 of the master keys: the version is there twice",
+            ),
+            (
+                "1 abcd".to_owned(),
+                "line 1 of the master keys: the key is not 32 bytes",
+            ),
+            (
+                format!("1 {}", URL_SAFE_NO_PAD.encode([7; 32])),
+                "line 1 of the master keys: the key is not random",
+            ),
+            (
+                "1".to_owned(),
+                "line 1 of the master keys: expected a version and a key",
+            ),
         ] {
             assert_eq!(MasterKeys::parse(&text).unwrap_err().to_string(), expected);
         }

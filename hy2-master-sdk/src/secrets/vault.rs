@@ -33,7 +33,9 @@ pub enum OpenError {
 impl Vault {
     /// Uses some keys.
     pub fn new(keys: MasterKeys) -> Self {
-        Self { keys: Arc::new(keys) }
+        Self {
+            keys: Arc::new(keys),
+        }
     }
 
     /// Seals a value for its place, such as `users.seed` of the user with this UUID.
@@ -56,14 +58,22 @@ impl Vault {
     /// # Errors
     ///
     /// It was not sealed there with one of the keys.
-    pub fn open(&self, place: &str, row: &[u8], sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, OpenError> {
+    pub fn open(
+        &self,
+        place: &str,
+        row: &[u8],
+        sealed: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, OpenError> {
         let (header, body) = sealed.split_at_checked(HEADER).ok_or(OpenError::Format)?;
         let (version, nonce) = match header.split_first() {
             Some((&FORMAT, rest)) => rest.split_first_chunk::<4>().ok_or(OpenError::Format)?,
             _ => return Err(OpenError::Format),
         };
         let version = u32::from_be_bytes(*version);
-        let key = self.keys.version(version).ok_or(OpenError::UnknownKey(version))?;
+        let key = self
+            .keys
+            .version(version)
+            .ok_or(OpenError::UnknownKey(version))?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| OpenError::Format)?;
         let mut body = Zeroizing::new(body.to_vec());
         let length = key_of(key)
@@ -101,7 +111,10 @@ mod tests {
     fn a_value_opens_at_its_place_only_and_not_when_a_bit_is_flipped() {
         let vault = Vault::new(MasterKeys::generate().unwrap());
         let sealed = vault.seal("users.seed", b"row 1", b"secret");
-        assert_eq!(&**vault.open("users.seed", b"row 1", &sealed).unwrap(), b"secret");
+        assert_eq!(
+            &**vault.open("users.seed", b"row 1", &sealed).unwrap(),
+            b"secret"
+        );
         assert!(!sealed.windows(6).any(|window| window == b"secret"));
         assert!(matches!(
             vault.open("users.seed", b"row 2", &sealed),
@@ -114,10 +127,17 @@ mod tests {
         for bit in 0..sealed.len() * 8 {
             let mut changed = sealed.clone();
             changed[bit / 8] ^= 1 << (bit % 8);
-            assert!(vault.open("users.seed", b"row 1", &changed).is_err(), "bit {bit}");
+            assert!(
+                vault.open("users.seed", b"row 1", &changed).is_err(),
+                "bit {bit}"
+            );
         }
         for length in 0..sealed.len() {
-            assert!(vault.open("users.seed", b"row 1", &sealed[..length]).is_err());
+            assert!(
+                vault
+                    .open("users.seed", b"row 1", &sealed[..length])
+                    .is_err()
+            );
         }
     }
 
@@ -138,7 +158,13 @@ mod tests {
         assert_eq!(&**vault.open("p", b"r", &old).unwrap(), b"v");
         let new = vault.seal("p", b"r", b"v");
         let fresh = Vault::new(MasterKeys::generate().unwrap());
-        assert!(matches!(fresh.open("p", b"r", &new), Err(OpenError::UnknownKey(2))));
-        assert!(matches!(fresh.open("p", b"r", &old), Err(OpenError::Tampered)));
+        assert!(matches!(
+            fresh.open("p", b"r", &new),
+            Err(OpenError::UnknownKey(2))
+        ));
+        assert!(matches!(
+            fresh.open("p", b"r", &old),
+            Err(OpenError::Tampered)
+        ));
     }
 }

@@ -5,7 +5,7 @@ use sqlx::FromRow;
 use sqlx::types::Json;
 
 use super::nodes::{self, Bump};
-use super::{Connection, Store, StoreError, Topic, Tx, on};
+use super::{Connection, Rows as _, Store, StoreError, Topic, Tx, on};
 use crate::domain::{AssignmentId, AssignmentSource, NodeId, Timestamp, UserId};
 
 /// One assignment, released or not.
@@ -94,7 +94,11 @@ impl Store {
 /// # Errors
 ///
 /// [`StoreError::NotFound`] of the node, [`StoreError::Reference`] of the user.
-pub async fn assign(tx: &mut Tx, new: &NewAssignment, now: Timestamp) -> Result<AssignmentRow, StoreError> {
+pub async fn assign(
+    tx: &mut Tx,
+    new: &NewAssignment,
+    now: Timestamp,
+) -> Result<AssignmentRow, StoreError> {
     let rev = nodes::bump(tx, new.node_id, Bump::USERS, now).await?;
     assign_at(tx, new, rev, now).await
 }
@@ -104,10 +108,17 @@ pub async fn assign(tx: &mut Tx, new: &NewAssignment, now: Timestamp) -> Result<
 /// # Errors
 ///
 /// As [`assign`].
-pub async fn assign_many(tx: &mut Tx, new: &[NewAssignment], now: Timestamp) -> Result<(), StoreError> {
+pub async fn assign_many(
+    tx: &mut Tx,
+    new: &[NewAssignment],
+    now: Timestamp,
+) -> Result<(), StoreError> {
     let mut by_node = std::collections::BTreeMap::<NodeId, Vec<&NewAssignment>>::new();
     for assignment in new {
-        by_node.entry(assignment.node_id).or_default().push(assignment);
+        by_node
+            .entry(assignment.node_id)
+            .or_default()
+            .push(assignment);
     }
     for (node, assignments) in by_node {
         let rev = nodes::bump(tx, node, Bump::USERS, now).await?;
@@ -118,7 +129,12 @@ pub async fn assign_many(tx: &mut Tx, new: &[NewAssignment], now: Timestamp) -> 
     Ok(())
 }
 
-async fn assign_at(tx: &mut Tx, new: &NewAssignment, rev: i64, now: Timestamp) -> Result<AssignmentRow, StoreError> {
+async fn assign_at(
+    tx: &mut Tx,
+    new: &NewAssignment,
+    rev: i64,
+    now: Timestamp,
+) -> Result<AssignmentRow, StoreError> {
     const SQL: &str = concat!(
         "insert into node_assignments (user_id, node_id, rank, source, score, rev, assigned_at, updated_at) \
          values ($1, $2, $3, $4, $5, $6, $7, $7) \
@@ -145,7 +161,12 @@ async fn assign_at(tx: &mut Tx, new: &NewAssignment, rev: i64, now: Timestamp) -
 /// # Errors
 ///
 /// [`StoreError::NotFound`] of the node or of an assignment between the two.
-pub async fn release(tx: &mut Tx, user: UserId, node: NodeId, now: Timestamp) -> Result<(), StoreError> {
+pub async fn release(
+    tx: &mut Tx,
+    user: UserId,
+    node: NodeId,
+    now: Timestamp,
+) -> Result<(), StoreError> {
     let rev = nodes::bump(tx, node, Bump::USERS, now).await?;
     const SQL: &str = "update node_assignments set released_at = $3, updated_at = $3, rev = $4 \
                        where user_id = $1 and node_id = $2 and released_at is null";
@@ -156,7 +177,7 @@ pub async fn release(tx: &mut Tx, user: UserId, node: NodeId, now: Timestamp) ->
         .bind(rev)
         .execute(ex)
         .await
-        .map(|done| done.rows_affected()))?;
+        .rows())?;
     tx.call(Topic::Users);
     if rows == 0 {
         return Err(StoreError::NotFound("assignment"));
@@ -221,12 +242,18 @@ async fn nodes_of(tx: &mut Tx, users: &[UserId]) -> Result<Vec<NodeId>, StoreErr
         Connection::Pg(tx) => {
             const SQL: &str = "select distinct node_id from node_assignments \
                                where user_id = any($1) and released_at is null order by node_id";
-            sqlx::query_scalar(SQL).bind(ids).fetch_all(&mut **tx).await?
+            sqlx::query_scalar(SQL)
+                .bind(ids)
+                .fetch_all(&mut **tx)
+                .await?
         }
         Connection::Sqlite(tx) => {
             const SQL: &str = "select distinct node_id from node_assignments where user_id in \
                                (select value from json_each($1)) and released_at is null order by node_id";
-            sqlx::query_scalar(SQL).bind(Json(ids)).fetch_all(&mut **tx).await?
+            sqlx::query_scalar(SQL)
+                .bind(Json(ids))
+                .fetch_all(&mut **tx)
+                .await?
         }
     })
 }

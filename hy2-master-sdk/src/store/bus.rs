@@ -20,7 +20,13 @@ pub enum Topic {
 
 impl Topic {
     /// Every topic.
-    pub const ALL: &[Self] = &[Self::Nodes, Self::Users, Self::Revocations, Self::Events, Self::Settings];
+    pub const ALL: &[Self] = &[
+        Self::Nodes,
+        Self::Users,
+        Self::Revocations,
+        Self::Events,
+        Self::Settings,
+    ];
 
     pub(super) fn as_str(self) -> &'static str {
         match self {
@@ -33,7 +39,10 @@ impl Topic {
     }
 
     pub(super) fn parse(word: &str) -> Option<Self> {
-        Self::ALL.iter().copied().find(|topic| topic.as_str() == word)
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|topic| topic.as_str() == word)
     }
 
     pub(super) fn bit(self) -> u8 {

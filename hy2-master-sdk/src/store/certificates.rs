@@ -4,7 +4,7 @@ use sqlx::FromRow;
 use sqlx::types::Json;
 use uuid::Uuid;
 
-use super::{Store, StoreError, Topic, Tx, on};
+use super::{Rows as _, Store, StoreError, Topic, Tx, on};
 use crate::auth::ca::Issued;
 use crate::domain::{AdminId, NodeId, ObservedState, RegionId, Timestamp};
 
@@ -93,7 +93,9 @@ impl Store {
             token_columns!(),
             " from enrolment_tokens order by created_at desc, id limit $1"
         );
-        Ok(on!(read self, |ex| sqlx::query_as::<_, TokenRow>(SQL).bind(i64::from(limit)).fetch_all(ex).await)?)
+        Ok(
+            on!(read self, |ex| sqlx::query_as::<_, TokenRow>(SQL).bind(i64::from(limit)).fetch_all(ex).await)?,
+        )
     }
 }
 
@@ -102,7 +104,11 @@ impl Store {
 /// # Errors
 ///
 /// [`StoreError::Reference`] of the region.
-pub async fn create_token(tx: &mut Tx, token: &NewToken, now: Timestamp) -> Result<TokenRow, StoreError> {
+pub async fn create_token(
+    tx: &mut Tx,
+    token: &NewToken,
+    now: Timestamp,
+) -> Result<TokenRow, StoreError> {
     const SQL: &str = concat!(
         "insert into enrolment_tokens (id, secret_hash, label, bind_cidr, region_id, tags, expires_at, created_by, \
          created_at) values ($1, $2, $3, $4, $5, $6, $7, $8, $9) returning ",
@@ -128,7 +134,11 @@ pub async fn create_token(tx: &mut Tx, token: &NewToken, now: Timestamp) -> Resu
 ///
 /// The store fails.
 pub async fn token(tx: &mut Tx, secret_hash: &[u8; 32]) -> Result<Option<TokenRow>, StoreError> {
-    const SQL: &str = concat!("select ", token_columns!(), " from enrolment_tokens where secret_hash = $1");
+    const SQL: &str = concat!(
+        "select ",
+        token_columns!(),
+        " from enrolment_tokens where secret_hash = $1"
+    );
     Ok(on!(tx, |ex| sqlx::query_as::<_, TokenRow>(SQL)
         .bind(secret_hash.as_slice())
         .fetch_optional(ex)
@@ -141,7 +151,12 @@ pub async fn token(tx: &mut Tx, secret_hash: &[u8; 32]) -> Result<Option<TokenRo
 /// # Errors
 ///
 /// The store fails.
-pub async fn use_token(tx: &mut Tx, id: Uuid, spki: &[u8; 32], now: Timestamp) -> Result<bool, StoreError> {
+pub async fn use_token(
+    tx: &mut Tx,
+    id: Uuid,
+    spki: &[u8; 32],
+    now: Timestamp,
+) -> Result<bool, StoreError> {
     const SQL: &str = "update enrolment_tokens set used_at = $3, used_spki_sha256 = $2 \
                        where id = $1 and used_at is null and revoked_at is null and expires_at > $3";
     let rows = on!(tx, |ex| sqlx::query(SQL)
@@ -150,7 +165,7 @@ pub async fn use_token(tx: &mut Tx, id: Uuid, spki: &[u8; 32], now: Timestamp) -
         .bind(now)
         .execute(ex)
         .await
-        .map(|done| done.rows_affected()))?;
+        .rows())?;
     Ok(rows == 1)
 }
 
@@ -161,7 +176,12 @@ pub async fn use_token(tx: &mut Tx, id: Uuid, spki: &[u8; 32], now: Timestamp) -
 /// The store fails.
 pub async fn set_token_node(tx: &mut Tx, id: Uuid, node: NodeId) -> Result<(), StoreError> {
     const SQL: &str = "update enrolment_tokens set node_id = $2 where id = $1";
-    on!(tx, |ex| sqlx::query(SQL).bind(id).bind(node).execute(ex).await)?;
+    on!(tx, |ex| sqlx::query(SQL)
+        .bind(id)
+        .bind(node)
+        .execute(ex)
+        .await
+        .rows())?;
     Ok(())
 }
 
@@ -171,14 +191,13 @@ pub async fn set_token_node(tx: &mut Tx, id: Uuid, node: NodeId) -> Result<(), S
 ///
 /// [`StoreError::NotFound`] also when it is used or revoked.
 pub async fn revoke_token(tx: &mut Tx, id: Uuid, now: Timestamp) -> Result<(), StoreError> {
-    const SQL: &str =
-        "update enrolment_tokens set revoked_at = $2 where id = $1 and used_at is null and revoked_at is null";
+    const SQL: &str = "update enrolment_tokens set revoked_at = $2 where id = $1 and used_at is null and revoked_at is null";
     let rows = on!(tx, |ex| sqlx::query(SQL)
         .bind(id)
         .bind(now)
         .execute(ex)
         .await
-        .map(|done| done.rows_affected()))?;
+        .rows())?;
     if rows == 0 {
         return Err(StoreError::NotFound("enrolment token"));
     }
@@ -190,7 +209,12 @@ pub async fn revoke_token(tx: &mut Tx, id: Uuid, now: Timestamp) -> Result<(), S
 /// # Errors
 ///
 /// The store fails.
-pub async fn insert(tx: &mut Tx, node: NodeId, issued: &Issued, now: Timestamp) -> Result<(), StoreError> {
+pub async fn insert(
+    tx: &mut Tx,
+    node: NodeId,
+    issued: &Issued,
+    now: Timestamp,
+) -> Result<(), StoreError> {
     const SQL: &str = "insert into node_certificates (fingerprint, node_id, serial, spki_sha256, not_before, not_after, \
                        created_at) values ($1, $2, $3, $4, $5, $6, $7)";
     on!(tx, |ex| sqlx::query(SQL)
@@ -202,7 +226,8 @@ pub async fn insert(tx: &mut Tx, node: NodeId, issued: &Issued, now: Timestamp) 
         .bind(issued.not_after)
         .bind(now)
         .execute(ex)
-        .await)?;
+        .await
+        .rows())?;
     Ok(())
 }
 
@@ -226,7 +251,8 @@ pub async fn replace_others(
         .bind(now)
         .bind(grace_until)
         .execute(ex)
-        .await)?;
+        .await
+        .rows())?;
     Ok(())
 }
 
@@ -235,7 +261,12 @@ pub async fn replace_others(
 /// # Errors
 ///
 /// [`StoreError::NotFound`] of the node.
-pub async fn revoke_node(tx: &mut Tx, node: NodeId, reason: &str, now: Timestamp) -> Result<(), StoreError> {
+pub async fn revoke_node(
+    tx: &mut Tx,
+    node: NodeId,
+    reason: &str,
+    now: Timestamp,
+) -> Result<(), StoreError> {
     const CERTIFICATES: &str = "update node_certificates set revoked_at = $2, revoke_reason = $3 \
                                 where node_id = $1 and revoked_at is null";
     on!(tx, |ex| sqlx::query(CERTIFICATES)
@@ -243,7 +274,8 @@ pub async fn revoke_node(tx: &mut Tx, node: NodeId, reason: &str, now: Timestamp
         .bind(now)
         .bind(reason)
         .execute(ex)
-        .await)?;
+        .await
+        .rows())?;
     const NODE: &str = "update vps_nodes set observed_state = $2, state_reason = $3, state_since = $4, \
                         owner_epoch = owner_epoch + 1, owner_master = null, rev = rev + 1, updated_at = $4 where id = $1";
     let rows = on!(tx, |ex| sqlx::query(NODE)
@@ -253,7 +285,7 @@ pub async fn revoke_node(tx: &mut Tx, node: NodeId, reason: &str, now: Timestamp
         .bind(now)
         .execute(ex)
         .await
-        .map(|done| done.rows_affected()))?;
+        .rows())?;
     for topic in [Topic::Revocations, Topic::Users] {
         tx.call(topic);
     }

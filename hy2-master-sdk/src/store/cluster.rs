@@ -6,7 +6,7 @@ use sqlx::FromRow;
 use sqlx::types::Json;
 use uuid::Uuid;
 
-use super::{Store, StoreError, Topic, Tx, on};
+use super::{Rows as _, Store, StoreError, Topic, Tx, on};
 use crate::domain::Timestamp;
 
 /// The cluster.
@@ -16,6 +16,8 @@ pub struct ClusterRow {
     pub uid: Uuid,
     /// Bumped by a restore from backup; revisions compare within an epoch only.
     pub epoch: i64,
+    /// When this epoch began.
+    pub epoch_started_at: Timestamp,
 }
 
 /// A certificate authority, its key sealed.
@@ -95,7 +97,9 @@ impl Store {
     pub async fn signing_keys(&self, purpose: &str) -> Result<Vec<SigningKeyRow>, StoreError> {
         const SQL: &str = "select id, purpose, key_id, public_key, private_key_enc, certificate, state, not_after \
                            from signing_keys where purpose = $1 order by created_at desc, id";
-        Ok(on!(read self, |ex| sqlx::query_as::<_, SigningKeyRow>(SQL).bind(purpose).fetch_all(ex).await)?)
+        Ok(
+            on!(read self, |ex| sqlx::query_as::<_, SigningKeyRow>(SQL).bind(purpose).fetch_all(ex).await)?,
+        )
     }
 
     /// Returns a sealed secret of the cluster.
@@ -163,7 +167,7 @@ impl Store {
     /// The store fails.
     pub async fn release_leases(&self, holder: Uuid, now: Timestamp) -> Result<(), StoreError> {
         const SQL: &str = "update leases set expires_at = $2 where holder = $1 and expires_at > $2";
-        on!(write self, |ex| sqlx::query(SQL).bind(holder).bind(now).execute(ex).await)?;
+        on!(write self, |ex| sqlx::query(SQL).bind(holder).bind(now).execute(ex).await.rows())?;
         Ok(())
     }
 
@@ -188,7 +192,8 @@ impl Store {
             .bind(version)
             .bind(now)
             .execute(ex)
-            .await)?;
+            .await
+            .rows())?;
         Ok(())
     }
 }
@@ -200,10 +205,17 @@ impl Store {
 ///
 /// The store fails.
 pub async fn init(tx: &mut Tx, uid: Uuid, now: Timestamp) -> Result<ClusterRow, StoreError> {
-    const SQL: &str = "insert into cluster (id, uid, epoch, created_at, updated_at) values (1, $1, 1, $2, $2) \
+    const SQL: &str = "insert into cluster (id, uid, epoch, epoch_started_at, created_at, updated_at) values (1, $1, 1, $2, $2, $2) \
                        on conflict (id) do update set updated_at = excluded.updated_at";
-    on!(tx, |ex| sqlx::query(SQL).bind(uid).bind(now).execute(ex).await)?;
-    Ok(on!(tx, |ex| sqlx::query_as::<_, ClusterRow>(GET).fetch_one(ex).await)?)
+    on!(tx, |ex| sqlx::query(SQL)
+        .bind(uid)
+        .bind(now)
+        .execute(ex)
+        .await
+        .rows())?;
+    Ok(on!(tx, |ex| sqlx::query_as::<_, ClusterRow>(GET)
+        .fetch_one(ex)
+        .await)?)
 }
 
 /// Begins a new epoch, after a restore from backup: nodes take whatever revision comes with it.
@@ -212,9 +224,12 @@ pub async fn init(tx: &mut Tx, uid: Uuid, now: Timestamp) -> Result<ClusterRow, 
 ///
 /// The store fails.
 pub async fn bump_epoch(tx: &mut Tx, now: Timestamp) -> Result<i64, StoreError> {
-    const SQL: &str = "update cluster set epoch = epoch + 1, updated_at = $1 where id = 1 returning epoch";
+    const SQL: &str = "update cluster set epoch = epoch + 1, epoch_started_at = $1, updated_at = $1 where id = 1 returning epoch";
     tx.call(Topic::Settings);
-    Ok(on!(tx, |ex| sqlx::query_scalar::<_, i64>(SQL).bind(now).fetch_one(ex).await)?)
+    Ok(on!(tx, |ex| sqlx::query_scalar::<_, i64>(SQL)
+        .bind(now)
+        .fetch_one(ex)
+        .await)?)
 }
 
 /// Keeps a sealed secret under a name, unless there is one. Returns the one there is.
@@ -237,13 +252,15 @@ pub async fn secret_or_insert(
         return Ok(found);
     }
     let value = make();
-    const INSERT: &str = "insert into secrets (name, value_enc, created_at, updated_at) values ($1, $2, $3, $3)";
+    const INSERT: &str =
+        "insert into secrets (name, value_enc, created_at, updated_at) values ($1, $2, $3, $3)";
     on!(tx, |ex| sqlx::query(INSERT)
         .bind(name)
         .bind(&value)
         .bind(now)
         .execute(ex)
-        .await)?;
+        .await
+        .rows())?;
     Ok(value)
 }
 
@@ -252,7 +269,11 @@ pub async fn secret_or_insert(
 /// # Errors
 ///
 /// The store fails.
-pub async fn insert_authority(tx: &mut Tx, row: &AuthorityRow, now: Timestamp) -> Result<(), StoreError> {
+pub async fn insert_authority(
+    tx: &mut Tx,
+    row: &AuthorityRow,
+    now: Timestamp,
+) -> Result<(), StoreError> {
     const SQL: &str = "insert into certificate_authorities (id, certificate, private_key_enc, spki_sha256, state, \
                        not_before, not_after, created_at, updated_at) values ($1, $2, $3, $4, $5, $6, $7, $8, $8)";
     on!(tx, |ex| sqlx::query(SQL)
@@ -265,7 +286,8 @@ pub async fn insert_authority(tx: &mut Tx, row: &AuthorityRow, now: Timestamp) -
         .bind(row.not_after)
         .bind(now)
         .execute(ex)
-        .await)?;
+        .await
+        .rows())?;
     tx.call(Topic::Settings);
     Ok(())
 }
@@ -275,7 +297,11 @@ pub async fn insert_authority(tx: &mut Tx, row: &AuthorityRow, now: Timestamp) -
 /// # Errors
 ///
 /// The store fails.
-pub async fn insert_signing_key(tx: &mut Tx, row: &SigningKeyRow, now: Timestamp) -> Result<(), StoreError> {
+pub async fn insert_signing_key(
+    tx: &mut Tx,
+    row: &SigningKeyRow,
+    now: Timestamp,
+) -> Result<(), StoreError> {
     const SQL: &str = "insert into signing_keys (id, purpose, key_id, public_key, private_key_enc, certificate, state, \
                        not_after, created_at, updated_at) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $9)";
     on!(tx, |ex| sqlx::query(SQL)
@@ -289,7 +315,8 @@ pub async fn insert_signing_key(tx: &mut Tx, row: &SigningKeyRow, now: Timestamp
         .bind(row.not_after)
         .bind(now)
         .execute(ex)
-        .await)?;
+        .await
+        .rows())?;
     tx.call(Topic::Settings);
     Ok(())
 }
@@ -336,11 +363,11 @@ pub async fn check_fence(tx: &mut Tx, fence: &Fence) -> Result<(), StoreError> {
         .bind(fence.token)
         .execute(ex)
         .await
-        .map(|done| done.rows_affected()))?;
+        .rows())?;
     if rows == 0 {
         return Err(StoreError::Fenced(fence.name));
     }
     Ok(())
 }
 
-const GET: &str = "select uid, epoch from cluster where id = 1";
+const GET: &str = "select uid, epoch, epoch_started_at from cluster where id = 1";

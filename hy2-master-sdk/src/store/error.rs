@@ -78,7 +78,9 @@ impl From<sqlx::Error> for StoreError {
                     ErrorKind::UniqueViolation => Self::Duplicate(name()),
                     ErrorKind::ForeignKeyViolation => Self::Reference(name()),
                     ErrorKind::CheckViolation | ErrorKind::NotNullViolation => Self::Check(name()),
-                    _ if database.code().is_some_and(|code| is_transient_code(&code)) => Self::Unavailable(error),
+                    _ if database.code().is_some_and(|code| is_transient_code(&code)) => {
+                        Self::Unavailable(error)
+                    }
                     _ => Self::Database(error),
                 }
             }
@@ -98,14 +100,20 @@ impl From<sqlx::Error> for StoreError {
 fn is_transient_code(code: &str) -> bool {
     code == "40001"
         || code == "40P01"
-        || code.len() == 5 && (code.starts_with("08") || code.starts_with("53") || code.starts_with("57P"))
-        || code.len() < 5 && code.parse::<u32>().is_ok_and(|code| matches!(code & 0xff, 5 | 6))
+        || code.len() == 5
+            && (code.starts_with("08") || code.starts_with("53") || code.starts_with("57P"))
+        || code.len() < 5
+            && code
+                .parse::<u32>()
+                .is_ok_and(|code| matches!(code & 0xff, 5 | 6))
 }
 
 /// SQLite names columns ("UNIQUE constraint failed: users.username"), or an index; PostgreSQL names
 /// the constraint. Brought to PostgreSQL's form.
 fn sqlite_constraint(message: &str) -> String {
-    let what = message.rsplit_once("failed: ").map_or(message, |(_, what)| what);
+    let what = message
+        .rsplit_once("failed: ")
+        .map_or(message, |(_, what)| what);
     if let Some(index) = what.strip_prefix("index ") {
         return index.trim_matches('\'').to_owned();
     }
@@ -137,7 +145,9 @@ mod tests {
             "users_username_key"
         );
         assert_eq!(
-            sqlite_constraint("UNIQUE constraint failed: node_assignments.user_id, node_assignments.node_id"),
+            sqlite_constraint(
+                "UNIQUE constraint failed: node_assignments.user_id, node_assignments.node_id"
+            ),
             "node_assignments_user_id_node_id_key"
         );
         assert_eq!(

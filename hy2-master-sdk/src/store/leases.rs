@@ -6,7 +6,7 @@
 
 use sqlx::FromRow;
 
-use super::{Store, StoreError, Tx, on};
+use super::{Rows as _, Store, StoreError, Tx, on};
 use crate::domain::{LeaseId, NodeId, Timestamp, UserId, UserStatus};
 
 /// An open or closed slice.
@@ -74,7 +74,11 @@ impl Store {
     /// # Errors
     ///
     /// The store fails.
-    pub async fn open_leases(&self, user: Option<UserId>, limit: u32) -> Result<Vec<LeaseRow>, StoreError> {
+    pub async fn open_leases(
+        &self,
+        user: Option<UserId>,
+        limit: u32,
+    ) -> Result<Vec<LeaseRow>, StoreError> {
         const SQL: &str = "select id, user_id, node_id, granted, consumed, billing_multiplier, created_at, expires_at, \
                            closed_at from quota_leases where closed_at is null and ($1 = 0 or user_id = $1) \
                            order by id limit $2";
@@ -185,7 +189,8 @@ pub async fn grant_devices(
         .bind(expires_at)
         .bind(now)
         .execute(ex)
-        .await)?;
+        .await
+        .rows())?;
     Ok(Some((slots, expires_at)))
 }
 
@@ -195,7 +200,12 @@ pub async fn grant_devices(
 /// # Errors
 ///
 /// The store fails.
-pub async fn forfeit(tx: &mut Tx, node: NodeId, user: Option<UserId>, now: Timestamp) -> Result<u64, StoreError> {
+pub async fn forfeit(
+    tx: &mut Tx,
+    node: NodeId,
+    user: Option<UserId>,
+    now: Timestamp,
+) -> Result<u64, StoreError> {
     const SQL: &str = "update quota_leases set closed_at = $3, close_reason = 'forfeited' \
                        where node_id = $1 and ($2 = 0 or user_id = $2) and closed_at is null";
     Ok(on!(tx, |ex| sqlx::query(SQL)
@@ -204,7 +214,7 @@ pub async fn forfeit(tx: &mut Tx, node: NodeId, user: Option<UserId>, now: Times
         .bind(now)
         .execute(ex)
         .await
-        .map(|done| done.rows_affected()))?)
+        .rows())?)
 }
 
 /// Shrinks a lease by what is left of it. What the node used and has not reported yet stays
@@ -226,10 +236,16 @@ async fn give_back(
         .bind(node)
         .bind(remaining.max(0))
         .execute(ex)
-        .await)?;
+        .await
+        .rows())?;
     const CLOSE: &str = "update quota_leases set closed_at = $2, close_reason = 'released' \
                          where id = $1 and closed_at is null and granted <= consumed";
-    on!(tx, |ex| sqlx::query(CLOSE).bind(lease).bind(now).execute(ex).await)?;
+    on!(tx, |ex| sqlx::query(CLOSE)
+        .bind(lease)
+        .bind(now)
+        .execute(ex)
+        .await
+        .rows())?;
     Ok(())
 }
 
@@ -262,7 +278,7 @@ async fn lock_user(tx: &mut Tx, user: UserId) -> Result<(), StoreError> {
             .bind(folded)
             .execute(ex)
             .await
-            .map(|_| ()))?;
+            .rows())?;
     }
     Ok(())
 }

@@ -17,7 +17,9 @@ pub mod events;
 pub mod idempotency;
 pub mod leases;
 pub mod nodes;
+pub mod observed;
 pub mod plans;
+pub mod published;
 pub mod settings;
 pub mod traffic;
 pub mod traffic_report;
@@ -29,7 +31,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
 use sqlx::{Postgres, Sqlite, Transaction};
 
 pub use self::bus::{Bus, Topic};
@@ -49,7 +53,7 @@ pub enum Db {
     },
 }
 
-/// Runs a query on whichever backend there is: `on!(read store, |ex| sqlx::query(..).execute(ex).await)`,
+/// Runs a query on whichever backend there is: `on!(read store, |ex| sqlx::query(..).execute(ex).await.rows())`,
 /// `on!(write store, ..)` outside a transaction, `on!(tx, ..)` inside one. The body is expanded once
 /// per backend.
 macro_rules! on {
@@ -124,7 +128,10 @@ impl Store {
     /// # Errors
     ///
     /// The file cannot be opened.
-    pub async fn open_sqlite(path: impl AsRef<Path>, options: &StoreOptions) -> Result<Self, StoreError> {
+    pub async fn open_sqlite(
+        path: impl AsRef<Path>,
+        options: &StoreOptions,
+    ) -> Result<Self, StoreError> {
         let connect = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
@@ -238,7 +245,9 @@ impl Store {
     pub async fn begin(&self) -> Result<Tx, StoreError> {
         let connection = match &self.db {
             Db::Pg(pool) => Connection::Pg(pool.begin().await?),
-            Db::Sqlite { write, .. } => Connection::Sqlite(write.begin_with("BEGIN IMMEDIATE").await?),
+            Db::Sqlite { write, .. } => {
+                Connection::Sqlite(write.begin_with("BEGIN IMMEDIATE").await?)
+            }
         };
         Ok(Tx {
             connection,
@@ -285,6 +294,23 @@ pub struct Tx {
     connection: Connection,
     calls: u8,
     bus: Bus,
+}
+
+/// How many rows a statement changed, the same on both backends.
+pub(crate) trait Rows {
+    fn rows(self) -> Result<u64, sqlx::Error>;
+}
+
+impl Rows for Result<sqlx::postgres::PgQueryResult, sqlx::Error> {
+    fn rows(self) -> Result<u64, sqlx::Error> {
+        self.map(|done| done.rows_affected())
+    }
+}
+
+impl Rows for Result<sqlx::sqlite::SqliteQueryResult, sqlx::Error> {
+    fn rows(self) -> Result<u64, sqlx::Error> {
+        self.map(|done| done.rows_affected())
+    }
 }
 
 /// The open transaction of a [`Tx`].

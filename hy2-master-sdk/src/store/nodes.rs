@@ -4,7 +4,7 @@ use sqlx::FromRow;
 use sqlx::types::Json;
 use uuid::Uuid;
 
-use super::{Store, StoreError, Topic, Tx, on};
+use super::{Rows as _, Store, StoreError, Topic, Tx, on};
 use crate::domain::{DesiredState, EngineState, NodeId, ObservedState, RegionId, Timestamp};
 
 /// One node.
@@ -32,7 +32,7 @@ pub struct NodeRow {
     pub desired_rev: i64,
     pub config_rev: i64,
     pub users_rev: i64,
-    pub manifest_valid_until: Timestamp,
+    pub desired_at: Timestamp,
     pub observed_state: ObservedState,
     pub state_reason: String,
     pub state_since: Timestamp,
@@ -61,7 +61,7 @@ macro_rules! node_columns {
     () => {
         "id, uid, name, public_host, listen_port, region_id, country, asn, provider, tags, weight, \
          capacity_sessions, capacity_bytes_per_s, billing_multiplier, traffic_limit_bytes, note, desired_state, \
-         drain_deadline, desired_rev, config_rev, users_rev, manifest_valid_until, observed_state, state_reason, \
+         drain_deadline, desired_rev, config_rev, users_rev, desired_at, observed_state, state_reason, \
          state_since, engine_state, applied_rev, applied_epoch, refused_rev, refused_errors, agent_version, \
          capabilities, hostname, listening, boot_id, last_seen_at, connections, users_online, owner_master, \
          owner_epoch, rev, created_at, updated_at"
@@ -152,7 +152,11 @@ impl Store {
     /// # Errors
     ///
     /// The store fails.
-    pub async fn nodes(&self, after: Option<NodeId>, limit: u32) -> Result<Vec<NodeRow>, StoreError> {
+    pub async fn nodes(
+        &self,
+        after: Option<NodeId>,
+        limit: u32,
+    ) -> Result<Vec<NodeRow>, StoreError> {
         const SQL: &str = concat!(
             "select ",
             node_columns!(),
@@ -174,7 +178,8 @@ impl Store {
 pub async fn create(tx: &mut Tx, node: &NewNode, now: Timestamp) -> Result<NodeRow, StoreError> {
     const SQL: &str = concat!(
         "insert into vps_nodes (uid, name, public_host, listen_port, region_id, tags, capabilities, listening, \
-         state_since, created_at, updated_at) values ($1, $2, $3, $4, $5, $6, $7, $7, $8, $8, $8) returning ",
+         desired_at, state_since, created_at, updated_at) \
+         values ($1, $2, $3, $4, $5, $6, $7, $7, $8, $8, $8, $8) returning ",
         node_columns!()
     );
     let row = on!(tx, |ex| sqlx::query_as::<_, NodeRow>(SQL)
@@ -189,7 +194,11 @@ pub async fn create(tx: &mut Tx, node: &NewNode, now: Timestamp) -> Result<NodeR
         .fetch_one(ex)
         .await)?;
     const COUNTERS: &str = "insert into node_counters (node_id) values ($1)";
-    on!(tx, |ex| sqlx::query(COUNTERS).bind(row.id).execute(ex).await)?;
+    on!(tx, |ex| sqlx::query(COUNTERS)
+        .bind(row.id)
+        .execute(ex)
+        .await
+        .rows())?;
     tx.call(Topic::Nodes);
     Ok(row)
 }
@@ -254,6 +263,10 @@ pub async fn update(
     if port == old.listen_port && region == old.region_id && *host == old.public_host {
         return Ok(row);
     }
+    if *host != old.public_host {
+        // It names the old host.
+        super::published::drop_node_tls(tx, id).await?;
+    }
     bump(tx, id, Bump::CONFIG, now).await?;
     get(tx, id).await
 }
@@ -278,7 +291,8 @@ pub async fn set_desired_state(
         .bind(drain_deadline)
         .bind(now)
         .execute(ex)
-        .await)?;
+        .await
+        .rows())?;
     bump(tx, id, Bump::MANIFEST, now).await?;
     tx.call(Topic::Users);
     get(tx, id).await
@@ -289,11 +303,15 @@ pub async fn set_desired_state(
 /// # Errors
 ///
 /// [`StoreError::NotFound`], [`StoreError::StaleRevision`].
-pub async fn delete(tx: &mut Tx, id: NodeId, expected_rev: Option<i64>) -> Result<NodeRow, StoreError> {
+pub async fn delete(
+    tx: &mut Tx,
+    id: NodeId,
+    expected_rev: Option<i64>,
+) -> Result<NodeRow, StoreError> {
     let old = get_for_update(tx, id).await?;
     check_rev("node", expected_rev, old.rev)?;
     const SQL: &str = "delete from vps_nodes where id = $1";
-    on!(tx, |ex| sqlx::query(SQL).bind(id).execute(ex).await)?;
+    on!(tx, |ex| sqlx::query(SQL).bind(id).execute(ex).await.rows())?;
     for topic in [Topic::Nodes, Topic::Users, Topic::Revocations] {
         tx.call(topic);
     }
@@ -310,7 +328,7 @@ pub async fn bump(tx: &mut Tx, id: NodeId, what: Bump, now: Timestamp) -> Result
     const SQL: &str = "update vps_nodes set desired_rev = desired_rev + 1, \
                        config_rev = case when $2 then desired_rev + 1 else config_rev end, \
                        users_rev = case when $3 then desired_rev + 1 else users_rev end, \
-                       updated_at = $4 where id = $1 returning desired_rev";
+                       desired_at = $4, updated_at = $4 where id = $1 returning desired_rev";
     tx.call(Topic::Nodes);
     on!(tx, |ex| sqlx::query_scalar::<_, i64>(SQL)
         .bind(id)
@@ -327,15 +345,23 @@ pub(crate) async fn get_for_update(tx: &mut Tx, id: NodeId) -> Result<NodeRow, S
     // On SQLite a transaction that writes is alone anyway.
     if tx.is_postgres() {
         const LOCK: &str = "update vps_nodes set rev = rev where id = $1";
-        on!(tx, |ex| sqlx::query(LOCK).bind(id).execute(ex).await)?;
+        on!(tx, |ex| sqlx::query(LOCK).bind(id).execute(ex).await.rows())?;
     }
     get(tx, id).await
 }
 
 /// Compares the revision that a caller saw with the one there is.
-pub(crate) fn check_rev(what: &'static str, expected: Option<i64>, actual: i64) -> Result<(), StoreError> {
+pub(crate) fn check_rev(
+    what: &'static str,
+    expected: Option<i64>,
+    actual: i64,
+) -> Result<(), StoreError> {
     match expected {
-        Some(expected) if expected != actual => Err(StoreError::StaleRevision { what, expected, actual }),
+        Some(expected) if expected != actual => Err(StoreError::StaleRevision {
+            what,
+            expected,
+            actual,
+        }),
         _ => Ok(()),
     }
 }

@@ -7,7 +7,7 @@ use sqlx::FromRow;
 use sqlx::types::Json;
 use uuid::Uuid;
 
-use super::{Connection, Store, StoreError, Tx, on};
+use super::{Connection, Rows as _, Store, StoreError, Tx, on};
 use crate::domain::{LeaseId, NodeId, Timestamp, UserId};
 
 /// What passed for some users of a node between two cuts.
@@ -94,7 +94,8 @@ impl Store {
     ///
     /// The store fails.
     pub async fn cursors(&self, node: NodeId) -> Result<Vec<CursorRow>, StoreError> {
-        const SQL: &str = "select spool_id, last_seq from traffic_cursors where node_id = $1 order by spool_id";
+        const SQL: &str =
+            "select spool_id, last_seq from traffic_cursors where node_id = $1 order by spool_id";
         Ok(on!(read self, |ex| sqlx::query_as::<_, CursorRow>(SQL).bind(node).fetch_all(ex).await)?)
     }
 
@@ -104,7 +105,8 @@ impl Store {
     ///
     /// [`StoreError::NotFound`].
     pub async fn node_counters(&self, node: NodeId) -> Result<NodeCountersRow, StoreError> {
-        const SQL: &str = "select tx, rx, quarantined_tx, quarantined_rx from node_counters where node_id = $1";
+        const SQL: &str =
+            "select tx, rx, quarantined_tx, quarantined_rx from node_counters where node_id = $1";
         on!(read self, |ex| sqlx::query_as::<_, NodeCountersRow>(SQL).bind(node).fetch_optional(ex).await)?
             .ok_or(StoreError::NotFound("node"))
     }
@@ -202,7 +204,8 @@ impl Store {
 /// The store fails.
 pub async fn ingest(tx: &mut Tx, batch: &Batch, now: Timestamp) -> Result<Ingested, StoreError> {
     if !move_cursor(tx, batch, now).await? {
-        const SQL: &str = "select last_seq from traffic_cursors where node_id = $1 and spool_id = $2";
+        const SQL: &str =
+            "select last_seq from traffic_cursors where node_id = $1 and spool_id = $2";
         let last = on!(tx, |ex| sqlx::query_scalar::<_, i64>(SQL)
             .bind(batch.node)
             .bind(batch.spool)
@@ -219,7 +222,9 @@ pub async fn ingest(tx: &mut Tx, batch: &Batch, now: Timestamp) -> Result<Ingest
     let mut aside = Vec::new();
     let known = assigned(tx, batch.node, rows.keys().copied()).await?;
     rows.retain(|user, row| {
-        let valid = row.tx >= 0 && row.rx >= 0 && row.tx.checked_add(row.rx).is_some_and(|sum| sum <= MAX_ROW);
+        let valid = row.tx >= 0
+            && row.rx >= 0
+            && row.tx.checked_add(row.rx).is_some_and(|sum| sum <= MAX_ROW);
         let keep = valid && known.contains(user);
         if !keep {
             aside.push((row.clone(), if valid { "foreign_user" } else { "invalid" }));
@@ -265,7 +270,8 @@ pub async fn skip_gap(
         .bind(last_seq)
         .bind(now)
         .execute(ex)
-        .await)?;
+        .await
+        .rows())?;
     const GAP: &str = "insert into traffic_gaps (node_id, spool_id, first_seq, last_seq, at) values ($1, $2, $3, $4, $5)";
     on!(tx, |ex| sqlx::query(GAP)
         .bind(node)
@@ -274,7 +280,8 @@ pub async fn skip_gap(
         .bind(last_seq)
         .bind(now)
         .execute(ex)
-        .await)?;
+        .await
+        .rows())?;
     Ok(())
 }
 
@@ -326,7 +333,11 @@ async fn assigned(
     let found: Vec<i64> = match tx.connection() {
         Connection::Pg(tx) => {
             const SQL: &str = "select distinct user_id from node_assignments where node_id = $1 and user_id = any($2)";
-            sqlx::query_scalar(SQL).bind(node).bind(users).fetch_all(&mut **tx).await?
+            sqlx::query_scalar(SQL)
+                .bind(node)
+                .bind(users)
+                .fetch_all(&mut **tx)
+                .await?
         }
         Connection::Sqlite(tx) => {
             const SQL: &str = "select distinct user_id from node_assignments \
@@ -343,10 +354,15 @@ async fn assigned(
 
 /// Adds the rows to counters and buckets, in ascending order of user: batches of several nodes lock
 /// rows in one order.
-async fn add(tx: &mut Tx, batch: &Batch, rows: &BTreeMap<i64, BatchRow>, now: Timestamp) -> Result<(), StoreError> {
-    let (tx_sum, rx_sum) = rows
-        .values()
-        .fold((0_i64, 0_i64), |(tx, rx), row| (tx.saturating_add(row.tx), rx.saturating_add(row.rx)));
+async fn add(
+    tx: &mut Tx,
+    batch: &Batch,
+    rows: &BTreeMap<i64, BatchRow>,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let (tx_sum, rx_sum) = rows.values().fold((0_i64, 0_i64), |(tx, rx), row| {
+        (tx.saturating_add(row.tx), rx.saturating_add(row.rx))
+    });
     let hour = batch.at.hour();
     let day = batch.at.day();
     match tx.connection() {
@@ -433,7 +449,11 @@ async fn add(tx: &mut Tx, batch: &Batch, rows: &BTreeMap<i64, BatchRow>, now: Ti
                 select $2, value ->> 0, value ->> 1, value ->> 2 from json_each($1) where true \
                 on conflict (user_id, day) do update \
                 set tx = traffic_daily.tx + excluded.tx, rx = traffic_daily.rx + excluded.rx";
-            sqlx::query(DAILY).bind(&rows).bind(day).execute(&mut **tx).await?;
+            sqlx::query(DAILY)
+                .bind(&rows)
+                .bind(day)
+                .execute(&mut **tx)
+                .await?;
         }
     }
     const NODE: &str = "insert into node_counters (node_id, tx, rx) values ($1, $2, $3) on conflict (node_id) do update \
@@ -443,7 +463,8 @@ async fn add(tx: &mut Tx, batch: &Batch, rows: &BTreeMap<i64, BatchRow>, now: Ti
         .bind(tx_sum)
         .bind(rx_sum)
         .execute(ex)
-        .await)?;
+        .await
+        .rows())?;
     const NODE_DAILY: &str = "insert into node_traffic_daily (day, node_id, tx, rx) values ($1, $2, $3, $4) \
                               on conflict (node_id, day) do update set tx = node_traffic_daily.tx + excluded.tx, \
                               rx = node_traffic_daily.rx + excluded.rx";
@@ -453,7 +474,8 @@ async fn add(tx: &mut Tx, batch: &Batch, rows: &BTreeMap<i64, BatchRow>, now: Ti
         .bind(tx_sum)
         .bind(rx_sum)
         .execute(ex)
-        .await)?;
+        .await
+        .rows())?;
     Ok(())
 }
 
@@ -476,7 +498,11 @@ async fn quarantine(
                 .bind(row.user)
                 .fetch_optional(ex)
                 .await)?;
-            if known.is_some() { "foreign_user" } else { "unknown_user" }
+            if known.is_some() {
+                "foreign_user"
+            } else {
+                "unknown_user"
+            }
         };
         on!(tx, |ex| sqlx::query(ROW)
             .bind(batch.node)
@@ -488,7 +514,8 @@ async fn quarantine(
             .bind(reason)
             .bind(now)
             .execute(ex)
-            .await)?;
+            .await
+            .rows())?;
         if reason != "invalid" {
             tx_sum = tx_sum.saturating_add(row.tx);
             rx_sum = rx_sum.saturating_add(row.rx);
@@ -501,12 +528,18 @@ async fn quarantine(
         .bind(tx_sum)
         .bind(rx_sum)
         .execute(ex)
-        .await)?;
+        .await
+        .rows())?;
     Ok(())
 }
 
 /// Debits leases. A node cannot pay off more of its leases than it was billed.
-async fn consume(tx: &mut Tx, batch: &Batch, row: &BatchRow, now: Timestamp) -> Result<(), StoreError> {
+async fn consume(
+    tx: &mut Tx,
+    batch: &Batch,
+    row: &BatchRow,
+    now: Timestamp,
+) -> Result<(), StoreError> {
     const SQL: &str = "update quota_leases set consumed = consumed + $4, \
                        closed_at = case when closed_at is null and consumed + $4 >= granted then $5 else closed_at end, \
                        close_reason = case when closed_at is null and consumed + $4 >= granted then 'spent' \
@@ -525,7 +558,8 @@ async fn consume(tx: &mut Tx, batch: &Batch, row: &BatchRow, now: Timestamp) -> 
             .bind(used)
             .bind(now)
             .execute(ex)
-            .await)?;
+            .await
+            .rows())?;
     }
     Ok(())
 }

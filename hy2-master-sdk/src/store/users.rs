@@ -5,7 +5,7 @@ use sqlx::types::Json;
 use uuid::Uuid;
 
 use super::nodes::check_rev;
-use super::{Store, StoreError, Topic, Tx, on};
+use super::{Rows as _, Store, StoreError, Topic, Tx, on};
 use crate::domain::{AdminId, NodeId, PlanId, RegionId, Timestamp, UserId, UserStatus};
 
 /// One user, with the counters.
@@ -68,7 +68,6 @@ macro_rules! user_columns {
          coalesce(c.billed, 0) as billed, coalesce(c.base_billed, 0) as base_billed, c.online_at, c.last_node_id"
     };
 }
-pub(crate) use user_columns;
 
 /// A new user. `seed_enc` and the subscription come from [`crate::secrets`].
 #[derive(Debug, Clone)]
@@ -169,7 +168,11 @@ impl Store {
     /// # Errors
     ///
     /// The store fails.
-    pub async fn users(&self, after: Option<UserId>, limit: u32) -> Result<Vec<UserRow>, StoreError> {
+    pub async fn users(
+        &self,
+        after: Option<UserId>,
+        limit: u32,
+    ) -> Result<Vec<UserRow>, StoreError> {
         const SQL: &str = concat!(
             "select ",
             user_columns!(),
@@ -225,7 +228,11 @@ pub async fn create(tx: &mut Tx, user: &NewUser, now: Timestamp) -> Result<UserR
         .fetch_one(ex)
         .await)?;
     const COUNTERS: &str = "insert into user_counters (user_id) values ($1)";
-    on!(tx, |ex| sqlx::query(COUNTERS).bind(id).execute(ex).await)?;
+    on!(tx, |ex| sqlx::query(COUNTERS)
+        .bind(id)
+        .execute(ex)
+        .await
+        .rows())?;
     tx.call(Topic::Users);
     get(tx, id).await
 }
@@ -283,7 +290,8 @@ pub async fn update(
         .bind(Json(change.tags.as_ref().unwrap_or(&old.tags.0)))
         .bind(now)
         .execute(ex)
-        .await)?;
+        .await
+        .rows())?;
     super::assignments::touch_users(tx, &[id], now).await?;
     tx.call(Topic::Users);
     get(tx, id).await
@@ -295,7 +303,12 @@ pub async fn update(
 /// # Errors
 ///
 /// [`StoreError::NotFound`], [`StoreError::StaleRevision`].
-pub async fn delete(tx: &mut Tx, id: UserId, expected_rev: Option<i64>, now: Timestamp) -> Result<UserRow, StoreError> {
+pub async fn delete(
+    tx: &mut Tx,
+    id: UserId,
+    expected_rev: Option<i64>,
+    now: Timestamp,
+) -> Result<UserRow, StoreError> {
     let old = get_for_update(tx, id).await?;
     check_rev("user", expected_rev, old.rev)?;
     super::assignments::release_all(tx, id, now).await?;
@@ -309,7 +322,8 @@ pub async fn delete(tx: &mut Tx, id: UserId, expected_rev: Option<i64>, now: Tim
         // Unique, and no hash of a token: those are 32 bytes.
         .bind(old.uid.as_bytes().to_vec())
         .execute(ex)
-        .await)?;
+        .await
+        .rows())?;
     tx.call(Topic::Users);
     Ok(old)
 }
@@ -328,7 +342,8 @@ pub async fn reset_traffic(
     now: Timestamp,
 ) -> Result<UserRow, StoreError> {
     let old = get_for_update(tx, id).await?;
-    const LOCK: &str = "update user_counters set base_billed = billed where user_id = $1 returning billed";
+    const LOCK: &str =
+        "update user_counters set base_billed = billed where user_id = $1 returning billed";
     let billed = on!(tx, |ex| sqlx::query_scalar::<_, i64>(LOCK)
         .bind(id)
         .fetch_optional(ex)
@@ -344,10 +359,16 @@ pub async fn reset_traffic(
         .bind(actor)
         .bind(now)
         .execute(ex)
-        .await)?;
+        .await
+        .rows())?;
     const SQL: &str = "update users set status = case when status = 'limited' then 'active' else status end, \
                        period_started_at = $2, rev = rev + 1, updated_at = $2 where id = $1";
-    on!(tx, |ex| sqlx::query(SQL).bind(id).bind(now).execute(ex).await)?;
+    on!(tx, |ex| sqlx::query(SQL)
+        .bind(id)
+        .bind(now)
+        .execute(ex)
+        .await
+        .rows())?;
     super::assignments::touch_users(tx, &[id], now).await?;
     tx.call(Topic::Users);
     get(tx, id).await
@@ -374,7 +395,7 @@ pub async fn set_subscription(
         .bind(now)
         .execute(ex)
         .await
-        .map(|done| done.rows_affected()))?;
+        .rows())?;
     found("user", done)
 }
 
@@ -402,7 +423,7 @@ pub async fn set_secrets(
         .bind(now)
         .execute(ex)
         .await
-        .map(|done| done.rows_affected()))?;
+        .rows())?;
     found("user", done)?;
     super::assignments::touch_users(tx, &[id], now).await
 }
@@ -412,7 +433,7 @@ pub(crate) async fn get_for_update(tx: &mut Tx, id: UserId) -> Result<UserRow, S
     // On SQLite a transaction that writes is alone anyway.
     if tx.is_postgres() {
         const LOCK: &str = "update users set rev = rev where id = $1";
-        on!(tx, |ex| sqlx::query(LOCK).bind(id).execute(ex).await)?;
+        on!(tx, |ex| sqlx::query(LOCK).bind(id).execute(ex).await.rows())?;
     }
     get(tx, id).await
 }

@@ -188,8 +188,8 @@ pub struct MasqueradeNotFound {}
 pub struct MasqueradeString {
     #[prost(string, tag = "1")]
     pub content: ::prost::alloc::string::String,
-    #[prost(map = "string, string", tag = "2")]
-    pub headers: ::std::collections::HashMap<
+    #[prost(btree_map = "string, string", tag = "2")]
+    pub headers: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,

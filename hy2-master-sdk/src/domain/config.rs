@@ -1,0 +1,676 @@
+//! What an operator configures of nodes: JSON bodies for the fleet, a region, a node, merged in that
+//! order (RFC 7396), then checked as a whole.
+//!
+//! Passwords in a body are sealed before it is stored ([`seal`]) and opened when it becomes what a
+//! node runs ([`open`]).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use hy2_proto::control::rpc;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use thiserror::Error;
+
+use super::Timestamp;
+use crate::secrets::Vault;
+
+/// What nodes run, apart from their keys and users. Every field has a default.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[non_exhaustive]
+pub struct ConfigBody {
+    /// UDP addresses, `host:port` or `:port`; empty: every address, the node's port.
+    pub listen: Vec<String>,
+    /// Where the Hysteria certificate comes from.
+    pub tls: TlsBody,
+    /// Which server names are let in: `dns-san`, `strict` or `disable`.
+    pub sni_guard: SniGuardBody,
+    /// Obfuscation; none when absent.
+    pub obfs: Option<ObfsBody>,
+    /// Accepted beside `obfs` for a while.
+    pub previous_obfs: Option<PreviousObfsBody>,
+    /// Most bytes per second that the server sends to one client; 0: no limit.
+    pub up_bytes_per_s: u64,
+    /// Most bytes per second that the server takes from one client; 0: no limit.
+    pub down_bytes_per_s: u64,
+    /// Whether what clients say of their bandwidth is ignored.
+    pub ignore_client_bandwidth: bool,
+    /// Congestion control when no rate is agreed on.
+    pub congestion: CongestionBody,
+    /// QUIC limits; 0: the default.
+    pub quic: QuicBody,
+    /// Whether UDP is not relayed.
+    pub udp_disabled: bool,
+    /// How long a UDP session may be idle; 0: 60 s.
+    pub udp_idle_s: u32,
+    /// What a client sees that is none.
+    pub masquerade: Option<MasqueradeBody>,
+    /// Whether clients may test their speed.
+    pub speed_test: bool,
+    /// Whether clients reach private addresses behind the node.
+    pub allow_private_targets: bool,
+    /// How long old listeners and connections may finish after a change; 0: 300 s.
+    pub drain_grace_s: u32,
+    /// What nodes do when they have not heard from the master for a week.
+    pub on_expiry: OnExpiryBody,
+}
+
+/// Where a node's Hysteria certificate comes from.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[non_exhaustive]
+pub enum TlsBody {
+    /// The master makes one; subscriptions carry its pin.
+    #[default]
+    Issued,
+    /// Files on the node.
+    Files {
+        /// PEM.
+        certificate: String,
+        /// PEM.
+        key: String,
+    },
+}
+
+/// Which server names are let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs, reason = "the reference's words")]
+pub enum SniGuardBody {
+    #[default]
+    DnsSan,
+    Strict,
+    Disable,
+}
+
+/// Obfuscation of datagrams.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[non_exhaustive]
+pub enum ObfsBody {
+    /// Salamander.
+    Salamander {
+        /// At least 16 bytes.
+        password: String,
+    },
+    /// Gecko.
+    Gecko {
+        /// At least 16 bytes.
+        password: String,
+        /// 0: the default.
+        #[serde(default)]
+        min_packet_size: u32,
+        /// 0: the default.
+        #[serde(default)]
+        max_packet_size: u32,
+    },
+}
+
+impl std::fmt::Debug for ObfsBody {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Salamander { .. } => "Salamander(***)",
+            Self::Gecko { .. } => "Gecko(***)",
+        })
+    }
+}
+
+/// An obfuscation that clients still use.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PreviousObfsBody {
+    /// Absent: plain.
+    pub obfs: Option<ObfsBody>,
+    /// Until when it is accepted.
+    pub until: Timestamp,
+}
+
+/// Congestion control.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CongestionBody {
+    /// `bbr` or `reno`.
+    pub kind: CongestionKindBody,
+    /// `standard`, `conservative` or `aggressive`.
+    pub bbr_profile: BbrProfileBody,
+}
+
+/// A congestion controller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs, reason = "the reference's words")]
+pub enum CongestionKindBody {
+    #[default]
+    Bbr,
+    Reno,
+}
+
+/// How BBR behaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs, reason = "the reference's words")]
+pub enum BbrProfileBody {
+    #[default]
+    Standard,
+    Conservative,
+    Aggressive,
+}
+
+/// QUIC limits; 0: the default.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[allow(missing_docs, reason = "the reference's words")]
+pub struct QuicBody {
+    pub stream_receive_window: u64,
+    pub connection_receive_window: u64,
+    pub max_idle_timeout_s: u32,
+    pub max_incoming_streams: u32,
+    pub disable_path_mtu_discovery: bool,
+}
+
+/// What a client sees that is none.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[non_exhaustive]
+pub enum MasqueradeBody {
+    /// An empty 404.
+    NotFound,
+    /// A fixed answer.
+    String {
+        /// The body.
+        content: String,
+        /// Its headers.
+        #[serde(default)]
+        headers: BTreeMap<String, String>,
+        /// 0: 200.
+        #[serde(default)]
+        status: u16,
+    },
+    /// Files on the node.
+    File {
+        /// Which directory.
+        directory: String,
+    },
+    /// Another site.
+    Proxy {
+        /// Its address.
+        url: String,
+        /// Whether the site sees its own name.
+        #[serde(default)]
+        rewrite_host: bool,
+        /// Whether the site gets the client's address.
+        #[serde(default)]
+        x_forwarded: bool,
+        /// Whether its certificate is not checked.
+        #[serde(default)]
+        insecure: bool,
+    },
+}
+
+/// What a node does past the validity of its manifest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnExpiryBody {
+    /// Keeps serving.
+    #[default]
+    Serve,
+    /// Lets nobody new in.
+    Drain,
+}
+
+/// A field of a body is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{path}: {message}")]
+pub struct ConfigError {
+    /// Where: `masquerade.proxy.url`.
+    pub path: String,
+    /// Why.
+    pub message: String,
+}
+
+/// What a node adds to its configuration.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct NodeParts {
+    /// Its Hysteria port.
+    pub listen_port: u16,
+    /// Its certificate and key (DER) for [`TlsBody::Issued`].
+    pub issued: Option<(Vec<u8>, Vec<u8>)>,
+    /// `K_fleet`.
+    pub fleet_key: [u8; 32],
+    /// `K_node`.
+    pub node_key: [u8; 32],
+}
+
+impl NodeParts {
+    /// Of a node without an issued certificate.
+    pub fn new(listen_port: u16, fleet_key: [u8; 32], node_key: [u8; 32]) -> Self {
+        Self {
+            listen_port,
+            issued: None,
+            fleet_key,
+            node_key,
+        }
+    }
+}
+
+/// Applies `patch` to `target` as RFC 7396 says: objects merge, null removes, the rest replaces.
+pub fn merge(target: &mut Value, patch: &Value) {
+    let Value::Object(patch) = patch else {
+        *target = patch.clone();
+        return;
+    };
+    if !target.is_object() {
+        *target = Value::Object(serde_json::Map::new());
+    }
+    let Value::Object(target) = target else {
+        return;
+    };
+    for (key, value) in patch {
+        if value.is_null() {
+            target.remove(key);
+        } else {
+            merge(target.entry(key.clone()).or_insert(Value::Null), value);
+        }
+    }
+}
+
+impl ConfigBody {
+    /// Reads a merged body, passwords in clear, and checks it.
+    ///
+    /// # Errors
+    ///
+    /// Every field that is wrong.
+    pub fn parse(value: Value) -> Result<Self, Vec<ConfigError>> {
+        let body: Self = serde_path_to_error::deserialize(value).map_err(|error| {
+            vec![ConfigError {
+                path: error.path().to_string(),
+                message: error.inner().to_string(),
+            }]
+        })?;
+        let mut errors = Vec::new();
+        body.check(&mut errors);
+        if errors.is_empty() {
+            Ok(body)
+        } else {
+            Err(errors)
+        }
+    }
+
+    fn check(&self, errors: &mut Vec<ConfigError>) {
+        let mut wrong = |path: String, message: &str| {
+            errors.push(ConfigError {
+                path,
+                message: message.to_owned(),
+            });
+        };
+        if self.listen.len() > MAX_LISTEN {
+            wrong("listen".to_owned(), "more than 16 addresses");
+        }
+        for (index, address) in self.listen.iter().enumerate() {
+            let port = address
+                .rsplit_once(':')
+                .map(|(_, port)| port.parse::<u16>());
+            if !matches!(port, Some(Ok(1..))) {
+                wrong(format!("listen[{index}]"), "not host:port");
+            }
+        }
+        if let TlsBody::Files { certificate, key } = &self.tls {
+            for (path, file) in [
+                ("tls.files.certificate", certificate),
+                ("tls.files.key", key),
+            ] {
+                if file.is_empty() {
+                    wrong(path.to_owned(), "no file");
+                }
+            }
+        }
+        let obfs = [
+            ("obfs", self.obfs.as_ref()),
+            (
+                "previous_obfs.obfs",
+                self.previous_obfs
+                    .as_ref()
+                    .and_then(|previous| previous.obfs.as_ref()),
+            ),
+        ];
+        for (path, obfs) in obfs {
+            match obfs {
+                Some(ObfsBody::Salamander { password }) if password.len() < MIN_OBFS_PASSWORD => {
+                    wrong(
+                        format!("{path}.salamander.password"),
+                        "shorter than 16 bytes",
+                    );
+                }
+                Some(ObfsBody::Gecko { password, .. }) if password.len() < MIN_OBFS_PASSWORD => {
+                    wrong(format!("{path}.gecko.password"), "shorter than 16 bytes");
+                }
+                Some(ObfsBody::Gecko {
+                    min_packet_size: min,
+                    max_packet_size: max,
+                    ..
+                }) if *max != 0 && min > max => {
+                    wrong(
+                        format!("{path}.gecko.min_packet_size"),
+                        "larger than max_packet_size",
+                    );
+                }
+                _ => {}
+            }
+        }
+        match &self.masquerade {
+            Some(MasqueradeBody::Proxy { url, .. })
+                if !url.starts_with("http://") && !url.starts_with("https://") =>
+            {
+                wrong("masquerade.proxy.url".to_owned(), "neither http nor https");
+            }
+            Some(MasqueradeBody::String { status, .. })
+                if *status != 0 && !(200..=599).contains(status) =>
+            {
+                wrong(
+                    "masquerade.string.status".to_owned(),
+                    "not between 200 and 599",
+                );
+            }
+            Some(MasqueradeBody::File { directory }) if directory.is_empty() => {
+                wrong("masquerade.file.directory".to_owned(), "no directory");
+            }
+            _ => {}
+        }
+    }
+
+    /// Returns the configuration as the node gets it.
+    pub fn to_proto(&self, parts: &NodeParts) -> rpc::NodeConfig {
+        let listen = if self.listen.is_empty() {
+            vec![format!(":{}", parts.listen_port)]
+        } else {
+            self.listen.clone()
+        };
+        let source = match (&self.tls, &parts.issued) {
+            (TlsBody::Files { certificate, key }, _) => {
+                Some(rpc::tls::Source::Files(rpc::TlsFiles {
+                    certificate: certificate.clone(),
+                    key: key.clone(),
+                }))
+            }
+            (TlsBody::Issued, Some((certificate, key))) => {
+                Some(rpc::tls::Source::Issued(rpc::TlsIssued {
+                    chain: vec![certificate.clone().into()],
+                    key: key.clone().into(),
+                }))
+            }
+            (TlsBody::Issued, None) => None,
+        };
+        rpc::NodeConfig {
+            listen,
+            tls: Some(rpc::Tls {
+                source,
+                sni_guard: match self.sni_guard {
+                    SniGuardBody::DnsSan => rpc::SniGuard::DnsSan,
+                    SniGuardBody::Strict => rpc::SniGuard::Strict,
+                    SniGuardBody::Disable => rpc::SniGuard::Disable,
+                }
+                .into(),
+            }),
+            obfuscation: self.obfs.as_ref().map(obfuscation),
+            previous_obfuscation: self.previous_obfs.as_ref().map(|previous| {
+                rpc::PreviousObfuscation {
+                    obfuscation: previous.obfs.as_ref().map(obfuscation),
+                    until: Some(previous.until.to_proto()),
+                }
+            }),
+            bandwidth: Some(rpc::ServerBandwidth {
+                up_bytes_per_s: self.up_bytes_per_s,
+                down_bytes_per_s: self.down_bytes_per_s,
+                ignore_client_bandwidth: self.ignore_client_bandwidth,
+            }),
+            congestion: Some(rpc::Congestion {
+                r#type: match self.congestion.kind {
+                    CongestionKindBody::Bbr => rpc::CongestionType::Bbr,
+                    CongestionKindBody::Reno => rpc::CongestionType::Reno,
+                }
+                .into(),
+                bbr_profile: match self.congestion.bbr_profile {
+                    BbrProfileBody::Standard => rpc::BbrProfile::Standard,
+                    BbrProfileBody::Conservative => rpc::BbrProfile::Conservative,
+                    BbrProfileBody::Aggressive => rpc::BbrProfile::Aggressive,
+                }
+                .into(),
+                ..Default::default()
+            }),
+            quic: Some(rpc::Quic {
+                stream_receive_window: self.quic.stream_receive_window,
+                connection_receive_window: self.quic.connection_receive_window,
+                max_idle_timeout: seconds(self.quic.max_idle_timeout_s),
+                max_incoming_streams: self.quic.max_incoming_streams,
+                disable_path_mtu_discovery: self.quic.disable_path_mtu_discovery,
+            }),
+            udp: Some(rpc::UdpRelay {
+                disabled: self.udp_disabled,
+                idle_timeout: seconds(self.udp_idle_s),
+            }),
+            masquerade: self.masquerade.as_ref().map(masquerade),
+            speed_test: self.speed_test,
+            allow_private_targets: self.allow_private_targets,
+            drain_grace: seconds(if self.drain_grace_s == 0 {
+                300
+            } else {
+                self.drain_grace_s
+            }),
+            verifier_keys: Some(rpc::VerifierKeys {
+                fleet_key: parts.fleet_key.to_vec().into(),
+                node_key: parts.node_key.to_vec().into(),
+            }),
+            expiry_policy: match self.on_expiry {
+                OnExpiryBody::Serve => rpc::ExpiryPolicy::Serve,
+                OnExpiryBody::Drain => rpc::ExpiryPolicy::Drain,
+            }
+            .into(),
+        }
+    }
+}
+
+/// Seals the passwords in a body or patch that is about to be stored; sealed ones stay.
+pub fn seal(vault: &Vault, body: &mut Value) {
+    each_password(body, &mut |password| {
+        if !password.starts_with(SEALED) {
+            let sealed = vault.seal(PLACE, b"", password.as_bytes());
+            *password = format!("{SEALED}{}", URL_SAFE_NO_PAD.encode(sealed));
+        }
+    });
+}
+
+/// Opens the passwords in a stored body.
+///
+/// # Errors
+///
+/// One does not open.
+pub fn open(vault: &Vault, body: &mut Value) -> Result<(), crate::secrets::OpenError> {
+    let mut result = Ok(());
+    each_password(body, &mut |password| {
+        let Some(sealed) = password.strip_prefix(SEALED) else {
+            return;
+        };
+        let opened = URL_SAFE_NO_PAD
+            .decode(sealed)
+            .map_err(|_| crate::secrets::OpenError::Format)
+            .and_then(|sealed| vault.open(PLACE, b"", &sealed))
+            .and_then(|plain| {
+                String::from_utf8(plain.to_vec()).map_err(|_| crate::secrets::OpenError::Format)
+            });
+        match opened {
+            Ok(plain) => *password = plain,
+            Err(error) => result = Err(error),
+        }
+    });
+    result
+}
+
+fn each_password(value: &mut Value, visit: &mut dyn FnMut(&mut String)) {
+    match value {
+        Value::Object(fields) => {
+            for (key, field) in fields {
+                match field {
+                    Value::String(text) if key == "password" => visit(text),
+                    other => each_password(other, visit),
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| each_password(item, visit)),
+        _ => {}
+    }
+}
+
+fn obfuscation(obfs: &ObfsBody) -> rpc::Obfuscation {
+    rpc::Obfuscation {
+        kind: Some(match obfs {
+            ObfsBody::Salamander { password } => {
+                rpc::obfuscation::Kind::Salamander(rpc::Salamander {
+                    password: password.clone(),
+                })
+            }
+            ObfsBody::Gecko {
+                password,
+                min_packet_size,
+                max_packet_size,
+            } => rpc::obfuscation::Kind::Gecko(rpc::Gecko {
+                password: password.clone(),
+                min_packet_size: *min_packet_size,
+                max_packet_size: *max_packet_size,
+            }),
+        }),
+    }
+}
+
+fn masquerade(body: &MasqueradeBody) -> rpc::Masquerade {
+    use rpc::masquerade::Site;
+    rpc::Masquerade {
+        site: Some(match body {
+            MasqueradeBody::NotFound => Site::NotFound(rpc::MasqueradeNotFound {}),
+            MasqueradeBody::String {
+                content,
+                headers,
+                status,
+            } => Site::String(rpc::MasqueradeString {
+                content: content.clone(),
+                headers: headers.clone().into_iter().collect(),
+                status: u32::from(*status),
+            }),
+            MasqueradeBody::File { directory } => Site::File(rpc::MasqueradeFile {
+                directory: directory.clone(),
+            }),
+            MasqueradeBody::Proxy {
+                url,
+                rewrite_host,
+                x_forwarded,
+                insecure,
+            } => Site::Proxy(rpc::MasqueradeProxy {
+                url: url.clone(),
+                rewrite_host: *rewrite_host,
+                x_forwarded: *x_forwarded,
+                insecure: *insecure,
+            }),
+        }),
+    }
+}
+
+fn seconds(seconds: u32) -> Option<prost_types::Duration> {
+    (seconds != 0)
+        .then(|| prost_types::Duration::try_from(Duration::from_secs(u64::from(seconds))).ok())
+        .flatten()
+}
+
+const MAX_LISTEN: usize = 16;
+/// security.md §3.1; the reference takes 4.
+const MIN_OBFS_PASSWORD: usize = 16;
+const SEALED: &str = "sealed:";
+const PLACE: &str = "config.password";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secrets::MasterKeys;
+    use serde_json::json;
+
+    #[test]
+    fn bodies_merge_as_rfc_7396_says() {
+        // The examples of its appendix A.
+        for (original, patch, expected) in [
+            (json!({"a":"b"}), json!({"a":"c"}), json!({"a":"c"})),
+            (json!({"a":"b"}), json!({"b":"c"}), json!({"a":"b","b":"c"})),
+            (
+                json!({"a":"b","b":"c"}),
+                json!({"a":null}),
+                json!({"b":"c"}),
+            ),
+            (json!({"a":["b"]}), json!({"a":"c"}), json!({"a":"c"})),
+            (
+                json!({"a":{"b":"c"}}),
+                json!({"a":{"b":"d","c":null}}),
+                json!({"a":{"b":"d"}}),
+            ),
+            (json!(["a", "b"]), json!(["c", "d"]), json!(["c", "d"])),
+            (json!({"e":null}), json!({"a":1}), json!({"e":null,"a":1})),
+            (json!([1, 2]), json!({"a":"b","c":null}), json!({"a":"b"})),
+            (
+                json!({}),
+                json!({"a":{"bb":{"ccc":null}}}),
+                json!({"a":{"bb":{}}}),
+            ),
+        ] {
+            let mut target = original;
+            merge(&mut target, &patch);
+            assert_eq!(target, expected);
+        }
+    }
+
+    #[test]
+    fn wrong_fields_are_named() {
+        let path = |value| {
+            ConfigBody::parse(value)
+                .unwrap_err()
+                .into_iter()
+                .map(|error| error.path)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(path(json!({"udp_idle_s": "x"})), ["udp_idle_s"]);
+        assert_eq!(
+            path(json!({"obfs": {"salamander": {"password": "short"}}})),
+            ["obfs.salamander.password"]
+        );
+        assert_eq!(
+            path(json!({"listen": ["x", ":0", ":1"], "masquerade": {"proxy": {"url": "ftp://x"}}})),
+            ["listen[0]", "listen[1]", "masquerade.proxy.url"]
+        );
+        assert!(
+            ConfigBody::parse(json!({"unknown": 1})).unwrap_err()[0]
+                .message
+                .contains("unknown")
+        );
+        assert_eq!(ConfigBody::parse(json!({})).unwrap(), ConfigBody::default());
+    }
+
+    #[test]
+    fn the_nodes_port_is_the_default_listener_and_keys_go_along() {
+        let config = ConfigBody::default().to_proto(&NodeParts::new(4433, [1; 32], [2; 32]));
+        assert_eq!(config.listen, [":4433"]);
+        assert_eq!(config.verifier_keys.unwrap().node_key, [2; 32]);
+    }
+
+    #[test]
+    fn passwords_are_stored_sealed_and_opened_again() {
+        let vault = Vault::new(MasterKeys::generate().unwrap());
+        let clear = json!({"obfs": {"salamander": {"password": "correct horse battery"}}});
+        let mut body = clear.clone();
+        seal(&vault, &mut body);
+        assert!(!body.to_string().contains("horse"));
+        let sealed = body.clone();
+        seal(&vault, &mut body);
+        assert_eq!(body, sealed);
+        open(&vault, &mut body).unwrap();
+        assert_eq!(body, clear);
+    }
+}

@@ -1,0 +1,453 @@
+//! What nodes report of themselves, and who holds their Session.
+
+use sqlx::FromRow;
+use sqlx::types::Json;
+use uuid::Uuid;
+
+use super::{Connection, Rows as _, Store, StoreError, Topic, Tx, on};
+use crate::domain::{EngineState, NodeId, ObservedState, Timestamp};
+
+/// What a node says when it opens a Session.
+#[derive(Debug, Clone)]
+#[allow(missing_docs, reason = "the columns are described in the migration")]
+pub struct Opening {
+    pub agent_version: String,
+    pub capabilities: Vec<String>,
+    pub hostname: String,
+    pub listening: Vec<String>,
+    pub boot_id: Option<Uuid>,
+    pub engine_state: EngineState,
+}
+
+/// What heartbeats said of a node, newest only.
+#[derive(Debug, Clone, Copy)]
+pub struct Seen {
+    /// Which node.
+    pub node: NodeId,
+    /// When.
+    pub at: Timestamp,
+    /// Authenticated connections.
+    pub connections: i64,
+    /// Users with one.
+    pub users_online: i64,
+}
+
+/// A node whose state changed by silence.
+#[derive(Debug, Clone, FromRow)]
+pub struct Transition {
+    /// Which node.
+    pub id: NodeId,
+    /// Its name.
+    pub name: String,
+    /// Its state from then on.
+    pub observed_state: ObservedState,
+}
+
+/// One sample of a node's figures.
+#[derive(Debug, Clone, FromRow)]
+#[allow(missing_docs, reason = "the columns are described in the migration")]
+pub struct MetricsRow {
+    pub at: Timestamp,
+    pub cpu_permille: i64,
+    pub memory_used_bytes: i64,
+    pub memory_total_bytes: i64,
+    pub load1: f64,
+    pub disk_free_bytes: i64,
+    pub open_files: i64,
+    pub tx_bytes_per_s: i64,
+    pub rx_bytes_per_s: i64,
+    pub connections: i64,
+    pub users_online: i64,
+    pub tcp_streams: i64,
+    pub udp_sessions: i64,
+    pub auth_accepted: i64,
+    pub auth_rejected: i64,
+    pub handshakes_failed: i64,
+    pub rtt_p50_ms: f64,
+    pub rtt_p95_ms: f64,
+    pub loss_permille: i64,
+    pub spool_bytes: i64,
+    pub agent_memory_bytes: i64,
+    pub panics: i64,
+}
+
+macro_rules! metrics_columns {
+    () => {
+        "cpu_permille, memory_used_bytes, memory_total_bytes, load1, disk_free_bytes, open_files, tx_bytes_per_s, \
+         rx_bytes_per_s, connections, users_online, tcp_streams, udp_sessions, auth_accepted, auth_rejected, \
+         handshakes_failed, rtt_p50_ms, rtt_p95_ms, loss_permille, spool_bytes, agent_memory_bytes, panics"
+    };
+}
+
+impl Store {
+    /// Makes a master the holder of a node's Session. Returns the epoch that its writes name; `None`
+    /// when the node is revoked or gone.
+    ///
+    /// # Errors
+    ///
+    /// The store fails.
+    pub async fn open_session(
+        &self,
+        node: NodeId,
+        master: Uuid,
+        opening: &Opening,
+        now: Timestamp,
+    ) -> Result<Option<i64>, StoreError> {
+        const SQL: &str = "update vps_nodes set owner_master = $2, owner_epoch = owner_epoch + 1, agent_version = $3, \
+            capabilities = $4, hostname = $5, listening = $6, boot_id = $7, engine_state = $8, \
+            state_since = case when observed_state = 'online' then state_since else $9 end, \
+            state_reason = '', observed_state = 'online', last_seen_at = $9, updated_at = $9 \
+            where id = $1 and observed_state <> 'revoked' returning owner_epoch";
+        Ok(on!(write self, |ex| sqlx::query_scalar::<_, i64>(SQL)
+            .bind(node)
+            .bind(master)
+            .bind(&opening.agent_version)
+            .bind(Json(&opening.capabilities))
+            .bind(&opening.hostname)
+            .bind(Json(&opening.listening))
+            .bind(opening.boot_id)
+            .bind(opening.engine_state)
+            .bind(now)
+            .fetch_optional(ex)
+            .await)?)
+    }
+
+    /// Notes that a node runs a manifest.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Fenced`].
+    pub async fn note_applied(
+        &self,
+        node: NodeId,
+        owner_epoch: i64,
+        rev: i64,
+        epoch: i64,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        const SQL: &str = "update vps_nodes set applied_rev = $3, applied_epoch = $4, refused_rev = null, \
+            refused_errors = null, state_since = case when observed_state = 'error' then $5 else state_since end, \
+            state_reason = case when observed_state = 'error' then '' else state_reason end, \
+            observed_state = case when observed_state = 'error' then 'online' else observed_state end, \
+            updated_at = $5 where id = $1 and owner_epoch = $2";
+        let rows = on!(write self, |ex| sqlx::query(SQL)
+            .bind(node)
+            .bind(owner_epoch)
+            .bind(rev)
+            .bind(epoch)
+            .bind(now)
+            .execute(ex)
+            .await.rows())?;
+        owned(rows)
+    }
+
+    /// Notes that a node refuses a manifest, and why.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Fenced`].
+    pub async fn note_refused(
+        &self,
+        node: NodeId,
+        owner_epoch: i64,
+        rev: i64,
+        errors: &serde_json::Value,
+        reason: &str,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        const SQL: &str = "update vps_nodes set refused_rev = $3, refused_errors = $4, observed_state = 'error', \
+            state_reason = $5, state_since = $6, updated_at = $6 where id = $1 and owner_epoch = $2";
+        let rows = on!(write self, |ex| sqlx::query(SQL)
+            .bind(node)
+            .bind(owner_epoch)
+            .bind(rev)
+            .bind(Json(errors))
+            .bind(reason)
+            .bind(now)
+            .execute(ex)
+            .await.rows())?;
+        owned(rows)
+    }
+
+    /// Notes what a node says of its engine.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Fenced`].
+    pub async fn note_engine(
+        &self,
+        node: NodeId,
+        owner_epoch: i64,
+        engine: EngineState,
+        listening: &[String],
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        const SQL: &str = "update vps_nodes set engine_state = $3, listening = $4, updated_at = $5 \
+                           where id = $1 and owner_epoch = $2";
+        let rows = on!(write self, |ex| sqlx::query(SQL)
+            .bind(node)
+            .bind(owner_epoch)
+            .bind(engine)
+            .bind(Json(listening))
+            .bind(now)
+            .execute(ex)
+            .await.rows())?;
+        owned(rows)
+    }
+
+    /// Writes what many heartbeats said, in one statement. A node that was thought away is back.
+    ///
+    /// # Errors
+    ///
+    /// The store fails.
+    pub async fn note_seen(&self, seen: &[Seen], now: Timestamp) -> Result<(), StoreError> {
+        if seen.is_empty() {
+            return Ok(());
+        }
+        let mut tx = self.begin().await?;
+        match tx.connection() {
+            Connection::Pg(tx) => {
+                const SQL: &str = "update vps_nodes n set last_seen_at = r.at, connections = r.connections, \
+                    users_online = r.users, \
+                    state_since = case when n.observed_state in ('suspect', 'offline') then $5 else n.state_since end, \
+                    observed_state = case when n.observed_state in ('suspect', 'offline') then 'online' \
+                    else n.observed_state end \
+                    from unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[]) as r(id, at, connections, users) \
+                    where n.id = r.id";
+                let column = |of: fn(&Seen) -> i64| seen.iter().map(of).collect::<Vec<_>>();
+                sqlx::query(SQL)
+                    .bind(column(|seen| seen.node.0))
+                    .bind(column(|seen| seen.at.0))
+                    .bind(column(|seen| seen.connections))
+                    .bind(column(|seen| seen.users_online))
+                    .bind(now)
+                    .execute(&mut **tx)
+                    .await?;
+            }
+            Connection::Sqlite(tx) => {
+                const SQL: &str = "update vps_nodes set last_seen_at = r.value ->> 1, connections = r.value ->> 2, \
+                    users_online = r.value ->> 3, \
+                    state_since = case when observed_state in ('suspect', 'offline') then $2 else state_since end, \
+                    observed_state = case when observed_state in ('suspect', 'offline') then 'online' \
+                    else observed_state end \
+                    from json_each($1) as r where vps_nodes.id = r.value ->> 0";
+                let rows = seen
+                    .iter()
+                    .map(|seen| [seen.node.0, seen.at.0, seen.connections, seen.users_online])
+                    .collect::<Vec<_>>();
+                sqlx::query(SQL)
+                    .bind(Json(rows))
+                    .bind(now)
+                    .execute(&mut **tx)
+                    .await?;
+            }
+        }
+        tx.commit().await
+    }
+
+    /// Returns which of the nodes' certificates are good at `now`: fingerprints of those that are
+    /// neither revoked nor past their grace, of nodes that exist.
+    ///
+    /// # Errors
+    ///
+    /// The store fails.
+    pub async fn good_certificates(
+        &self,
+        nodes: &[NodeId],
+        now: Timestamp,
+    ) -> Result<Vec<Vec<u8>>, StoreError> {
+        let ids = nodes.iter().map(|node| node.0).collect::<Vec<_>>();
+        Ok(match self.db() {
+            super::Db::Pg(pool) => {
+                const SQL: &str = "select fingerprint from node_certificates where node_id = any($1) \
+                                   and revoked_at is null and (grace_until is null or grace_until > $2)";
+                sqlx::query_scalar(SQL)
+                    .bind(ids)
+                    .bind(now)
+                    .fetch_all(pool)
+                    .await?
+            }
+            super::Db::Sqlite { read, .. } => {
+                const SQL: &str = "select fingerprint from node_certificates where node_id in \
+                                   (select value from json_each($1)) and revoked_at is null \
+                                   and (grace_until is null or grace_until > $2)";
+                sqlx::query_scalar(SQL)
+                    .bind(Json(ids))
+                    .bind(now)
+                    .fetch_all(read)
+                    .await?
+            }
+        })
+    }
+
+    /// Keeps samples of a node's figures; one that is there already stays.
+    ///
+    /// # Errors
+    ///
+    /// The store fails.
+    pub async fn insert_metrics(
+        &self,
+        node: NodeId,
+        samples: &[MetricsRow],
+    ) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        for sample in samples {
+            insert_metrics(&mut tx, node, 15, sample).await?;
+        }
+        tx.commit().await
+    }
+
+    /// Returns a node's figures from `from` until before `to`, at most `limit`, the oldest first.
+    ///
+    /// # Errors
+    ///
+    /// The store fails.
+    pub async fn metrics(
+        &self,
+        node: NodeId,
+        resolution_s: i64,
+        from: Timestamp,
+        to: Timestamp,
+        limit: u32,
+    ) -> Result<Vec<MetricsRow>, StoreError> {
+        const SQL: &str = concat!(
+            "select at, ",
+            metrics_columns!(),
+            " from node_metrics where node_id = $1 and resolution_s = $2 and at >= $3 and at < $4 order by at limit $5"
+        );
+        Ok(on!(read self, |ex| sqlx::query_as::<_, MetricsRow>(SQL)
+            .bind(node)
+            .bind(resolution_s)
+            .bind(from)
+            .bind(to)
+            .bind(i64::from(limit))
+            .fetch_all(ex)
+            .await)?)
+    }
+
+    /// Opens an alert of a node, or refreshes the open one of the same rule.
+    ///
+    /// # Errors
+    ///
+    /// The store fails.
+    pub async fn raise_alert(
+        &self,
+        node: NodeId,
+        rule: &str,
+        severity: &str,
+        message: &str,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        const REFRESH: &str = "update alerts set message = $3, severity = $4, updated_at = $5 \
+                               where node_id = $1 and rule = $2 and closed_at is null";
+        let rows = on!(tx, |ex| sqlx::query(REFRESH)
+            .bind(node)
+            .bind(rule)
+            .bind(message)
+            .bind(severity)
+            .bind(now)
+            .execute(ex)
+            .await
+            .rows())?;
+        if rows == 0 {
+            const SQL: &str = "insert into alerts (id, node_id, rule, severity, message, opened_at, updated_at) \
+                               values ($1, $2, $3, $4, $5, $6, $6)";
+            on!(tx, |ex| sqlx::query(SQL)
+                .bind(Uuid::now_v7())
+                .bind(node)
+                .bind(rule)
+                .bind(severity)
+                .bind(message)
+                .bind(now)
+                .execute(ex)
+                .await
+                .rows())?;
+        }
+        tx.commit().await
+    }
+}
+
+/// Lets silent nodes become suspect and then offline. Returns those that changed.
+///
+/// # Errors
+///
+/// The store fails.
+pub async fn expire_silent(
+    tx: &mut Tx,
+    suspect_before: Timestamp,
+    offline_before: Timestamp,
+    now: Timestamp,
+) -> Result<Vec<Transition>, StoreError> {
+    const OFFLINE: &str = "update vps_nodes set observed_state = 'offline', state_reason = 'no heartbeat', \
+                           state_since = $2, updated_at = $2 \
+                           where observed_state in ('online', 'suspect', 'error') and last_seen_at <= $1 \
+                           returning id, name, observed_state";
+    const SUSPECT: &str = "update vps_nodes set observed_state = 'suspect', state_reason = 'heartbeats are late', \
+                           state_since = $2, updated_at = $2 \
+                           where observed_state = 'online' and last_seen_at <= $1 returning id, name, observed_state";
+    let mut changed = on!(tx, |ex| sqlx::query_as::<_, Transition>(OFFLINE)
+        .bind(offline_before)
+        .bind(now)
+        .fetch_all(ex)
+        .await)?;
+    changed.extend(on!(tx, |ex| sqlx::query_as::<_, Transition>(SUSPECT)
+        .bind(suspect_before)
+        .bind(now)
+        .fetch_all(ex)
+        .await)?);
+    if !changed.is_empty() {
+        tx.call(Topic::Users);
+    }
+    Ok(changed)
+}
+
+async fn insert_metrics(
+    tx: &mut Tx,
+    node: NodeId,
+    resolution_s: i64,
+    row: &MetricsRow,
+) -> Result<(), StoreError> {
+    const SQL: &str = concat!(
+        "insert into node_metrics (node_id, resolution_s, at, ",
+        metrics_columns!(),
+        ") values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, \
+         $23, $24) on conflict (node_id, resolution_s, at) do nothing"
+    );
+    on!(tx, |ex| sqlx::query(SQL)
+        .bind(node)
+        .bind(resolution_s)
+        .bind(row.at)
+        .bind(row.cpu_permille)
+        .bind(row.memory_used_bytes)
+        .bind(row.memory_total_bytes)
+        .bind(row.load1)
+        .bind(row.disk_free_bytes)
+        .bind(row.open_files)
+        .bind(row.tx_bytes_per_s)
+        .bind(row.rx_bytes_per_s)
+        .bind(row.connections)
+        .bind(row.users_online)
+        .bind(row.tcp_streams)
+        .bind(row.udp_sessions)
+        .bind(row.auth_accepted)
+        .bind(row.auth_rejected)
+        .bind(row.handshakes_failed)
+        .bind(row.rtt_p50_ms)
+        .bind(row.rtt_p95_ms)
+        .bind(row.loss_permille)
+        .bind(row.spool_bytes)
+        .bind(row.agent_memory_bytes)
+        .bind(row.panics)
+        .execute(ex)
+        .await
+        .rows())?;
+    Ok(())
+}
+
+fn owned(rows: u64) -> Result<(), StoreError> {
+    if rows == 0 {
+        return Err(StoreError::Fenced("node session"));
+    }
+    Ok(())
+}
