@@ -13,11 +13,8 @@
 pub mod auth;
 pub mod cache;
 pub mod domain;
-<<<<<<< HEAD
 pub mod ratelimit;
-=======
 pub mod plan;
->>>>>>> master
 pub mod secrets;
 pub mod service;
 pub mod store;
