@@ -10,9 +10,11 @@
 //! It speaks to nodes with the contracts of [`hy2_proto::control`] and does not link QUIC.
 #![forbid(unsafe_code)]
 
+pub mod api;
 pub mod auth;
 pub mod cache;
 pub mod domain;
+pub mod events;
 pub mod ratelimit;
 pub mod plan;
 pub mod secrets;

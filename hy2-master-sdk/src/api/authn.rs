@@ -35,7 +35,8 @@ pub(crate) async fn authenticate(
     next: Next,
 ) -> Response {
     let address = request.extensions().get::<ClientAddress>().map(|address| address.0);
-    match recognise(&state, &request, address).await {
+    let (method, headers) = (request.method().clone(), request.headers().clone());
+    match recognise(&state, &method, &headers, address).await {
         Ok(Some(caller)) => {
             let key = match &caller.credential {
                 Credential::Token { id, .. } | Credential::Session { id } => id.to_string(),
@@ -55,10 +56,10 @@ pub(crate) async fn authenticate(
 
 async fn recognise(
     state: &ApiState,
-    request: &Request,
+    method: &Method,
+    headers: &HeaderMap,
     address: Option<IpAddr>,
 ) -> Result<Option<Caller>, Problem> {
-    let headers = request.headers();
     let service = &state.service;
     let found = if let Some(token) = bearer(headers)? {
         match token.starts_with(api_token::PREFIX) {
@@ -68,7 +69,7 @@ async fn recognise(
     } else if let Some(token) = cookie(headers, ACCESS_COOKIE) {
         let caller = service.authenticate_session(token, address).await;
         if let Ok(Caller { credential: Credential::Session { id }, .. }) = &caller
-            && changes(request.method())
+            && changes(method)
         {
             check_origin(headers)?;
             let given = headers.get(CSRF_HEADER).and_then(|value| value.to_str().ok());

@@ -41,9 +41,9 @@ impl FromRequestParts<ApiState> for Auth {
 
 /// A JSON body. Unknown fields and wrong types are named by their path.
 #[derive(Debug)]
-pub(crate) struct Body<T>(pub T);
+pub(crate) struct Body<T, const MAX: usize = MAX_JSON>(pub T);
 
-impl<T: DeserializeOwned> FromRequest<ApiState> for Body<T> {
+impl<T: DeserializeOwned, const MAX: usize> FromRequest<ApiState> for Body<T, MAX> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, _state: &ApiState) -> Result<Self, Problem> {
@@ -53,9 +53,9 @@ impl<T: DeserializeOwned> FromRequest<ApiState> for Body<T> {
             let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
             return Err(Problem::new(status, "not_json", title, detail));
         }
-        let bytes = axum::body::to_bytes(request.into_body(), MAX_JSON)
+        let bytes = axum::body::to_bytes(request.into_body(), MAX)
             .await
-            .map_err(|_| too_large(MAX_JSON))?;
+            .map_err(|_| too_large(MAX))?;
         let mut json = serde_json::Deserializer::from_slice(&bytes);
         let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
             let path = error.path().to_string();
@@ -98,9 +98,9 @@ fn is_json(headers: &HeaderMap) -> bool {
 
 /// Parameters behind the question mark.
 #[derive(Debug)]
-pub(crate) struct Query<T>(pub T);
+pub(crate) struct Params<T>(pub T);
 
-impl<T: DeserializeOwned> FromRequestParts<ApiState> for Query<T> {
+impl<T: DeserializeOwned> FromRequestParts<ApiState> for Params<T> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _state: &ApiState) -> Result<Self, Problem> {

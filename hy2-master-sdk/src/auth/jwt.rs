@@ -88,6 +88,7 @@ pub enum KeyError {
 pub struct TokenKey {
     id: Uuid,
     pkcs8: Zeroizing<Vec<u8>>,
+    public: Vec<u8>,
     encoding: EncodingKey,
     decoding: DecodingKey,
 }
@@ -113,6 +114,7 @@ impl TokenKey {
         let pair = Ed25519KeyPair::from_pkcs8(pkcs8).map_err(|_| KeyError::Malformed)?;
         Ok(Self {
             id,
+            public: pair.public_key().as_ref().to_vec(),
             encoding: EncodingKey::from_ed_der(pkcs8),
             decoding: DecodingKey::from_ed_der(pair.public_key().as_ref()),
             pkcs8: Zeroizing::new(pkcs8.to_vec()),
@@ -123,6 +125,12 @@ impl TokenKey {
     #[must_use]
     pub const fn id(&self) -> Uuid {
         self.id
+    }
+
+    /// Returns the public key.
+    #[must_use]
+    pub fn public_key(&self) -> &[u8] {
+        &self.public
     }
 
     /// Returns the private key, for the encrypted store.

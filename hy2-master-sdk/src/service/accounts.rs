@@ -283,6 +283,30 @@ impl Service {
         caller(admin, credential, address)
     }
 
+    /// Returns whether a session is still open, for streams that outlive their request.
+    pub async fn session_is_open(&self, id: Uuid) -> bool {
+        let now = self.now();
+        let session = admins::session(self.store(), id).await.ok().flatten();
+        let open = session.filter(|row| row.revoked_at.is_none() && row.expires_at > now);
+        match open {
+            Some(session) => self.active_admin(session.admin_id).await.is_ok(),
+            None => false,
+        }
+    }
+
+    /// Returns whether an API token is still in force, for streams that outlive their request.
+    pub async fn token_is_in_force(&self, id: Uuid) -> bool {
+        let now = self.now();
+        let row = api_tokens::find(self.store(), id).await.ok().flatten();
+        let valid = row.filter(|row| {
+            row.revoked_at.is_none() && row.expires_at.is_none_or(|end| end > now)
+        });
+        match valid {
+            Some(row) => self.active_admin(row.admin_id).await.is_ok(),
+            None => false,
+        }
+    }
+
     /// Ends the caller's session.
     ///
     /// # Errors

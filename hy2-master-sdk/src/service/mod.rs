@@ -6,12 +6,15 @@
 pub mod accounts;
 pub mod admins;
 pub mod assignments;
+pub mod configs;
 mod error;
 pub mod fleet;
+pub mod import;
 pub mod moment;
 pub mod nodes;
 pub mod page;
 pub mod plans;
+pub mod system;
 pub mod traffic;
 pub mod users;
 pub mod webhooks;
@@ -69,6 +72,12 @@ pub struct Parts {
     pub public_url: Url,
     /// Where webhooks may be sent to.
     pub targets: TargetPolicy,
+}
+
+impl fmt::Debug for Parts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Parts").field("public_url", &self.public_url.as_str()).finish_non_exhaustive()
+    }
 }
 
 struct Inner {

@@ -41,7 +41,7 @@ impl From<Timestamp> for Moment {
 /// A secret that comes in and never goes out: it prints and serialises as `***`.
 #[derive(Clone, Deserialize, ToSchema)]
 #[serde(transparent)]
-#[schema(value_type = String, format = Password, write_only)]
+#[schema(value_type = String, format = Password)]
 pub struct SecretText(pub SecretString);
 
 impl Serialize for SecretText {

@@ -33,6 +33,32 @@ macro_rules! token_columns {
     };
 }
 
+/// A node's certificate.
+#[derive(Debug, Clone, FromRow)]
+#[allow(missing_docs, reason = "the columns are described in the migration")]
+pub struct CertificateRow {
+    pub fingerprint: Vec<u8>,
+    pub serial: Vec<u8>,
+    pub not_before: Timestamp,
+    pub not_after: Timestamp,
+    pub replaced_at: Option<Timestamp>,
+    pub revoked_at: Option<Timestamp>,
+    pub revoke_reason: Option<String>,
+}
+
+/// Returns a node's certificates, the newest first.
+///
+/// # Errors
+///
+/// The store fails.
+pub async fn of_node(store: &Store, node: NodeId) -> Result<Vec<CertificateRow>, StoreError> {
+    const SQL: &str = "select fingerprint, serial, not_before, not_after, replaced_at, revoked_at, revoke_reason \
+                       from node_certificates where node_id = $1 order by created_at desc limit 200";
+    Ok(
+        on!(read store, |ex| sqlx::query_as::<_, CertificateRow>(SQL).bind(node).fetch_all(ex).await)?,
+    )
+}
+
 /// A new token.
 #[derive(Debug, Clone)]
 #[allow(missing_docs, reason = "the columns are described in the migration")]

@@ -12,6 +12,7 @@ pub mod audit;
 pub mod bus;
 pub mod certificates;
 pub mod cluster;
+pub mod config_list;
 mod error;
 pub mod events;
 pub mod idempotency;

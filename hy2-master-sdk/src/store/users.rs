@@ -68,6 +68,7 @@ macro_rules! user_columns {
          coalesce(c.billed, 0) as billed, coalesce(c.base_billed, 0) as base_billed, c.online_at, c.last_node_id"
     };
 }
+pub(crate) use user_columns;
 
 /// A new user. `seed_enc` and the subscription come from [`crate::secrets`].
 #[derive(Debug, Clone)]
@@ -450,3 +451,17 @@ const GET: &str = concat!(
     user_columns!(),
     " from users u left join user_counters c on c.user_id = u.id where u.id = $1 and u.deleted_at is null"
 );
+
+/// Returns whether a user that is not deleted has this name.
+///
+/// # Errors
+///
+/// The store fails.
+pub async fn name_is_taken(tx: &mut Tx, username: &str) -> Result<bool, StoreError> {
+    const SQL: &str = "select id from users where username = $1 and deleted_at is null";
+    let found = on!(tx, |ex| sqlx::query_scalar::<_, UserId>(SQL)
+        .bind(username)
+        .fetch_optional(ex)
+        .await)?;
+    Ok(found.is_some())
+}

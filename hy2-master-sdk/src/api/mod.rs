@@ -1,0 +1,172 @@
+//! REST on 8081: `/api/v1`, its OpenAPI document, health and metrics.
+//!
+//! One file per resource. Handlers read a request, ask for the right to the operation, call
+//! [`crate::service`] and shape the answer; nothing is decided here.
+#![allow(unused_qualifications, reason = "the macros of utoipa qualify what they expand to")]
+
+mod address;
+mod admins;
+mod assignments;
+mod auth;
+mod authn;
+mod configs;
+pub(crate) mod errors;
+mod events;
+mod extract;
+mod idempotency;
+mod nodes;
+pub mod openapi;
+mod plans;
+pub mod problem;
+mod system;
+mod traffic;
+mod users;
+mod webhooks;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{DefaultBodyLimit, Request};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use http::{HeaderValue, StatusCode, header};
+use ipnet::IpNet;
+use serde::Serialize;
+use tower_http::catch_panic::CatchPanicLayer;
+use utoipa::ToSchema;
+
+use self::problem::Problem;
+use crate::events::EventHub;
+use crate::service::page::Page;
+use crate::service::{Service, ServiceError};
+
+/// What handlers share. Cheap to clone.
+#[derive(Clone)]
+pub struct ApiState {
+    service: Service,
+    events: EventHub,
+    trusted_proxies: Arc<[IpNet]>,
+    metrics: Arc<dyn Fn() -> String + Send + Sync>,
+}
+
+impl ApiState {
+    /// Puts the parts together. `metrics` renders what `/metrics` shows.
+    pub fn new(
+        service: Service,
+        events: EventHub,
+        trusted_proxies: Vec<IpNet>,
+        metrics: impl Fn() -> String + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            service,
+            events,
+            trusted_proxies: trusted_proxies.into(),
+            metrics: Arc::new(metrics),
+        }
+    }
+}
+
+impl fmt::Debug for ApiState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ApiState").finish_non_exhaustive()
+    }
+}
+
+/// Items without pages.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Items<T> {
+    /// All of them.
+    items: Vec<T>,
+}
+
+impl<T> Items<T> {
+    fn of<R: Into<T>>(rows: Vec<R>) -> Json<Self> {
+        Json(Self { items: rows.into_iter().map(Into::into).collect() })
+    }
+}
+
+/// A page of items.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct PageOf<T> {
+    /// Its items.
+    items: Vec<T>,
+    /// For `after`; absent on the last page.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<String>,
+}
+
+impl<T> PageOf<T> {
+    fn of<R: Into<T>>(page: Page<R>) -> Json<Self> {
+        let Page { items, next } = page.map(Into::into);
+        Json(Self { items, next })
+    }
+}
+
+/// How long a request may take, apart from streams.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Largest body of any request, in bytes.
+const MAX_BODY: usize = 16 << 20;
+
+/// Returns the routes, for a listener that tells the peer's address
+/// ([`axum::extract::ConnectInfo`]).
+pub fn router(state: ApiState) -> Router {
+    let (api, document) = openapi::routes().split_for_parts();
+    let document: Arc<str> = openapi::render(&document).into();
+    let api = api
+        .route("/api/v1/openapi.json", get(move |auth| system::openapi(auth, document)))
+        .route("/metrics", get(system::metrics))
+        .layer(middleware::from_fn(in_time))
+        .merge(events::router())
+        .layer(middleware::from_fn_with_state(state.clone(), idempotency::replay))
+        .layer(middleware::from_fn_with_state(state.clone(), authn::authenticate))
+        .layer(middleware::from_fn_with_state(state.clone(), address::note_address));
+    Router::new()
+        .merge(api)
+        .merge(system::health())
+        .fallback(|| async { Problem::no_route() })
+        .method_not_allowed_fallback(|| async {
+            let status = StatusCode::METHOD_NOT_ALLOWED;
+            Problem::new(status, "method_not_allowed", "No such method here", "see the document")
+        })
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(CatchPanicLayer::custom(|_| {
+            metrics::counter!("hy2_master_panics_total").increment(1);
+            Problem::from(ServiceError::internal("a handler panicked")).into_response()
+        }))
+        .layer(middleware::map_response(harden))
+        .with_state(state)
+}
+
+/// What every answer says to browsers and caches.
+async fn harden(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    let fixed = [
+        (header::CACHE_CONTROL, "no-store"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (
+            header::CONTENT_SECURITY_POLICY,
+            "default-src 'none'; frame-ancestors 'none'; base-uri 'none'",
+        ),
+    ];
+    for (name, value) in fixed {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+async fn in_time(request: Request, next: Next) -> Response {
+    match tokio::time::timeout(PATIENCE, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => {
+            let title = "Took too long";
+            let status = StatusCode::GATEWAY_TIMEOUT;
+            Problem::new(status, "timeout", title, "the request took too long").into_response()
+        }
+    }
+}

@@ -1,0 +1,529 @@
+//! Users from elsewhere: CSV and JSON of ours, exports of Marzban and of 3x-ui.
+//!
+//! Limits, ends and names come along; credentials do not: each user gets new ones, and a new
+//! subscription. Used traffic is taken off the quota.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use super::moment::Moment;
+use super::users::{CreateUser, ListUsers, UserView, check_user};
+use super::page::{MAX_SIZE, PageRequest};
+use super::{FieldIssue, Service, ServiceError};
+use crate::auth::access::Access;
+use crate::domain::{Timestamp, UserStatus};
+use crate::store::users;
+
+/// Most users of one import.
+pub const MAX_USERS: usize = 10_000;
+
+/// Users made in one transaction.
+const CHUNK: usize = 200;
+
+/// Most rows that are named in a report.
+const MAX_NAMED: usize = 200;
+
+/// Where the users come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+pub enum ImportFormat {
+    /// A header line with any of `username, status, expires_at, quota_bytes, max_devices,
+    /// max_connections, up_bytes_per_s, down_bytes_per_s, email, note, tags`.
+    #[serde(rename = "csv")]
+    Csv,
+    /// A list of objects with the same fields, as `users:export` gives it.
+    #[serde(rename = "json")]
+    Json,
+    /// What Marzban's `GET /api/users` gives.
+    #[serde(rename = "marzban")]
+    Marzban,
+    /// What 3x-ui's list of inbounds gives.
+    #[serde(rename = "3x-ui")]
+    ThreeXUi,
+}
+
+/// An import.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImportUsers {
+    /// Where the users come from.
+    pub format: ImportFormat,
+    /// The export: text for CSV, otherwise JSON or text with JSON in it.
+    #[schema(value_type = Object)]
+    pub data: Value,
+    /// Plan for all of them.
+    #[serde(default)]
+    pub plan_id: Option<i64>,
+}
+
+/// What came of an import.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, ToSchema)]
+pub struct ImportReport {
+    /// Users made, or that would be made.
+    pub created: usize,
+    /// Names that exist already, or twice in the export.
+    pub skipped: Vec<String>,
+    /// Names that had to be changed: letters that are not allowed became `-`.
+    pub renamed: Vec<String>,
+    /// Rows that are not valid, and why.
+    pub failed: Vec<FieldIssue>,
+}
+
+/// A user as it came, before it is checked.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+struct Row {
+    username: String,
+    status: Option<String>,
+    expires_at: Option<Moment>,
+    hold_duration_s: Option<u32>,
+    quota_bytes: Option<i64>,
+    max_devices: Option<i64>,
+    max_connections: Option<i64>,
+    up_bytes_per_s: Option<i64>,
+    down_bytes_per_s: Option<i64>,
+    email: Option<String>,
+    note: Option<String>,
+    tags: Vec<String>,
+}
+
+impl Service {
+    /// Makes the users of an export that do not exist yet. With `dry_run` nothing changes.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::Invalid`] if the export as a whole cannot be read; rows that are not valid
+    /// are in the report.
+    pub async fn import_users(
+        &self,
+        access: Access<'_>,
+        import: ImportUsers,
+        dry_run: bool,
+    ) -> Result<ImportReport, ServiceError> {
+        let rows = read(import.format, import.data)?;
+        if rows.len() > MAX_USERS {
+            return Err(ServiceError::invalid("data", format!("has more than {MAX_USERS} users")));
+        }
+        let mut report = ImportReport::default();
+        let mut seen = std::collections::HashSet::new();
+        let mut wanted = Vec::new();
+        for (at, row) in rows.into_iter().enumerate() {
+            let (user, disabled, renamed) = shape(row, import.plan_id);
+            if let Err(ServiceError::Invalid(issues)) = check_user(&user, &format!("users[{at}].")) {
+                report.failed.extend(issues);
+                continue;
+            }
+            if !seen.insert(user.username.clone()) {
+                report.skipped.push(user.username);
+                continue;
+            }
+            if renamed {
+                report.renamed.push(user.username.clone());
+            }
+            wanted.push((user, disabled));
+        }
+        for chunk in wanted.chunks(CHUNK) {
+            self.import_chunk(access, chunk, dry_run, &mut report).await?;
+        }
+        for names in [&mut report.skipped, &mut report.renamed] {
+            names.truncate(MAX_NAMED);
+        }
+        report.failed.truncate(MAX_NAMED);
+        Ok(report)
+    }
+
+    async fn import_chunk(
+        &self,
+        access: Access<'_>,
+        chunk: &[(CreateUser, bool)],
+        dry_run: bool,
+        report: &mut ImportReport,
+    ) -> Result<(), ServiceError> {
+        let now = self.now();
+        let mut tx = self.store().begin().await?;
+        for (user, disabled) in chunk {
+            if users::name_is_taken(&mut tx, &user.username).await? {
+                report.skipped.push(user.username.clone());
+                continue;
+            }
+            let row = self.create_user_in(&mut tx, access, user, now).await?;
+            if *disabled {
+                let change = users::UserChange {
+                    status: Some(UserStatus::Disabled),
+                    ..users::UserChange::default()
+                };
+                users::update(&mut tx, row.id, None, &change, now).await?;
+            }
+            report.created += 1;
+        }
+        match dry_run {
+            true => tx.rollback().await?,
+            false => tx.commit().await?,
+        }
+        Ok(())
+    }
+
+    /// Writes all users that the caller reaches as `json` or `csv`; returns the media type too.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::Invalid`] of the format.
+    pub async fn export_users(
+        &self,
+        access: Access<'_>,
+        format: &str,
+    ) -> Result<(&'static str, String), ServiceError> {
+        if !matches!(format, "json" | "csv") {
+            return Err(ServiceError::invalid("format", "must be json or csv"));
+        }
+        let mut all: Vec<UserView> = Vec::new();
+        let mut after = None;
+        loop {
+            let list = ListUsers {
+                page: PageRequest { size: Some(MAX_SIZE), after },
+                ..ListUsers::default()
+            };
+            let page = self.users(access, list).await?;
+            all.extend(page.items.into_iter().map(UserView::from));
+            match page.next {
+                Some(next) => after = Some(next),
+                None => break,
+            }
+        }
+        if format == "json" {
+            let text = serde_json::to_string(&all).map_err(ServiceError::internal)?;
+            return Ok(("application/json", text));
+        }
+        Ok(("text/csv; charset=utf-8", csv_of(&all)?))
+    }
+}
+
+const COLUMNS: [&str; 11] = [
+    "username", "status", "expires_at", "quota_bytes", "max_devices", "max_connections",
+    "up_bytes_per_s", "down_bytes_per_s", "email", "note", "tags",
+];
+
+fn csv_of(users: &[UserView]) -> Result<String, ServiceError> {
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    writer.write_record(COLUMNS).map_err(ServiceError::internal)?;
+    let number = |value: Option<i64>| value.map(|value| value.to_string()).unwrap_or_default();
+    for user in users {
+        let record = [
+            plain(&user.username),
+            user.status.clone(),
+            user.expires_at.map(|at| at.0.to_string()).unwrap_or_default(),
+            number(user.quota_bytes),
+            number(user.max_devices),
+            number(user.max_connections),
+            number(user.up_bytes_per_s),
+            number(user.down_bytes_per_s),
+            plain(user.email.as_deref().unwrap_or_default()),
+            plain(&user.note),
+            plain(&user.tags.join(";")),
+        ];
+        writer.write_record(&record).map_err(ServiceError::internal)?;
+    }
+    let bytes = writer.into_inner().map_err(|error| ServiceError::internal(error.to_string()))?;
+    String::from_utf8(bytes).map_err(ServiceError::internal)
+}
+
+/// Keeps spreadsheets from taking a text for a formula.
+fn plain(text: &str) -> String {
+    match text.starts_with(['=', '+', '-', '@', '\t', '\r']) {
+        true => format!("'{text}"),
+        false => text.to_owned(),
+    }
+}
+
+fn read(format: ImportFormat, data: Value) -> Result<Vec<Row>, ServiceError> {
+    let refuse = |message: String| ServiceError::invalid("data", message);
+    if format == ImportFormat::Csv {
+        let text = data.as_str().ok_or_else(|| refuse("must be text for CSV".to_owned()))?;
+        return read_csv(text);
+    }
+    let data = match data {
+        Value::String(text) => serde_json::from_str(&text)
+            .map_err(|error| refuse(format!("is not JSON: {error}")))?,
+        other => other,
+    };
+    match format {
+        ImportFormat::Csv | ImportFormat::Json => serde_path_to_error::deserialize(data)
+            .map_err(|error| refuse(format!("{}: {}", error.path(), error.inner()))),
+        ImportFormat::Marzban => {
+            let export: MarzbanExport = serde_path_to_error::deserialize(data)
+                .map_err(|error| refuse(format!("{}: {}", error.path(), error.inner())))?;
+            Ok(export.users.into_iter().map(MarzbanUser::into_row).collect())
+        }
+        ImportFormat::ThreeXUi => read_three_x_ui(data),
+    }
+}
+
+fn read_csv(text: &str) -> Result<Vec<Row>, ServiceError> {
+    let refuse = |message: String| ServiceError::invalid("data", message);
+    let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(text.as_bytes());
+    let header = reader.headers().map_err(|error| refuse(error.to_string()))?.clone();
+    if let Some(unknown) = header.iter().find(|name| !COLUMNS.contains(name)) {
+        return Err(refuse(format!("has an unknown column {unknown:?}")));
+    }
+    if !header.iter().any(|name| name == "username") {
+        return Err(refuse("has no column username".to_owned()));
+    }
+    let mut rows = Vec::new();
+    for (at, record) in reader.records().enumerate() {
+        let record = record.map_err(|error| refuse(format!("users[{at}]: {error}")))?;
+        let field = |name: &str| {
+            let index = header.iter().position(|column| column == name)?;
+            let text = record.get(index)?.trim();
+            let text = text.strip_prefix('\'').unwrap_or(text);
+            Some(text.to_owned()).filter(|text| !text.is_empty())
+        };
+        let number = |name: &str| {
+            let parse = |text: String| text.parse::<i64>();
+            field(name).map(parse).transpose().map_err(|_| {
+                refuse(format!("users[{at}].{name}: not a whole number"))
+            })
+        };
+        let expires_at = match field("expires_at") {
+            Some(text) => Some(serde_json::from_value(Value::String(text)).map_err(|_| {
+                refuse(format!("users[{at}].expires_at: not a moment in RFC 3339"))
+            })?),
+            None => None,
+        };
+        rows.push(Row {
+            username: field("username").unwrap_or_default(),
+            status: field("status"),
+            expires_at,
+            hold_duration_s: None,
+            quota_bytes: number("quota_bytes")?,
+            max_devices: number("max_devices")?,
+            max_connections: number("max_connections")?,
+            up_bytes_per_s: number("up_bytes_per_s")?,
+            down_bytes_per_s: number("down_bytes_per_s")?,
+            email: field("email"),
+            note: field("note"),
+            tags: field("tags").map(|tags| tags.split(';').map(str::to_owned).collect())
+                .unwrap_or_default(),
+        });
+    }
+    Ok(rows)
+}
+
+#[derive(Deserialize)]
+struct MarzbanExport {
+    users: Vec<MarzbanUser>,
+}
+
+/// The fields that are used; others are passed over.
+#[derive(Deserialize)]
+struct MarzbanUser {
+    username: String,
+    #[serde(default)]
+    status: Option<String>,
+    /// Seconds since 1970; 0 or null: never.
+    #[serde(default)]
+    expire: Option<i64>,
+    /// Bytes; 0 or null: none.
+    #[serde(default)]
+    data_limit: Option<i64>,
+    #[serde(default)]
+    used_traffic: Option<i64>,
+    /// Seconds from the first connection.
+    #[serde(default)]
+    on_hold_expire_duration: Option<i64>,
+    #[serde(default)]
+    note: Option<String>,
+}
+
+impl MarzbanUser {
+    fn into_row(self) -> Row {
+        let on_hold = self.status.as_deref() == Some("on_hold");
+        let hold = self.on_hold_expire_duration.filter(|seconds| on_hold && *seconds > 0);
+        Row {
+            username: self.username,
+            expires_at: seconds(self.expire),
+            hold_duration_s: hold.and_then(|seconds| u32::try_from(seconds).ok()),
+            quota_bytes: left(self.data_limit, self.used_traffic.unwrap_or(0)),
+            status: self.status,
+            note: self.note,
+            ..Row::default()
+        }
+    }
+}
+
+/// Reads inbounds: `{"obj": [..]}` or the list itself; `settings` is text with JSON in it, or JSON.
+fn read_three_x_ui(data: Value) -> Result<Vec<Row>, ServiceError> {
+    let refuse = |message: String| ServiceError::invalid("data", message);
+    let inbounds = match data {
+        Value::Object(mut object) => object.remove("obj").unwrap_or(Value::Null),
+        other => other,
+    };
+    let Value::Array(inbounds) = inbounds else {
+        return Err(refuse("has no list of inbounds".to_owned()));
+    };
+    let mut rows = Vec::new();
+    for (at, inbound) in inbounds.into_iter().enumerate() {
+        let settings = match inbound.get("settings") {
+            Some(Value::String(text)) => serde_json::from_str(text)
+                .map_err(|error| refuse(format!("[{at}].settings: {error}")))?,
+            Some(other) => other.clone(),
+            None => continue,
+        };
+        let clients = settings.get("clients").cloned().unwrap_or(Value::Array(Vec::new()));
+        let clients: Vec<ThreeXUiClient> = serde_path_to_error::deserialize(clients)
+            .map_err(|error| {
+                refuse(format!("[{at}].settings.clients{}: {}", error.path(), error.inner()))
+            })?;
+        let stats = inbound.get("clientStats").and_then(Value::as_array);
+        let used = |email: &str| {
+            let of = |stat: &Value, key: &str| stat.get(key).and_then(Value::as_i64).unwrap_or(0);
+            stats.into_iter().flatten()
+                .find(|stat| stat.get("email").and_then(Value::as_str) == Some(email))
+                .map_or(0, |stat| of(stat, "up").saturating_add(of(stat, "down")))
+        };
+        for client in clients {
+            let used = used(&client.email);
+            rows.push(client.into_row(used));
+        }
+    }
+    Ok(rows)
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ThreeXUiClient {
+    email: String,
+    #[serde(default = "yes")]
+    enable: bool,
+    /// Milliseconds since 1970; 0: never; negative: so long from the first connection.
+    #[serde(default)]
+    expiry_time: i64,
+    /// Bytes, in spite of its name; 0: none.
+    #[serde(default, rename = "totalGB")]
+    total_gb: i64,
+    #[serde(default)]
+    limit_ip: i64,
+    #[serde(default)]
+    comment: String,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+impl ThreeXUiClient {
+    fn into_row(self, used: i64) -> Row {
+        let hold = (self.expiry_time < 0).then(|| self.expiry_time.unsigned_abs() / 1_000);
+        Row {
+            username: self.email,
+            status: Some(if self.enable { "active" } else { "disabled" }.to_owned()),
+            expires_at: (self.expiry_time > 0).then_some(Moment(Timestamp(self.expiry_time))),
+            hold_duration_s: hold.and_then(|seconds| u32::try_from(seconds).ok()),
+            quota_bytes: left(Some(self.total_gb), used),
+            max_devices: Some(self.limit_ip).filter(|limit| *limit > 0),
+            note: Some(self.comment).filter(|note| !note.is_empty()),
+            ..Row::default()
+        }
+    }
+}
+
+fn seconds(at: Option<i64>) -> Option<Moment> {
+    at.filter(|at| *at > 0).map(|at| Moment(Timestamp(at.saturating_mul(1_000))))
+}
+
+/// Returns what is left of a quota; a user who has used all of it keeps a byte, because no quota
+/// would be no limit.
+fn left(quota: Option<i64>, used: i64) -> Option<i64> {
+    quota.filter(|quota| *quota > 0).map(|quota| quota.saturating_sub(used.max(0)).max(1))
+}
+
+/// Makes a user of a row: the user, whether it is disabled, whether its name was changed.
+fn shape(row: Row, plan_id: Option<i64>) -> (CreateUser, bool, bool) {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "._@-".contains(c);
+    let name: String = row.username.trim().chars()
+        .map(|c| if allowed(c) { c } else { '-' })
+        .take(64)
+        .collect();
+    let renamed = name != row.username;
+    let disabled = row.status.as_deref() == Some("disabled");
+    let user = CreateUser {
+        username: name,
+        plan_id,
+        expires_at: row.expires_at,
+        hold_duration_s: row.hold_duration_s,
+        quota_bytes: row.quota_bytes,
+        max_devices: row.max_devices,
+        max_connections: row.max_connections,
+        up_bytes_per_s: row.up_bytes_per_s,
+        down_bytes_per_s: row.down_bytes_per_s,
+        email: row.email,
+        note: row.note.unwrap_or_default(),
+        tags: row.tags,
+        ..CreateUser::default()
+    };
+    (user, disabled, renamed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn marzban_users_keep_name_end_and_what_is_left() {
+        let data = json!({"total": 3, "users": [
+            {"username": "ann", "status": "active", "expire": 1_900_000_000, "data_limit": 100,
+             "used_traffic": 30, "proxies": {"vless": {"id": "x"}}, "note": "n"},
+            {"username": "bob", "status": "disabled", "expire": 0, "data_limit": 0},
+            {"username": "cy", "status": "on_hold", "expire": null, "data_limit": 5,
+             "used_traffic": 9, "on_hold_expire_duration": 86400},
+        ]});
+        let rows = read(ImportFormat::Marzban, data).unwrap();
+        assert_eq!(rows[0].quota_bytes, Some(70));
+        assert_eq!(rows[0].expires_at, Some(Moment(Timestamp(1_900_000_000_000))));
+        assert_eq!((rows[1].expires_at, rows[1].quota_bytes), (None, None));
+        assert!(shape(rows[1].clone(), None).1, "disabled");
+        assert_eq!((rows[2].hold_duration_s, rows[2].quota_bytes), (Some(86_400), Some(1)));
+    }
+
+    #[test]
+    fn three_x_ui_clients_come_from_settings_within_text() {
+        let settings = json!({"clients": [
+            {"email": "ann/1", "enable": true, "expiryTime": 1_900_000_000_000_i64,
+             "totalGB": 1000, "limitIp": 2, "comment": "c", "id": "x", "flow": ""},
+            {"email": "bob", "enable": false, "expiryTime": -86_400_000, "totalGB": 0},
+        ]});
+        let data = json!({"success": true, "obj": [
+            {"id": 1, "settings": settings.to_string(),
+             "clientStats": [{"email": "ann/1", "up": 100, "down": 200}]},
+        ]});
+        let rows = read(ImportFormat::ThreeXUi, data).unwrap();
+        let (ann, disabled, renamed) = shape(rows[0].clone(), Some(7));
+        assert_eq!((ann.username.as_str(), renamed, disabled), ("ann-1", true, false));
+        assert_eq!((ann.quota_bytes, ann.max_devices, ann.plan_id), (Some(700), Some(2), Some(7)));
+        let (bob, disabled, _) = shape(rows[1].clone(), None);
+        assert_eq!((bob.hold_duration_s, disabled), (Some(86_400), true));
+    }
+
+    #[test]
+    fn csv_names_what_it_does_not_understand() {
+        let read = |text: &str| read(ImportFormat::Csv, json!(text));
+        let rows = read("username,quota_bytes,tags\nann,5,a;b\n'=x,,\n").unwrap();
+        assert_eq!((rows[0].quota_bytes, rows[0].tags.len()), (Some(5), 2));
+        assert_eq!(rows[1].username, "=x");
+        for (text, part) in [
+            ("name\nann\n", "unknown column"),
+            ("note\nann\n", "no column username"),
+            ("username,quota_bytes\nann,lots\n", "users[0].quota_bytes"),
+            ("username,expires_at\nann,soon\n", "users[0].expires_at"),
+        ] {
+            let ServiceError::Invalid(issues) = read(text).unwrap_err() else { panic!("{text}") };
+            assert!(issues[0].message.contains(part), "{:?}", issues[0]);
+        }
+    }
+
+    #[test]
+    fn formulas_leave_as_text() {
+        assert_eq!(plain("=1+1"), "'=1+1");
+        assert_eq!(plain("ann"), "ann");
+    }
+}

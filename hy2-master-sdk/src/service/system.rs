@@ -1,0 +1,294 @@
+//! Settings, the audit log, and the keys that the API itself needs.
+
+use serde::Serialize;
+use serde_json::Value;
+use utoipa::ToSchema;
+use uuid::Uuid;
+use zeroize::Zeroizing;
+
+use super::moment::Moment;
+use super::page::{Page, PageRequest};
+use super::{Record, Service, ServiceError, record};
+use crate::auth::access::Access;
+use crate::auth::jwt::{TokenKey, TokenSigner};
+use crate::auth::session::SessionKeys;
+use crate::domain::{Clock, Timestamp};
+use crate::events::{AuditKey, is_signed};
+use crate::secrets::Vault;
+use crate::store::audit::{self, AuditFilter, Entry, Verification};
+use crate::store::cluster::{self, SettingRow, SigningKeyRow};
+use crate::store::{Store, settings};
+
+/// Largest value of a setting, in bytes.
+const MAX_SETTING: usize = 64 << 10;
+
+/// Where sealed signing keys belong.
+const KEY_PLACE: &str = "signing_keys.private_key";
+
+/// Where sealed secrets of the cluster belong.
+const SECRET_PLACE: &str = "secrets.value";
+
+/// Name of the key of sessions.
+const SESSION_KEY: &str = "api.sessions";
+
+/// How long a key that signs tokens is used, in milliseconds.
+const KEY_VALID: i64 = 90 * Timestamp::DAY;
+
+/// A setting as the API shows it.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = Setting)]
+pub struct SettingView {
+    /// Name.
+    pub key: String,
+    /// Value.
+    #[schema(value_type = Object)]
+    pub value: Value,
+    /// Revision, also the `ETag`.
+    pub rev: i64,
+    /// Changed at.
+    pub updated_at: Moment,
+}
+
+impl From<SettingRow> for SettingView {
+    fn from(row: SettingRow) -> Self {
+        Self {
+            key: row.key,
+            value: row.value.0,
+            rev: row.rev,
+            updated_at: Moment(row.updated_at),
+        }
+    }
+}
+
+/// An audit entry as the API shows it.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = AuditEntry)]
+pub struct AuditView {
+    /// Position in the chain.
+    pub seq: i64,
+    /// When.
+    pub at: Moment,
+    /// `admin`, `token`, `node`, `system` or `host`.
+    pub actor_kind: String,
+    /// Who.
+    pub actor: String,
+    /// From where.
+    pub address: Option<String>,
+    /// What.
+    pub action: String,
+    /// To what kind of object.
+    pub object_kind: String,
+    /// To which.
+    pub object_id: String,
+    /// As it was.
+    #[schema(value_type = Option<Object>)]
+    pub before: Option<Value>,
+    /// As it is.
+    #[schema(value_type = Option<Object>)]
+    pub after: Option<Value>,
+    /// Hash over this and the entry before, in hexadecimal.
+    pub hash: String,
+}
+
+impl From<Entry> for AuditView {
+    fn from(entry: Entry) -> Self {
+        Self {
+            seq: entry.seq,
+            at: Moment(entry.at),
+            actor_kind: entry.actor_kind,
+            actor: entry.actor,
+            address: entry.address,
+            action: entry.action,
+            object_kind: entry.object_kind,
+            object_id: entry.object_id,
+            before: entry.before.map(|json| json.0),
+            after: entry.after.map(|json| json.0),
+            hash: hex::encode(entry.hash),
+        }
+    }
+}
+
+/// Keys of the API, loaded or made.
+#[derive(Debug)]
+pub struct ApiKeys {
+    /// Sign access tokens.
+    pub tokens: TokenSigner,
+    /// Mark refresh and CSRF tokens.
+    pub sessions: SessionKeys,
+    /// Signs checkpoints of the audit log.
+    pub audit: AuditKey,
+}
+
+/// Loads the keys of the API, and makes those that are missing or old.
+///
+/// # Errors
+///
+/// The store fails, or a key does not open with this master key.
+pub async fn load_api_keys(
+    store: &Store,
+    vault: &Vault,
+    clock: &dyn Clock,
+) -> Result<ApiKeys, ServiceError> {
+    let now = clock.now();
+    let sessions = session_keys(store, vault, now).await?;
+    let (newest, older) = token_keys(store, vault, "jwt", now).await?;
+    let issuer = format!("hy2-{}", store.cluster().await?.uid);
+    let tokens = TokenSigner::new(issuer, newest, older);
+    let (newest, _) = token_keys(store, vault, "audit", now).await?;
+    let audit = AuditKey::load(newest.pkcs8()).map_err(ServiceError::internal)?;
+    Ok(ApiKeys { tokens, sessions, audit })
+}
+
+async fn session_keys(
+    store: &Store,
+    vault: &Vault,
+    now: Timestamp,
+) -> Result<SessionKeys, ServiceError> {
+    let mut tx = store.begin().await?;
+    let made = Zeroizing::new(rand::random::<[u8; 32]>());
+    let seal = || vault.seal(SECRET_PLACE, SESSION_KEY.as_bytes(), &*made);
+    let sealed = cluster::secret_or_insert(&mut tx, SESSION_KEY, seal, now).await?;
+    tx.commit().await?;
+    let opened = vault
+        .open(SECRET_PLACE, SESSION_KEY.as_bytes(), &sealed)
+        .map_err(ServiceError::internal)?;
+    let key = opened.as_slice().try_into().map_err(ServiceError::internal)?;
+    Ok(SessionKeys::new(Zeroizing::new(key)))
+}
+
+/// Returns the newest key of a purpose and the others that may still be checked with; makes one if
+/// there is none that is young enough. Rotation overlaps: a token outlives its key by minutes only.
+async fn token_keys(
+    store: &Store,
+    vault: &Vault,
+    purpose: &str,
+    now: Timestamp,
+) -> Result<(TokenKey, Vec<TokenKey>), ServiceError> {
+    let rows = store.signing_keys(purpose).await?;
+    let mut keys = Vec::new();
+    let mut young = false;
+    for row in rows {
+        young |= keys.is_empty() && row.not_after > now;
+        let opened = vault
+            .open(KEY_PLACE, row.id.as_bytes(), &row.private_key_enc)
+            .map_err(ServiceError::internal)?;
+        keys.push(TokenKey::from_pkcs8(row.id, &opened).map_err(ServiceError::internal)?);
+    }
+    if !young {
+        let id = Uuid::new_v4();
+        let key = TokenKey::generate(id).map_err(ServiceError::internal)?;
+        let row = SigningKeyRow {
+            id,
+            purpose: purpose.to_owned(),
+            key_id: crate::secrets::sha256(key.public_key())[..16].to_vec(),
+            public_key: key.public_key().to_vec(),
+            private_key_enc: vault.seal(KEY_PLACE, id.as_bytes(), key.pkcs8()),
+            certificate: None,
+            state: "active".to_owned(),
+            not_after: Timestamp(now.0.saturating_add(KEY_VALID)),
+        };
+        let mut tx = store.begin().await?;
+        cluster::insert_signing_key(&mut tx, &row, now).await?;
+        tx.commit().await?;
+        keys.insert(0, key);
+    }
+    let newest = keys.remove(0);
+    Ok((newest, keys))
+}
+
+impl Service {
+    /// Lists settings.
+    ///
+    /// # Errors
+    ///
+    /// The store fails.
+    pub async fn settings(&self, _access: Access<'_>) -> Result<Vec<SettingRow>, ServiceError> {
+        Ok(settings::list(self.store()).await?)
+    }
+
+    /// Returns a setting.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::NotFound`] if it was never set.
+    pub async fn setting(&self, _access: Access<'_>, key: &str) -> Result<SettingRow, ServiceError> {
+        check_key(key)?;
+        settings::find(self.store(), key).await?.ok_or(ServiceError::NotFound("setting"))
+    }
+
+    /// Writes a setting; with `expected`, only if it is at that revision (0: was never set).
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::Stale`], [`ServiceError::Invalid`].
+    pub async fn put_setting(
+        &self,
+        access: Access<'_>,
+        key: &str,
+        value: Value,
+        expected: Option<i64>,
+    ) -> Result<SettingRow, ServiceError> {
+        check_key(key)?;
+        if value.to_string().len() > MAX_SETTING {
+            return Err(ServiceError::invalid("value", "is too large"));
+        }
+        let now = self.now();
+        let old = settings::find(self.store(), key).await?;
+        let mut tx = self.store().begin().await?;
+        let rev = cluster::put_setting(&mut tx, key, &value, expected, now).await?;
+        let written = Record {
+            kind: "setting",
+            id: key.to_owned(),
+            before: old.map(|row| row.value.0),
+            after: Some(value.clone()),
+            owner: None,
+            topic: "setting.changed",
+        };
+        record(&mut tx, access, written, now).await?;
+        tx.commit().await?;
+        let value = sqlx::types::Json(value);
+        Ok(SettingRow { key: key.to_owned(), value, rev, updated_at: now })
+    }
+
+    /// Lists audit entries, the newest first.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::Invalid`] of the page.
+    pub async fn audit(
+        &self,
+        _access: Access<'_>,
+        filter: &AuditFilter,
+        page: &PageRequest,
+    ) -> Result<Page<Entry>, ServiceError> {
+        let limit = page.limit()?;
+        let before = page.key::<i64>()?;
+        let rows = audit::list(self.store(), filter, before, i64::from(limit) + 1).await?;
+        Ok(Page::new(rows, limit, |row| row.seq))
+    }
+
+    /// Recomputes the chain of the audit log and checks every signature.
+    ///
+    /// # Errors
+    ///
+    /// The store fails.
+    pub async fn verify_audit(&self, _access: Access<'_>) -> Result<Verification, ServiceError> {
+        let keys = self.store().signing_keys("audit").await?;
+        let found = audit::verify(self.store(), |point| {
+            let key = keys.iter().find(|key| key.key_id == point.key_id);
+            key.is_some_and(|key| is_signed(point, &key.public_key))
+        })
+        .await?;
+        Ok(found)
+    }
+}
+
+/// Names of the master's own are no settings.
+fn check_key(key: &str) -> Result<(), ServiceError> {
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c);
+    let named = (1..=64).contains(&key.len()) && key.chars().all(allowed);
+    if named && !key.starts_with("internal.") {
+        return Ok(());
+    }
+    Err(ServiceError::NotFound("setting"))
+}
