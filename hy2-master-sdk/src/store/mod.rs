@@ -9,12 +9,14 @@ pub mod assignments;
 pub mod bus;
 pub mod certificates;
 pub mod cluster;
+pub mod due;
 mod error;
 pub mod leases;
 pub mod nodes;
 pub mod observed;
 pub mod published;
 pub mod traffic;
+pub mod upkeep;
 pub mod users;
 
 use std::path::Path;
