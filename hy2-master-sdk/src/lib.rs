@@ -1,11 +1,32 @@
 //! An orchestrator of a fleet of Hysteria 2 nodes, to embed.
 //!
+//! ```no_run
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! use hy2_master_sdk::Master;
+//!
+//! let master = Master::sqlite("/var/lib/hy2/master.db")
+//!     .key_file("/etc/hy2/master.key")
+//!     .agents("0.0.0.0:50052")
+//!     .start()
+//!     .await?;
+//! let token = master
+//!     .create_enrolment_token("new york", std::time::Duration::from_secs(900), |_| {})
+//!     .await?;
+//! println!("{} {}", token.secret, token.ca_pin);
+//! master.shutdown().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! - [`Master`] build, start, handle · [`MasterConfig`] its settings
 //! - [`domain`] identifiers, states, moments: types and rules without I/O
-//! - [`secrets`] the master key, sealed values, credentials
 //! - [`auth`] identities of nodes and administrators, the table of rights
 //! - [`service`] what can be asked of the fleet, for REST and AdminService alike
 //! - [`ratelimit`], [`cache`] in this process, or shared through Redis
+//! - [`plan`] pure functions: rows in, what a node should have out
 //! - [`store`] PostgreSQL or SQLite, one file per aggregate; owns `migrations/`
+//! - [`secrets`] the master key, sealed values, credentials
+//! - [`rpc`] gRPC for agents on one port
 //!
 //! It speaks to nodes with the contracts of [`hy2_proto::control`] and does not link QUIC.
 #![forbid(unsafe_code)]
@@ -13,11 +34,20 @@
 pub mod api;
 pub mod auth;
 pub mod cache;
+mod config;
+mod core;
 pub mod domain;
 pub mod events;
-pub mod ratelimit;
+mod master;
 pub mod plan;
+pub mod ratelimit;
+mod reconcile;
+pub mod rpc;
 pub mod secrets;
 pub mod service;
 pub mod store;
 pub mod targets;
+
+pub use self::config::MasterConfig;
+pub use self::core::KeysError;
+pub use self::master::{Builder, IssuedToken, Master, StartError, TokenError};

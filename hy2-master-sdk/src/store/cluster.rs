@@ -84,9 +84,7 @@ impl Store {
     ///
     /// The store fails.
     pub async fn authorities(&self) -> Result<Vec<AuthorityRow>, StoreError> {
-        const SQL: &str = "select id, certificate, private_key_enc, spki_sha256, state, not_before, not_after \
-                           from certificate_authorities order by created_at desc, id";
-        Ok(on!(read self, |ex| sqlx::query_as::<_, AuthorityRow>(SQL).fetch_all(ex).await)?)
+        Ok(on!(read self, |ex| sqlx::query_as::<_, AuthorityRow>(AUTHORITIES).fetch_all(ex).await)?)
     }
 
     /// Returns the keys of a purpose, the newest first.
@@ -264,6 +262,19 @@ pub async fn secret_or_insert(
     Ok(value)
 }
 
+/// Returns the authorities as the transaction sees them, the newest first.
+///
+/// # Errors
+///
+/// The store fails.
+pub async fn authorities(tx: &mut Tx) -> Result<Vec<AuthorityRow>, StoreError> {
+    Ok(on!(tx, |ex| sqlx::query_as::<_, AuthorityRow>(
+        AUTHORITIES
+    )
+    .fetch_all(ex)
+    .await)?)
+}
+
 /// Adds an authority.
 ///
 /// # Errors
@@ -371,3 +382,5 @@ pub async fn check_fence(tx: &mut Tx, fence: &Fence) -> Result<(), StoreError> {
 }
 
 const GET: &str = "select uid, epoch, epoch_started_at from cluster where id = 1";
+const AUTHORITIES: &str = "select id, certificate, private_key_enc, spki_sha256, state, not_before, not_after \
+                           from certificate_authorities order by created_at desc, id";

@@ -6,7 +6,7 @@
 
 use sqlx::FromRow;
 
-use super::{Rows as _, Store, StoreError, Tx, on};
+use super::{Db, Rows as _, Store, StoreError, Tx, on};
 use crate::domain::{LeaseId, NodeId, Timestamp, UserId, UserStatus};
 
 /// An open or closed slice.
@@ -215,6 +215,39 @@ pub async fn forfeit(
         .execute(ex)
         .await
         .rows())?)
+}
+
+/// Returns the open leases of users on a node.
+///
+/// # Errors
+///
+/// The store fails.
+pub async fn open_of(
+    store: &Store,
+    node: NodeId,
+    users: &[UserId],
+) -> Result<Vec<LeaseId>, StoreError> {
+    let ids = users.iter().map(|user| user.0).collect::<Vec<_>>();
+    Ok(match store.db() {
+        Db::Pg(pool) => {
+            const SQL: &str = "select id from quota_leases where node_id = $1 and user_id = any($2) \
+                               and closed_at is null order by id limit 10000";
+            sqlx::query_scalar(SQL)
+                .bind(node)
+                .bind(ids)
+                .fetch_all(pool)
+                .await?
+        }
+        Db::Sqlite { read, .. } => {
+            const SQL: &str = "select id from quota_leases where node_id = $1 and user_id in \
+                               (select value from json_each($2)) and closed_at is null order by id limit 10000";
+            sqlx::query_scalar(SQL)
+                .bind(node)
+                .bind(sqlx::types::Json(ids))
+                .fetch_all(read)
+                .await?
+        }
+    })
 }
 
 /// Shrinks a lease by what is left of it. What the node used and has not reported yet stays

@@ -365,3 +365,42 @@ pub(crate) fn check_rev(
         _ => Ok(()),
     }
 }
+
+/// Returns whether a node has this name.
+///
+/// # Errors
+///
+/// The store fails.
+pub async fn name_taken(tx: &mut Tx, name: &str) -> Result<bool, StoreError> {
+    const SQL: &str = "select id from vps_nodes where name = $1";
+    Ok(on!(tx, |ex| sqlx::query_scalar::<_, NodeId>(SQL)
+        .bind(name)
+        .fetch_optional(ex)
+        .await)?
+    .is_some())
+}
+
+/// Notes what is seen of a node.
+///
+/// # Errors
+///
+/// The store fails.
+pub async fn set_observed_state(
+    tx: &mut Tx,
+    id: NodeId,
+    state: ObservedState,
+    reason: &str,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    const SQL: &str = "update vps_nodes set observed_state = $2, state_reason = $3, state_since = $4, updated_at = $4 \
+                       where id = $1";
+    on!(tx, |ex| sqlx::query(SQL)
+        .bind(id)
+        .bind(state)
+        .bind(reason)
+        .bind(now)
+        .execute(ex)
+        .await
+        .rows())?;
+    Ok(())
+}

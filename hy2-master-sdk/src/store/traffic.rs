@@ -285,6 +285,40 @@ pub async fn skip_gap(
     Ok(())
 }
 
+/// Returns a node's billing multiplier, in parts per billion.
+///
+/// # Errors
+///
+/// [`StoreError::NotFound`].
+pub async fn multiplier(tx: &mut Tx, node: NodeId) -> Result<i64, StoreError> {
+    const SQL: &str = "select billing_multiplier from vps_nodes where id = $1";
+    on!(tx, |ex| sqlx::query_scalar::<_, i64>(SQL)
+        .bind(node)
+        .fetch_optional(ex)
+        .await)?
+    .ok_or(StoreError::NotFound("node"))
+}
+
+/// Returns whether a spool's cursor did not move since a moment, or is not there.
+///
+/// # Errors
+///
+/// The store fails.
+pub async fn cursor_is_older(
+    tx: &mut Tx,
+    node: NodeId,
+    spool: Uuid,
+    than: Timestamp,
+) -> Result<bool, StoreError> {
+    const SQL: &str = "select updated_at from traffic_cursors where node_id = $1 and spool_id = $2";
+    let moved = on!(tx, |ex| sqlx::query_scalar::<_, Timestamp>(SQL)
+        .bind(node)
+        .bind(spool)
+        .fetch_optional(ex)
+        .await)?;
+    Ok(moved.is_none_or(|moved| moved < than))
+}
+
 /// Moves the cursor from before the batch to its end; false when it is elsewhere. A spool begins
 /// at 1.
 async fn move_cursor(tx: &mut Tx, batch: &Batch, now: Timestamp) -> Result<bool, StoreError> {

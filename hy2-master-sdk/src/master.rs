@@ -1,0 +1,437 @@
+//! A master: built from a store and a key file, bound, running until it is shut down.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use hy2_proto::control::rpc;
+use thiserror::Error;
+use tokio::net::TcpListener;
+use tokio::sync::{Mutex, Notify};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use crate::config::MasterConfig;
+use crate::core::{Core, KeysError, load_keys};
+use crate::domain::{Clock, NodeId, SystemClock, Timestamp, UserId};
+use crate::reconcile;
+use crate::rpc::reverse::{NodeClient, ReverseError};
+use crate::rpc::{Listener, LiveNode, TlsError, refresh_tls};
+use crate::secrets::{FleetKeys, KeyFileError, MasterKeys, RandomError, Vault, random, sha256};
+use crate::store::certificates::{self, NewToken, TokenRow};
+use crate::store::{Store, StoreError, StoreOptions};
+
+/// Builds a [`Master`].
+#[derive(Debug)]
+#[must_use]
+pub struct Builder {
+    backend: Backend,
+    options: StoreOptions,
+    keys: Option<Keys>,
+    config: MasterConfig,
+    clock: Arc<dyn Clock>,
+    agents: Option<AgentsAddress>,
+}
+
+#[derive(Debug)]
+enum Backend {
+    Sqlite(PathBuf),
+    Postgres(String),
+    Store(Store),
+}
+
+#[derive(Debug)]
+enum Keys {
+    File(PathBuf),
+    Given(MasterKeys),
+}
+
+#[derive(Debug)]
+enum AgentsAddress {
+    Bind(String),
+    Listener(TcpListener),
+}
+
+/// A master cannot start.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The store cannot be opened or migrated.
+    #[error("cannot open the store")]
+    Store(#[from] StoreError),
+    /// There is no key file.
+    #[error("no master key file is configured")]
+    NoKeys,
+    /// The key file cannot be used.
+    #[error("cannot use the master keys")]
+    KeyFile(#[from] KeyFileError),
+    /// The cluster's keys cannot be loaded or made.
+    #[error("cannot load the cluster's keys")]
+    Keys(#[from] KeysError),
+    /// TLS cannot be set up.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The port for agents cannot be bound.
+    #[error("cannot listen for agents on {address}")]
+    Bind {
+        /// Where.
+        address: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// An enrolment token, shown once.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct IssuedToken {
+    /// What the store keeps.
+    pub row: TokenRow,
+    /// What the node presents.
+    pub secret: String,
+    /// What the node pins: `sha256:<hex>`.
+    pub ca_pin: String,
+}
+
+impl std::fmt::Debug for IssuedToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("IssuedToken")
+            .field("row", &self.row)
+            .field("secret", &"***")
+            .field("ca_pin", &self.ca_pin)
+            .finish()
+    }
+}
+
+/// A token cannot be made.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum TokenError {
+    /// The store fails.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// No randomness.
+    #[error(transparent)]
+    Random(#[from] RandomError),
+}
+
+/// A running master. Cheap to clone; dropping the last one stops everything.
+#[derive(Debug, Clone)]
+pub struct Master {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    core: Arc<Core>,
+    tasks: Mutex<JoinSet<()>>,
+    agents: Option<SocketAddr>,
+}
+
+impl Master {
+    /// Begins with an SQLite file.
+    pub fn sqlite(path: impl AsRef<Path>) -> Builder {
+        Builder::new(Backend::Sqlite(path.as_ref().to_owned()))
+    }
+
+    /// Begins with a PostgreSQL database: `postgres://user@host/name`.
+    pub fn postgres(url: impl Into<String>) -> Builder {
+        Builder::new(Backend::Postgres(url.into()))
+    }
+
+    /// Begins with an open store.
+    pub fn with_store(store: Store) -> Builder {
+        Builder::new(Backend::Store(store))
+    }
+
+    /// Returns where agents are awaited, as bound.
+    pub fn agents_address(&self) -> Option<SocketAddr> {
+        self.inner.agents
+    }
+
+    /// Returns the store.
+    pub fn store(&self) -> &Store {
+        &self.inner.core.store
+    }
+
+    /// Returns the clock.
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.inner.core.clock
+    }
+
+    /// Returns what seals secrets.
+    pub fn vault(&self) -> &Vault {
+        &self.inner.core.vault
+    }
+
+    /// Returns what hashes credentials.
+    pub fn fleet_keys(&self) -> &FleetKeys {
+        &self.inner.core.keys
+    }
+
+    /// Returns the settings.
+    pub fn config(&self) -> &MasterConfig {
+        &self.inner.core.config
+    }
+
+    /// Returns the master's UUID, new with each start.
+    pub fn id(&self) -> Uuid {
+        self.inner.core.id
+    }
+
+    /// Returns the cluster's epoch.
+    pub fn epoch(&self) -> i64 {
+        self.inner.core.epoch()
+    }
+
+    /// Returns what agents pin: `sha256:<hex>` of the authority's public key.
+    pub fn ca_pin(&self) -> String {
+        self.inner.core.trust.load().authority.pin()
+    }
+
+    /// Makes an enrolment token: 256 random bits, one use.
+    ///
+    /// # Errors
+    ///
+    /// The store fails; [`StoreError::Reference`] of the region.
+    pub async fn create_enrolment_token(
+        &self,
+        label: &str,
+        valid: Duration,
+        shape: impl FnOnce(&mut NewToken),
+    ) -> Result<IssuedToken, TokenError> {
+        use base64::Engine;
+        let secret = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(*random::<32>()?);
+        let now = self.inner.core.now();
+        let mut token = NewToken {
+            secret_hash: sha256(secret.as_bytes()),
+            label: label.to_owned(),
+            bind_cidr: None,
+            region_id: None,
+            tags: Vec::new(),
+            expires_at: now.plus(valid),
+            created_by: None,
+        };
+        shape(&mut token);
+        let mut tx = self.inner.core.store.begin().await?;
+        let row = certificates::create_token(&mut tx, &token, now).await?;
+        tx.commit().await?;
+        Ok(IssuedToken {
+            row,
+            secret,
+            ca_pin: self.ca_pin(),
+        })
+    }
+
+    /// Revokes a node's identity: its connections are cut within 5 s, and it cannot come back.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::NotFound`].
+    pub async fn revoke_node(&self, node: NodeId, reason: &str) -> Result<(), StoreError> {
+        let mut tx = self.inner.core.store.begin().await?;
+        certificates::revoke_node(&mut tx, node, reason, self.inner.core.now()).await?;
+        tx.commit().await
+    }
+
+    /// Returns a client for commands to a node; opens a connection when there is none.
+    ///
+    /// # Errors
+    ///
+    /// The node has no Session with this master, or does not open the connection in 10 s.
+    pub async fn node_client(&self, node: NodeId) -> Result<NodeClient, ReverseError> {
+        let core = &self.inner.core;
+        core.reverse
+            .client(&core.live, node, Duration::from_secs(10))
+            .await
+    }
+
+    /// Returns the nodes that have a Session with this master.
+    pub fn live_nodes(&self) -> Vec<LiveNode> {
+        self.inner.core.live.list()
+    }
+
+    /// Returns live sessions of nodes that are connected to this master, at most `limit`.
+    pub fn live_sessions(
+        &self,
+        node: Option<NodeId>,
+        user: Option<UserId>,
+        limit: usize,
+    ) -> Vec<(NodeId, rpc::LiveSession)> {
+        self.inner
+            .core
+            .live
+            .list_sessions(node, user.map(UserId::to_wire), limit)
+    }
+
+    /// Returns the moment the master's clock shows.
+    pub fn now(&self) -> Timestamp {
+        self.inner.core.now()
+    }
+
+    /// Returns a token that is cancelled when the master shuts down, for what an embedder runs beside.
+    pub fn shutdown_token(&self) -> CancellationToken {
+        self.inner.core.shutdown.clone()
+    }
+
+    /// Says goodbye to agents, stops every task, waits for them, and closes the store.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancelled, everything is still told to stop, but not awaited.
+    pub async fn shutdown(&self) {
+        let core = &self.inner.core;
+        core.live.goodbye("the master restarts");
+        core.shutdown.cancel();
+        core.tasks.close();
+        let mut tasks = self.inner.tasks.lock().await;
+        let all = async {
+            core.tasks.wait().await;
+            while tasks.join_next().await.is_some() {}
+        };
+        if tokio::time::timeout(SHUTDOWN_TIMEOUT, all).await.is_err() {
+            tracing::warn!("some tasks did not stop in time");
+            tasks.shutdown().await;
+        }
+        let now = core.now();
+        // Best effort: another master would wait for the leases to run out.
+        let _ = core.store.release_leases(core.id, now).await;
+        core.store.close().await;
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.core.shutdown.cancel();
+    }
+}
+
+impl Builder {
+    fn new(backend: Backend) -> Self {
+        Self {
+            backend,
+            options: StoreOptions::default(),
+            keys: None,
+            config: MasterConfig::default(),
+            clock: Arc::new(SystemClock),
+            agents: None,
+        }
+    }
+
+    /// Sets how the store is opened.
+    pub fn store_options(mut self, options: StoreOptions) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// Sets the master key file; it is made when there is none.
+    pub fn key_file(mut self, path: impl AsRef<Path>) -> Self {
+        self.keys = Some(Keys::File(path.as_ref().to_owned()));
+        self
+    }
+
+    /// Sets the master keys.
+    pub fn keys(mut self, keys: MasterKeys) -> Self {
+        self.keys = Some(Keys::Given(keys));
+        self
+    }
+
+    /// Sets everything else.
+    pub fn config(mut self, config: MasterConfig) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// Sets the clock.
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// Waits for agents on an address: `0.0.0.0:50052`.
+    pub fn agents(mut self, address: impl Into<String>) -> Self {
+        self.agents = Some(AgentsAddress::Bind(address.into()));
+        self
+    }
+
+    /// Waits for agents on a bound listener.
+    pub fn agents_listener(mut self, listener: TcpListener) -> Self {
+        self.agents = Some(AgentsAddress::Listener(listener));
+        self
+    }
+
+    /// Opens and migrates the store, loads or makes the cluster's keys, binds, and starts.
+    ///
+    /// # Errors
+    ///
+    /// See [`StartError`]. Nothing runs then.
+    pub async fn start(self) -> Result<Master, StartError> {
+        let keys = match self.keys {
+            Some(Keys::File(path)) => MasterKeys::load_or_create(&path)?,
+            Some(Keys::Given(keys)) => keys,
+            None => return Err(StartError::NoKeys),
+        };
+        let store = match self.backend {
+            Backend::Sqlite(path) => Store::open_sqlite(path, &self.options).await?,
+            Backend::Postgres(url) => Store::open_postgres(&url, &self.options).await?,
+            Backend::Store(store) => store,
+        };
+        store.migrate().await?;
+        let vault = Vault::new(keys);
+        let now = self.clock.now();
+        let loaded = load_keys(&store, &vault, now).await?;
+        let core = Arc::new(Core {
+            id: Uuid::new_v4(),
+            store,
+            clock: self.clock,
+            vault,
+            keys: loaded.fleet,
+            config: self.config,
+            trust: ArcSwap::from_pointee(loaded.trust),
+            epoch: AtomicI64::new(loaded.epoch),
+            epoch_started_at: AtomicI64::new(loaded.epoch_started_at.0),
+            started_at: now,
+            tls_made_at: AtomicI64::new(now.0),
+            live: Default::default(),
+            peers: Arc::default(),
+            reverse: Default::default(),
+            views: Default::default(),
+            tasks: TaskTracker::new(),
+            traffic: Notify::new(),
+            shutdown: CancellationToken::new(),
+        });
+        let tls = Arc::new(ArcSwap::new(refresh_tls(&core, &core.trust.load())?));
+        let listener = match self.agents {
+            None => None,
+            Some(AgentsAddress::Listener(listener)) => Some(listener),
+            Some(AgentsAddress::Bind(address)) => Some(
+                TcpListener::bind(&address)
+                    .await
+                    .map_err(|source| StartError::Bind { address, source })?,
+            ),
+        };
+        let agents = listener
+            .as_ref()
+            .and_then(|listener| listener.local_addr().ok());
+        let mut tasks = JoinSet::new();
+        if let Some(listener) = listener {
+            tasks.spawn(Listener::new(Arc::clone(&core), Arc::clone(&tls)).serve(listener));
+        }
+        reconcile::spawn_all(&mut tasks, &core, &tls);
+        Ok(Master {
+            inner: Arc::new(Inner {
+                core,
+                tasks: Mutex::new(tasks),
+                agents,
+            }),
+        })
+    }
+}
+
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);

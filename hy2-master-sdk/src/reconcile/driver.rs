@@ -1,0 +1,167 @@
+//! Runs one task: when called, when its timer says so, and alone in the cluster when it has to be.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::sync::broadcast;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use crate::core::{Core, KeysError};
+use crate::rpc::TlsError;
+use crate::rpc::error::chain;
+use crate::store::cluster::Fence;
+use crate::store::{StoreError, Topic};
+
+/// A run failed; the next one tries again.
+#[derive(Debug, Error)]
+pub(super) enum TaskError {
+    #[error("the store fails")]
+    Store(#[from] StoreError),
+    #[error("the cluster's keys fail")]
+    Keys(#[from] KeysError),
+    #[error("TLS for agents fails")]
+    Tls(#[from] TlsError),
+}
+
+type Run = Pin<Box<dyn Future<Output = Result<(), TaskError>> + Send>>;
+
+/// One task.
+pub(super) struct Task {
+    name: &'static str,
+    every: Duration,
+    topics: &'static [Topic],
+    traffic: bool,
+    alone: bool,
+    run: Box<dyn Fn(Arc<Core>, Option<Fence>) -> Run + Send + Sync>,
+}
+
+impl Task {
+    pub(super) fn new(
+        name: &'static str,
+        every: Duration,
+        run: impl Fn(Arc<Core>, Option<Fence>) -> Run + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            name,
+            every,
+            topics: &[],
+            traffic: false,
+            alone: false,
+            run: Box::new(run),
+        }
+    }
+
+    /// Runs also when one of these is called.
+    pub(super) fn on(mut self, topics: &'static [Topic]) -> Self {
+        self.topics = topics;
+        self
+    }
+
+    /// Runs also when counters grew.
+    pub(super) fn on_traffic(mut self) -> Self {
+        self.traffic = true;
+        self
+    }
+
+    /// Runs on one master of the cluster.
+    pub(super) fn alone(mut self) -> Self {
+        self.alone = true;
+        self
+    }
+
+    pub(super) async fn run(self, core: Arc<Core>) {
+        let mut calls = core.store.bus().listen();
+        let mut timer = tokio::time::interval(self.every);
+        timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut last_end = Instant::now();
+        loop {
+            tokio::select! {
+                biased;
+                () = core.shutdown.cancelled() => return,
+                // Cancel safe: a call or a tick that is not taken stays; one call is as good as many.
+                () = self.called(&core, &mut calls) => {}
+                _ = timer.tick() => {}
+            }
+            // A burst of calls costs few runs, and the first of them runs at once.
+            if last_end.elapsed() < BREATHER {
+                tokio::time::sleep(BREATHER).await;
+                while calls.try_recv().is_ok() {}
+            }
+            let fence = if self.alone {
+                let valid =
+                    i64::try_from((self.every * 3).max(MIN_LEASE).as_millis()).unwrap_or(i64::MAX);
+                match core
+                    .store
+                    .acquire_lease(self.name, core.id, core.now(), valid)
+                    .await
+                {
+                    Ok(Some(fence)) => Some(fence),
+                    Ok(None) => continue,
+                    Err(error) => {
+                        tracing::warn!(
+                            task = self.name,
+                            error = chain(&error),
+                            "cannot take the task's lease"
+                        );
+                        continue;
+                    }
+                }
+            } else {
+                None
+            };
+            let run = (self.run)(Arc::clone(&core), fence);
+            tokio::select! {
+                biased;
+                // Every run is a transaction or several: what is cut short has not happened.
+                () = core.shutdown.cancelled() => return,
+                result = run => if let Err(error) = result {
+                    metrics::counter!("hy2_master_task_failures_total", "task" => self.name).increment(1);
+                    tracing::warn!(task = self.name, error = chain(&error), "task failed; it runs again");
+                },
+            }
+            last_end = Instant::now();
+        }
+    }
+
+    async fn called(&self, core: &Core, calls: &mut broadcast::Receiver<Topic>) {
+        loop {
+            tokio::select! {
+                call = calls.recv() => match call {
+                    Ok(topic) if self.topics.contains(&topic) => return,
+                    Ok(_) => {}
+                    Err(broadcast::error::RecvError::Lagged(_)) if !self.topics.is_empty() => return,
+                    Err(broadcast::error::RecvError::Lagged(_)) => {}
+                    Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+                },
+                () = core.traffic.notified(), if self.traffic => return,
+            }
+        }
+    }
+}
+
+/// Passes on what other masters call, as long as the process runs.
+pub(super) async fn relay(core: Arc<Core>) {
+    loop {
+        tokio::select! {
+            biased;
+            () = core.shutdown.cancelled() => return,
+            result = core.store.relay_calls() => {
+                if let Err(error) = result {
+                    tracing::debug!(error = chain(&error), "calls of other masters are lost for a moment");
+                }
+            }
+        }
+        tokio::select! {
+            biased;
+            () = core.shutdown.cancelled() => return,
+            () = tokio::time::sleep(RELAY_RETRY) => {}
+        }
+    }
+}
+
+const BREATHER: Duration = Duration::from_millis(20);
+const MIN_LEASE: Duration = Duration::from_secs(15);
+const RELAY_RETRY: Duration = Duration::from_millis(500);

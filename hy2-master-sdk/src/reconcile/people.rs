@@ -1,0 +1,118 @@
+//! Users: expiry, quotas, holds, periods; and nodes for those who have too few.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::driver::TaskError;
+use crate::core::Core;
+use crate::domain::{AssignmentSource, ObservedState, UserId};
+use crate::plan::assign::{Candidate, Need, choose};
+use crate::store::assignments::{self, NewAssignment};
+use crate::store::cluster::{self, Fence};
+use crate::store::{StoreError, due, users};
+
+/// Makes every user's status what time and traffic say, batch by batch.
+pub(super) async fn limits(core: Arc<Core>, fence: Option<Fence>) -> Result<(), TaskError> {
+    loop {
+        let now = core.now();
+        let mut tx = core.store.begin().await?;
+        if let Some(fence) = &fence {
+            cluster::check_fence(&mut tx, fence).await?;
+        }
+        // New periods before quotas: who has a new one is not limited by the old.
+        let renewed = due::periods(&mut tx, now).await?;
+        for user in &renewed {
+            users::reset_traffic(&mut tx, *user, "a new period", "system", now).await?;
+        }
+        let started = due::holds(&mut tx, now).await?;
+        let expired = due::expiry(&mut tx, now).await?;
+        let limited = due::quota(&mut tx, now).await?;
+        let changed = renewed.len() + started.len() + expired.len() + limited.len();
+        if changed == 0 {
+            tx.rollback().await?;
+            return Ok(());
+        }
+        tx.commit().await?;
+        tracing::info!(
+            renewed = renewed.len(),
+            started = started.len(),
+            expired = expired.len(),
+            limited = limited.len(),
+            "users changed by time or traffic"
+        );
+    }
+}
+
+/// Gives nodes to users who have too few.
+pub(super) async fn assign(core: Arc<Core>, fence: Option<Fence>) -> Result<(), TaskError> {
+    let mut candidates = core
+        .store
+        .candidates()
+        .await?
+        .into_iter()
+        .map(|row| Candidate {
+            node: row.id,
+            region: row.region_id,
+            weight: row.weight,
+            assigned: row.assigned,
+            capacity: row.capacity_sessions,
+            reachable: matches!(
+                row.observed_state,
+                ObservedState::Online | ObservedState::Enrolling
+            ),
+        })
+        .collect::<Vec<_>>();
+    let available = i64::try_from(candidates.len()).unwrap_or(i64::MAX);
+    if available == 0 {
+        return Ok(());
+    }
+    let mut after = UserId(0);
+    loop {
+        let short = core.store.short_of_nodes(after, available, BATCH).await?;
+        let Some(last) = short.last() else {
+            return Ok(());
+        };
+        after = last.id;
+        let now = core.now();
+        let mut tx = core.store.begin().await?;
+        if let Some(fence) = &fence {
+            cluster::check_fence(&mut tx, fence).await?;
+        }
+        let ids = short.iter().map(|row| row.id).collect::<Vec<_>>();
+        let mut has = due::nodes_of(&mut tx, &ids).await?;
+        let mut chosen = Vec::new();
+        for row in &short {
+            let need = Need {
+                region: row.home_region_id,
+                has: has.remove(&row.id).unwrap_or_default(),
+                wanted: usize::try_from(row.wanted).unwrap_or(0),
+            };
+            let first_rank = i64::try_from(need.has.len()).unwrap_or(i64::MAX);
+            for (rank, (node, score)) in (first_rank..).zip(choose(&need, &mut candidates)) {
+                chosen.push(NewAssignment {
+                    user_id: row.id,
+                    node_id: node,
+                    rank,
+                    source: AssignmentSource::Auto,
+                    score: Some(score),
+                });
+            }
+        }
+        match assignments::assign_many(&mut tx, &chosen, now).await {
+            Ok(()) => tx.commit().await?,
+            // A node or a user went away meanwhile: the next run sees it.
+            Err(StoreError::NotFound(_) | StoreError::Reference(_)) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+        if !chosen.is_empty() {
+            tracing::info!(assignments = chosen.len(), "users were given nodes");
+        }
+        if short.len() < BATCH as usize {
+            return Ok(());
+        }
+    }
+}
+
+/// Calls wake the task; the timer is for lost ones.
+pub(super) const ASSIGN_INTERVAL: Duration = Duration::from_secs(30);
+const BATCH: u32 = 500;

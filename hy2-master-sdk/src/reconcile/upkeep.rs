@@ -1,0 +1,75 @@
+//! Keys and settings as the store has them, averages, retention, manifests that age.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use hy2_proto::control::rpc;
+use rustls::ServerConfig;
+
+use super::driver::TaskError;
+use crate::core::Core;
+use crate::domain::Timestamp;
+use crate::plan::MANIFEST_VALIDITY_MS;
+use crate::rpc::refresh_tls;
+use crate::store::cluster::{self, Fence};
+use crate::store::upkeep as store;
+
+/// Reads epoch, authorities and keys again; tells agents when they changed; makes the master's own
+/// certificate anew.
+pub(super) async fn settings(
+    core: Arc<Core>,
+    tls: Arc<ArcSwap<ServerConfig>>,
+) -> Result<(), TaskError> {
+    let before = core.trust.load_full();
+    let epoch = core.epoch();
+    core.reload().await?;
+    let after = core.trust.load_full();
+    let changed = before.trusted != after.trusted || before.signing_keys != after.signing_keys;
+    let aged = core.now().since(Timestamp(
+        core.tls_made_at.load(std::sync::atomic::Ordering::SeqCst),
+    )) > TLS_AGE;
+    if changed || aged {
+        tls.store(refresh_tls(&core, &after)?);
+        core.tls_made_at
+            .store(core.now().0, std::sync::atomic::Ordering::SeqCst);
+    }
+    if changed {
+        core.live
+            .broadcast(&rpc::session_response::Event::Certificates(
+                rpc::CertificateUpdate {
+                    trusted_cas: after.trusted_cas(),
+                    signing_keys: after.signing_keys.clone(),
+                    renew_now: before.authority.spki_sha256() != after.authority.spki_sha256(),
+                },
+            ));
+    }
+    if core.epoch() != epoch {
+        core.live.poke_all();
+    }
+    Ok(())
+}
+
+/// Averages, retention, and manifests that are half way to their end.
+pub(super) async fn upkeep(core: Arc<Core>, fence: Option<Fence>) -> Result<(), TaskError> {
+    let now = core.now();
+    let mut tx = core.store.begin().await?;
+    if let Some(fence) = &fence {
+        cluster::check_fence(&mut tx, fence).await?;
+    }
+    for (source, target) in [(15, 300), (300, 3_600)] {
+        let bucket = target * 1_000;
+        // The last full bucket and those before it that a pause may have left out.
+        let to = Timestamp(now.0 - now.0.rem_euclid(bucket));
+        store::average_metrics(&mut tx, source, target, Timestamp(to.0 - 6 * bucket), to).await?;
+    }
+    store::renew_manifests(&mut tx, Timestamp(now.0 - MANIFEST_VALIDITY_MS / 2), now).await?;
+    store::expire(&mut tx, &core.config, now).await?;
+    tx.commit().await?;
+    Ok(())
+}
+
+/// The timer is for lost calls.
+pub(super) const SETTINGS_INTERVAL: Duration = Duration::from_secs(60);
+pub(super) const INTERVAL: Duration = Duration::from_secs(300);
+const TLS_AGE: Duration = Duration::from_secs(86_400);

@@ -1,0 +1,99 @@
+//! Lease: slices of quotas and device slots.
+
+use hy2_proto::control::rpc;
+use tonic::Status;
+
+use super::error::store;
+use super::peers::Identity;
+use crate::core::Core;
+use crate::domain::{LeaseId, UserId};
+use crate::store::leases::{self, Grant, Want};
+use crate::store::traffic;
+
+/// Grants what the limits allow. Users in ascending order: requests of several nodes lock them in
+/// one order.
+pub(super) async fn lease(
+    core: &Core,
+    identity: Identity,
+    request: rpc::LeaseRequest,
+) -> Result<rpc::LeaseResponse, Status> {
+    if request.quotas.len() + request.devices.len() > MAX_WANTS {
+        return Err(Status::invalid_argument(
+            "quotas, devices: more than 2,000 users",
+        ));
+    }
+    let now = core.now();
+    let mut answer = rpc::LeaseResponse::default();
+    let mut tx = core.store.begin().await.map_err(|error| store(&error))?;
+    let multiplier = traffic::multiplier(&mut tx, identity.node)
+        .await
+        .map_err(|error| store(&error))?;
+    let mut quotas = request.quotas;
+    quotas.sort_unstable_by_key(|want| want.user_id);
+    let mut devices = request.devices;
+    devices.sort_unstable_by_key(|want| want.user_id);
+    devices.dedup_by_key(|want| want.user_id);
+    let mut quotas = quotas.into_iter().peekable();
+    let mut devices = devices.into_iter().peekable();
+    loop {
+        // Both lists together, by user.
+        let next_quota = quotas.peek().map_or(u64::MAX, |want| want.user_id);
+        let next_device = devices.peek().map_or(u64::MAX, |want| want.user_id);
+        if next_quota <= next_device {
+            let Some(want) = quotas.next() else { break };
+            let Some(user) = UserId::from_wire(want.user_id) else {
+                continue;
+            };
+            let wanted = Want {
+                user,
+                lease: LeaseId::from_wire(want.lease_id),
+                remaining: i64::try_from(want.remaining_bytes).unwrap_or(i64::MAX),
+                release: want.release,
+            };
+            match leases::grant(&mut tx, identity.node, multiplier, wanted, now)
+                .await
+                .map_err(|error| store(&error))?
+            {
+                Grant::Slice {
+                    lease,
+                    granted,
+                    expires_at,
+                } => answer.quotas.push(rpc::QuotaLease {
+                    lease_id: lease.to_wire(),
+                    user_id: want.user_id,
+                    granted_bytes: granted.unsigned_abs(),
+                    expires_at: Some(expires_at.to_proto()),
+                    billing_multiplier: multiplier.unsigned_abs(),
+                }),
+                Grant::Exhausted => answer.exhausted.push(want.user_id),
+                Grant::Enough | Grant::None => {}
+            }
+        } else {
+            let Some(want) = devices.next() else { break };
+            let Some(user) = UserId::from_wire(want.user_id) else {
+                continue;
+            };
+            let granted = leases::grant_devices(
+                &mut tx,
+                identity.node,
+                user,
+                i64::from(want.in_use),
+                i64::from(want.wanted),
+                now,
+            )
+            .await
+            .map_err(|error| store(&error))?;
+            if let Some((slots, expires_at)) = granted {
+                answer.devices.push(rpc::DeviceLease {
+                    user_id: want.user_id,
+                    slots: u32::try_from(slots).unwrap_or(0),
+                    expires_at: Some(expires_at.to_proto()),
+                });
+            }
+        }
+    }
+    tx.commit().await.map_err(|error| store(&error))?;
+    Ok(answer)
+}
+
+const MAX_WANTS: usize = 2_000;

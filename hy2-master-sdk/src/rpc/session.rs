@@ -1,0 +1,578 @@
+//! The Session: desired state down, observed state up, one task per node.
+//!
+//! Publication is level-triggered: a poke says "look", and the task compares what the node should
+//! have with what it acknowledged. One update is under way at a time; changes of meanwhile go into
+//! the next.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::Stream;
+use hy2_proto::control::rpc;
+use hy2_proto::control::rpc::session_request::Event as Up;
+use hy2_proto::control::rpc::session_response::Event as Down;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+use super::error::{chain, store};
+use super::peers::{Identity, Peer};
+use super::publish::{self, Have, Update};
+use super::traffic::uuid;
+use crate::core::Core;
+use crate::domain::{EngineState, Timestamp};
+use crate::plan::MANIFEST_VALIDITY_MS;
+use crate::store::nodes::{self, Bump};
+use crate::store::observed::Opening;
+use crate::store::{StoreError, leases};
+
+/// Opens a Session: waits for the greeting, takes the node over, and starts its task.
+pub(super) async fn open(
+    core: &Arc<Core>,
+    identity: Identity,
+    peer: Peer,
+    mut inbound: Streaming<rpc::SessionRequest>,
+) -> Result<impl Stream<Item = Result<rpc::SessionResponse, Status>> + use<>, Status> {
+    let first = tokio::time::timeout(HELLO_TIMEOUT, inbound.message())
+        .await
+        .map_err(|_| Status::deadline_exceeded("no hello"))??;
+    let Some(Up::Hello(hello)) = first.and_then(|message| message.event) else {
+        return Err(Status::invalid_argument("event: the first is hello"));
+    };
+    if hello.spool_ids.len() > MAX_SPOOLS || hello.have.len() > MAX_RESOURCES {
+        return Err(Status::invalid_argument(
+            "hello: too many spools or resources",
+        ));
+    }
+    let now = core.now();
+    let opening = opening(hello.info.as_ref())?;
+    let owner_epoch = core
+        .store
+        .open_session(identity.node, core.id, &opening, now)
+        .await
+        .map_err(|error| store(&error))?
+        .ok_or_else(|| Status::permission_denied("the node is revoked"))?;
+    let welcome = welcome(core, identity, &hello, now)
+        .await
+        .map_err(|error| store(&error))?;
+    let settled = refresh(core, identity, &hello, now)
+        .await
+        .map_err(|error| store(&error))?;
+    let (outbound, answers) = mpsc::channel(OUTBOUND);
+    let trust = core.trust.load();
+    let certificates = rpc::CertificateUpdate {
+        trusted_cas: trust.trusted_cas(),
+        signing_keys: trust.signing_keys.clone(),
+        renew_now: false,
+    };
+    for event in [Down::Welcome(welcome), Down::Certificates(certificates)] {
+        outbound
+            .try_send(rpc::SessionResponse { event: Some(event) })
+            .map_err(|_| Status::internal("the session has no room for its first messages"))?;
+    }
+    let epoch = core.epoch();
+    let session = Session {
+        core: Arc::clone(core),
+        identity,
+        owner_epoch,
+        epoch,
+        have: Have::of(&hello),
+        settled,
+        pending: None,
+        timeouts: 0,
+        engine: (opening.engine_state, opening.listening),
+        writes: Budget::new(now),
+        outbound,
+    };
+    core.tasks.spawn(session.run(peer, inbound));
+    Ok(ReceiverStream::new(answers).map_ok())
+}
+
+struct Session {
+    core: Arc<Core>,
+    identity: Identity,
+    owner_epoch: i64,
+    /// Of the cluster, when the Session began.
+    epoch: i64,
+    have: Have,
+    /// The manifest that the node runs or refuses: a newer one is sent.
+    settled: i64,
+    pending: Option<(Update, Instant)>,
+    timeouts: u32,
+    engine: (EngineState, Vec<String>),
+    writes: Budget,
+    outbound: mpsc::Sender<rpc::SessionResponse>,
+}
+
+/// Why a Session ends.
+enum End {
+    Peer,
+    Told(Status),
+    Quiet,
+}
+
+impl Session {
+    async fn run(mut self, peer: Peer, mut inbound: Streaming<rpc::SessionRequest>) {
+        let core = Arc::clone(&self.core);
+        let node = self.identity.node;
+        let poke = Arc::new(Notify::new());
+        let cut = peer.cut.child_token();
+        let guard = core.live.open(
+            node,
+            self.outbound.clone(),
+            cut.clone(),
+            Arc::clone(&poke),
+            core.now(),
+        );
+        tracing::info!(node = node.0, "session open");
+        poke.notify_one();
+        let mut retry = None;
+        let end = loop {
+            let deadline = self
+                .pending
+                .as_ref()
+                .map(|(_, deadline)| *deadline)
+                .or(retry);
+            tokio::select! {
+                biased;
+                () = cut.cancelled() => break End::Quiet,
+                () = core.shutdown.cancelled() => break End::Quiet,
+                () = self.outbound.closed() => break End::Peer,
+                // Cancel safe: the stream keeps what it has not given out.
+                message = inbound.message() => match message {
+                    Ok(Some(message)) => if let Err(end) = self.handle(message).await { break end },
+                    Ok(None) | Err(_) => break End::Peer,
+                },
+                // Cancel safe: a permit that is not taken stays.
+                () = poke.notified() => {}
+                () = sleep_until(deadline) => if let Err(end) = self.late() { break end },
+            }
+            retry = None;
+            if self.epoch != core.epoch() {
+                break End::Told(Status::aborted(
+                    "a new epoch has begun; open another session",
+                ));
+            }
+            if self.pending.is_none() {
+                match self.publish().await {
+                    Ok(()) => {}
+                    Err(Some(end)) => break end,
+                    // The store is away: once more in a moment.
+                    Err(None) => retry = Some(Instant::now() + RETRY),
+                }
+            }
+        };
+        drop(guard);
+        match end {
+            End::Told(status) => {
+                let goodbye = rpc::Goodbye {
+                    retry_after: prost_types::Duration::try_from(RETRY).ok(),
+                    reason: status.message().to_owned(),
+                };
+                let _ = self.outbound.try_send(rpc::SessionResponse {
+                    event: Some(Down::Goodbye(goodbye)),
+                });
+                tracing::info!(node = node.0, reason = status.message(), "session ended");
+            }
+            End::Peer => tracing::info!(node = node.0, "node closed its session"),
+            End::Quiet => tracing::info!(node = node.0, "session cut"),
+        }
+    }
+
+    /// Sends the update that the node needs, if it needs one.
+    async fn publish(&mut self) -> Result<(), Option<End>> {
+        let node = self.identity.node;
+        let desired = match self.core.store.node(node).await {
+            Ok(row) => row.desired_rev,
+            Err(StoreError::NotFound(_)) => return Err(Some(End::Quiet)),
+            Err(error) => {
+                tracing::warn!(
+                    node = node.0,
+                    error = chain(&error),
+                    "cannot look what the node needs"
+                );
+                return Err(None);
+            }
+        };
+        if desired <= self.settled {
+            return Ok(());
+        }
+        let view = self.core.views.of(node);
+        let prepared = {
+            let mut view = view.lock().await;
+            publish::prepare(&self.core, node, &mut view, &self.have).await
+        };
+        let mut update = match prepared {
+            Ok(update) => update,
+            Err(error) => {
+                tracing::error!(
+                    node = node.0,
+                    error = chain(&error),
+                    "cannot make what the node needs"
+                );
+                return Err(None);
+            }
+        };
+        for part in std::mem::take(&mut update.parts) {
+            self.send(Down::Update(part)).await?;
+        }
+        if !update.removed.is_empty() {
+            self.recall(&update).await?;
+        }
+        let deadline = Instant::now() + self.core.config.ack_timeout;
+        self.pending = Some((update, deadline));
+        Ok(())
+    }
+
+    /// Takes the leases of users back who are no longer on the node.
+    async fn recall(&mut self, update: &Update) -> Result<(), Option<End>> {
+        match leases::open_of(&self.core.store, self.identity.node, &update.removed).await {
+            Ok(ids) if ids.is_empty() => Ok(()),
+            Ok(ids) => {
+                let lease_ids = ids
+                    .into_iter()
+                    .map(crate::domain::LeaseId::to_wire)
+                    .collect();
+                self.send(Down::Recall(rpc::LeaseRecall { lease_ids }))
+                    .await
+            }
+            Err(error) => {
+                // The node gives them back with its next request; nothing is lost.
+                tracing::warn!(error = chain(&error), "cannot recall leases");
+                Ok(())
+            }
+        }
+    }
+
+    async fn send(&mut self, event: Down) -> Result<(), Option<End>> {
+        let message = rpc::SessionResponse { event: Some(event) };
+        match self
+            .outbound
+            .send_timeout(message, self.core.config.ack_timeout)
+            .await
+        {
+            Ok(()) => Ok(()),
+            Err(_) => Err(Some(End::Peer)),
+        }
+    }
+
+    /// The node did not acknowledge in time: it gets everything anew, a few times.
+    fn late(&mut self) -> Result<(), End> {
+        if self.pending.take().is_none() {
+            return Ok(());
+        }
+        self.timeouts += 1;
+        if self.timeouts >= MAX_TIMEOUTS {
+            return Err(End::Told(Status::deadline_exceeded(
+                "manifests are not acknowledged",
+            )));
+        }
+        self.have = Have::default();
+        Ok(())
+    }
+
+    async fn handle(&mut self, message: rpc::SessionRequest) -> Result<(), End> {
+        let node = self.identity.node;
+        let now = self.core.now();
+        match message.event {
+            Some(Up::Heartbeat(heartbeat)) => self.core.live.heartbeat(node, heartbeat, now),
+            Some(Up::Ack(ack)) => {
+                let matches = |(update, _): &mut (Update, Instant)| {
+                    update.rev.unsigned_abs() == ack.manifest_rev
+                        && update.have.epoch == ack.cluster_epoch
+                };
+                if let Some((update, _)) = self.pending.take_if(matches) {
+                    self.timeouts = 0;
+                    self.settled = update.rev;
+                    self.have = update.have;
+                    let noted = self
+                        .core
+                        .store
+                        .note_applied(node, self.owner_epoch, update.rev, self.epoch, now)
+                        .await;
+                    return self.noted(noted);
+                }
+            }
+            Some(Up::Nack(nack)) => {
+                let matches = |(update, _): &mut (Update, Instant)| {
+                    update.rev.unsigned_abs() == nack.manifest_rev
+                        && update.have.epoch == nack.cluster_epoch
+                };
+                if let Some((update, _)) = self.pending.take_if(matches) {
+                    return self.refused(&update, &nack.errors, now).await;
+                }
+            }
+            Some(Up::Status(status)) => {
+                let listening = status
+                    .listening
+                    .into_iter()
+                    .take(MAX_LISTENING)
+                    .map(short)
+                    .collect::<Vec<_>>();
+                let reported = (engine(status.engine), listening);
+                if reported != self.engine {
+                    self.spend(now)?;
+                    self.engine = reported;
+                    let noted = self
+                        .core
+                        .store
+                        .note_engine(node, self.owner_epoch, self.engine.0, &self.engine.1, now)
+                        .await;
+                    return self.noted(noted);
+                }
+            }
+            Some(Up::Sessions(report)) => self.core.live.sessions(node, report),
+            Some(Up::Alert(alert)) => {
+                self.spend(now)?;
+                let severity = match alert.severity.as_str() {
+                    "critical" | "error" => "critical",
+                    "warning" | "warn" => "warning",
+                    _ => "info",
+                };
+                let noted = self
+                    .core
+                    .store
+                    .raise_alert(
+                        node,
+                        &short(alert.rule),
+                        severity,
+                        &short(alert.message),
+                        now,
+                    )
+                    .await;
+                return self.noted(noted);
+            }
+            Some(Up::Hello(_)) => {
+                return Err(End::Told(Status::invalid_argument("event: a second hello")));
+            }
+            // A newer agent may say more.
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// The node keeps running what it ran.
+    async fn refused(
+        &mut self,
+        update: &Update,
+        errors: &[rpc::FieldError],
+        now: Timestamp,
+    ) -> Result<(), End> {
+        let recoverable = errors.iter().any(|error| {
+            matches!(
+                error.code(),
+                rpc::ErrorCode::HashMismatch
+                    | rpc::ErrorCode::BaseMissing
+                    | rpc::ErrorCode::StaleRevision
+            )
+        });
+        if recoverable && !update.snapshot {
+            // The set went out of step: everything anew.
+            self.have = Have::default();
+            return Ok(());
+        }
+        self.settled = update.rev;
+        let errors = errors.iter().take(MAX_ERRORS).collect::<Vec<_>>();
+        let reason = errors.first().map_or_else(
+            || "the node refuses its configuration".to_owned(),
+            |error| short(format!("{}: {}", error.path, error.message)),
+        );
+        tracing::warn!(
+            node = self.identity.node.0,
+            rev = update.rev,
+            reason,
+            "node refuses its manifest"
+        );
+        let errors = errors
+            .into_iter()
+            .map(|error| {
+                serde_json::json!({
+                    "code": error.code().as_str_name(),
+                    "path": short(error.path.clone()),
+                    "message": short(error.message.clone()),
+                })
+            })
+            .collect::<Vec<_>>();
+        let noted = self
+            .core
+            .store
+            .note_refused(
+                self.identity.node,
+                self.owner_epoch,
+                update.rev,
+                &serde_json::Value::Array(errors),
+                &reason,
+                now,
+            )
+            .await;
+        self.noted(noted)
+    }
+
+    /// What a node reports may be lost while the store is away; a fence ends the Session.
+    #[allow(clippy::unused_self, reason = "reads as what happens to this session")]
+    fn noted(&self, noted: Result<(), StoreError>) -> Result<(), End> {
+        match noted {
+            Ok(()) => Ok(()),
+            Err(StoreError::Fenced(_)) => {
+                Err(End::Told(Status::aborted("another master holds this node")))
+            }
+            Err(error) => {
+                tracing::warn!(
+                    node = self.identity.node.0,
+                    error = chain(&error),
+                    "report is lost"
+                );
+                Ok(())
+            }
+        }
+    }
+
+    fn spend(&mut self, now: Timestamp) -> Result<(), End> {
+        if self.writes.take(now) {
+            Ok(())
+        } else {
+            Err(End::Told(Status::resource_exhausted("too many reports")))
+        }
+    }
+}
+
+/// How many reports that cost a write a node may send in a minute.
+struct Budget {
+    since: Timestamp,
+    left: u32,
+}
+
+impl Budget {
+    fn new(now: Timestamp) -> Self {
+        Self {
+            since: now,
+            left: WRITES_PER_MINUTE,
+        }
+    }
+
+    fn take(&mut self, now: Timestamp) -> bool {
+        if now.since(self.since) >= Duration::from_secs(60) {
+            *self = Self::new(now);
+        }
+        self.left = self.left.saturating_sub(1);
+        self.left > 0
+    }
+}
+
+async fn welcome(
+    core: &Core,
+    identity: Identity,
+    hello: &rpc::Hello,
+    now: Timestamp,
+) -> Result<rpc::Welcome, StoreError> {
+    let asked = hello.spool_ids.iter().filter_map(uuid).collect::<Vec<_>>();
+    let cursors = core.store.cursors(identity.node).await?;
+    let duration = |of: Duration| prost_types::Duration::try_from(of).ok();
+    Ok(rpc::Welcome {
+        cluster_epoch: core.epoch().unsigned_abs(),
+        master_time: Some(now.to_proto()),
+        heartbeat_interval: duration(core.config.heartbeat_interval),
+        metrics_interval: duration(core.config.metrics_interval),
+        traffic_interval: duration(core.config.traffic_interval),
+        cursors: cursors
+            .into_iter()
+            .filter(|cursor| asked.contains(&cursor.spool_id))
+            .map(|cursor| rpc::Cursor {
+                spool_id: cursor.spool_id.as_bytes().to_vec().into(),
+                durable_seq: cursor.last_seq.unsigned_abs(),
+            })
+            .collect(),
+    })
+}
+
+/// Returns the revision that the node holds if it is the desired one; renews a manifest that is half
+/// way to its end.
+async fn refresh(
+    core: &Core,
+    identity: Identity,
+    hello: &rpc::Hello,
+    now: Timestamp,
+) -> Result<i64, StoreError> {
+    let row = core.store.node(identity.node).await?;
+    if now.0.saturating_sub(row.desired_at.0) > MANIFEST_VALIDITY_MS / 2 {
+        let mut tx = core.store.begin().await?;
+        nodes::bump(&mut tx, identity.node, Bump::MANIFEST, now).await?;
+        tx.commit().await?;
+        return Ok(0);
+    }
+    let same = hello.cluster_epoch == core.epoch().unsigned_abs()
+        && hello.manifest_rev == row.desired_rev.unsigned_abs();
+    // It checked the signature and every hash before it kept it.
+    Ok(if same && row.applied_rev == row.desired_rev {
+        row.desired_rev
+    } else {
+        0
+    })
+}
+
+fn opening(info: Option<&rpc::NodeInfo>) -> Result<Opening, Status> {
+    let info = info.ok_or_else(|| Status::invalid_argument("hello.info: missing"))?;
+    Ok(Opening {
+        agent_version: short(info.agent_version.clone()),
+        capabilities: info
+            .capabilities
+            .iter()
+            .take(64)
+            .cloned()
+            .map(short)
+            .collect(),
+        hostname: short(info.hostname.clone()),
+        listening: info
+            .listening
+            .iter()
+            .take(MAX_LISTENING)
+            .cloned()
+            .map(short)
+            .collect(),
+        boot_id: uuid(&info.boot_id),
+        engine_state: engine(info.engine),
+    })
+}
+
+fn engine(state: i32) -> EngineState {
+    match rpc::EngineState::try_from(state) {
+        Ok(rpc::EngineState::Serving) => EngineState::Serving,
+        Ok(rpc::EngineState::Draining) => EngineState::Draining,
+        Ok(rpc::EngineState::Stopped) => EngineState::Stopped,
+        Ok(rpc::EngineState::Failed) => EngineState::Failed,
+        _ => EngineState::Waiting,
+    }
+}
+
+/// Text from a node: at most 300 characters, none that a terminal obeys.
+fn short(text: String) -> String {
+    text.chars().filter(|c| !c.is_control()).take(300).collect()
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+trait MapOk: Stream + Sized {
+    fn map_ok(
+        self,
+    ) -> futures_util::stream::Map<Self, fn(Self::Item) -> Result<Self::Item, Status>> {
+        futures_util::StreamExt::map(self, Ok)
+    }
+}
+
+impl<S: Stream> MapOk for S {}
+
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+const RETRY: Duration = Duration::from_secs(1);
+const OUTBOUND: usize = 32;
+const MAX_SPOOLS: usize = 64;
+const MAX_RESOURCES: usize = 16;
+const MAX_LISTENING: usize = 32;
+const MAX_ERRORS: usize = 50;
+const MAX_TIMEOUTS: u32 = 3;
+const WRITES_PER_MINUTE: u32 = 120;

@@ -1,0 +1,291 @@
+//! What time and traffic do to users: expiry, quotas, the end of a hold, new periods; and who still
+//! needs a node. Each function changes at most one batch; the caller repeats it while there is more.
+
+use std::collections::HashMap;
+
+use sqlx::FromRow;
+use sqlx::types::Json;
+
+use super::{Connection, Rows as _, Store, StoreError, Topic, Tx, assignments, on};
+use crate::domain::{NodeId, ObservedState, QuotaPeriod, RegionId, Timestamp, UserId, UserStatus};
+
+/// A user who has fewer nodes than wanted.
+#[derive(Debug, Clone, FromRow)]
+#[allow(missing_docs, reason = "the columns are described in the migration")]
+pub struct ShortRow {
+    pub id: UserId,
+    pub home_region_id: Option<RegionId>,
+    pub wanted: i64,
+}
+
+/// A node that may be given users.
+#[derive(Debug, Clone, FromRow)]
+#[allow(missing_docs, reason = "the columns are described in the migration")]
+pub struct CandidateRow {
+    pub id: NodeId,
+    pub region_id: Option<RegionId>,
+    pub weight: i64,
+    pub capacity_sessions: Option<i64>,
+    pub observed_state: ObservedState,
+    pub assigned: i64,
+}
+
+impl Store {
+    /// Returns the nodes that may be given users.
+    ///
+    /// # Errors
+    ///
+    /// The store fails.
+    pub async fn candidates(&self) -> Result<Vec<CandidateRow>, StoreError> {
+        const SQL: &str = "select n.id, n.region_id, n.weight, n.capacity_sessions, n.observed_state, \
+            (select count(*) from node_assignments a where a.node_id = n.id and a.released_at is null) as assigned \
+            from vps_nodes n where n.desired_state = 'active' and n.weight > 0 \
+            and n.observed_state not in ('pending', 'revoked') order by n.id";
+        Ok(on!(read self, |ex| sqlx::query_as::<_, CandidateRow>(SQL).fetch_all(ex).await)?)
+    }
+
+    /// Returns users after `after` who may connect and have fewer nodes than wanted and than there
+    /// are.
+    ///
+    /// # Errors
+    ///
+    /// The store fails.
+    pub async fn short_of_nodes(
+        &self,
+        after: UserId,
+        available: i64,
+        limit: u32,
+    ) -> Result<Vec<ShortRow>, StoreError> {
+        const SQL: &str = "select u.id, u.home_region_id, coalesce(p.nodes_per_user, 3) as wanted \
+            from users u left join plans p on p.id = u.plan_id \
+            where u.id > $1 and u.status in ('active', 'on_hold') and \
+            (select count(*) from node_assignments a where a.user_id = u.id and a.released_at is null) \
+            < case when coalesce(p.nodes_per_user, 3) > $2 then $2 else coalesce(p.nodes_per_user, 3) end \
+            order by u.id limit $3";
+        Ok(on!(read self, |ex| sqlx::query_as::<_, ShortRow>(SQL)
+            .bind(after)
+            .bind(available)
+            .bind(i64::from(limit))
+            .fetch_all(ex)
+            .await)?)
+    }
+}
+
+/// Returns the nodes that serve each of the users.
+///
+/// # Errors
+///
+/// The store fails.
+pub async fn nodes_of(
+    tx: &mut Tx,
+    users: &[UserId],
+) -> Result<HashMap<UserId, Vec<NodeId>>, StoreError> {
+    let ids = users.iter().map(|user| user.0).collect::<Vec<_>>();
+    let rows: Vec<(UserId, NodeId)> = match tx.connection() {
+        Connection::Pg(tx) => {
+            const SQL: &str = "select user_id, node_id from node_assignments \
+                               where user_id = any($1) and released_at is null order by user_id, node_id";
+            sqlx::query_as(SQL).bind(ids).fetch_all(&mut **tx).await?
+        }
+        Connection::Sqlite(tx) => {
+            const SQL: &str = "select user_id, node_id from node_assignments where user_id in \
+                               (select value from json_each($1)) and released_at is null order by user_id, node_id";
+            sqlx::query_as(SQL)
+                .bind(Json(ids))
+                .fetch_all(&mut **tx)
+                .await?
+        }
+    };
+    let mut by_user = HashMap::<_, Vec<_>>::new();
+    for (user, node) in rows {
+        by_user.entry(user).or_default().push(node);
+    }
+    Ok(by_user)
+}
+
+/// Lets users expire whose time is over, and brings those back who were given more.
+///
+/// # Errors
+///
+/// The store fails.
+pub async fn expiry(tx: &mut Tx, now: Timestamp) -> Result<Vec<UserId>, StoreError> {
+    const OVER: &str = "select id from users where status in ('active', 'limited') and expires_at <= $1 \
+                        order by id limit 1000";
+    let over = on!(tx, |ex| sqlx::query_scalar::<_, UserId>(OVER)
+        .bind(now)
+        .fetch_all(ex)
+        .await)?;
+    set_status(tx, &over, UserStatus::Expired, "the time is over", now).await?;
+    const BACK: &str = "select id from users where status = 'expired' and (expires_at is null or expires_at > $1) \
+                        order by id limit 1000";
+    let back = on!(tx, |ex| sqlx::query_scalar::<_, UserId>(BACK)
+        .bind(now)
+        .fetch_all(ex)
+        .await)?;
+    set_status(tx, &back, UserStatus::Active, "", now).await?;
+    Ok([over, back].concat())
+}
+
+/// Limits users whose quota is used up, and brings those back who have some again.
+///
+/// # Errors
+///
+/// The store fails.
+pub async fn quota(tx: &mut Tx, now: Timestamp) -> Result<Vec<UserId>, StoreError> {
+    const OVER: &str = "select u.id from users u join user_counters c on c.user_id = u.id \
+        left join plans p on p.id = u.plan_id where u.status = 'active' \
+        and c.billed - c.base_billed >= coalesce(u.quota_bytes, p.quota_bytes) order by u.id limit 1000";
+    let over = on!(tx, |ex| sqlx::query_scalar::<_, UserId>(OVER)
+        .fetch_all(ex)
+        .await)?;
+    set_status(tx, &over, UserStatus::Limited, "the quota is used up", now).await?;
+    const BACK: &str = "select u.id from users u join user_counters c on c.user_id = u.id \
+        left join plans p on p.id = u.plan_id where u.status = 'limited' \
+        and (coalesce(u.quota_bytes, p.quota_bytes) is null \
+        or c.billed - c.base_billed < coalesce(u.quota_bytes, p.quota_bytes)) order by u.id limit 1000";
+    let back = on!(tx, |ex| sqlx::query_scalar::<_, UserId>(BACK)
+        .fetch_all(ex)
+        .await)?;
+    set_status(tx, &back, UserStatus::Active, "", now).await?;
+    Ok([over, back].concat())
+}
+
+/// Starts the clock of users on hold who have connected, or whose time to do so is over.
+///
+/// # Errors
+///
+/// The store fails.
+pub async fn holds(tx: &mut Tx, now: Timestamp) -> Result<Vec<UserId>, StoreError> {
+    const DUE: &str = "select u.id from users u join user_counters c on c.user_id = u.id where u.status = 'on_hold' \
+                       and (c.online_at is not null or u.hold_deadline <= $1) order by u.id limit 1000";
+    let due = on!(tx, |ex| sqlx::query_scalar::<_, UserId>(DUE)
+        .bind(now)
+        .fetch_all(ex)
+        .await)?;
+    const SQL: &str = "update users set status = 'active', activated_at = $2, \
+                       expires_at = case when hold_duration_ms is null then expires_at else $2 + hold_duration_ms end, \
+                       rev = rev + 1, updated_at = $2 where id = $1 and status = 'on_hold'";
+    for user in &due {
+        on!(tx, |ex| sqlx::query(SQL)
+            .bind(*user)
+            .bind(now)
+            .execute(ex)
+            .await
+            .rows())?;
+    }
+    touch(tx, &due, now).await?;
+    Ok(due)
+}
+
+/// Returns users whose quota starts anew: their period began before the present one.
+///
+/// # Errors
+///
+/// The store fails.
+pub async fn periods(tx: &mut Tx, now: Timestamp) -> Result<Vec<UserId>, StoreError> {
+    const SQL: &str = "select u.id from users u join plans p on p.id = u.plan_id \
+                       where p.period = $1 and u.period_started_at < $2 and u.status in ('active', 'limited') \
+                       order by u.id limit 500";
+    let mut due = Vec::new();
+    for period in QuotaPeriod::ALL {
+        let Some(start) = period_start(*period, now) else {
+            continue;
+        };
+        due.extend(on!(tx, |ex| sqlx::query_scalar::<_, UserId>(SQL)
+            .bind(*period)
+            .bind(start)
+            .fetch_all(ex)
+            .await)?);
+    }
+    Ok(due)
+}
+
+/// Returns when the period that contains `now` began: a quota counted from before that starts anew.
+pub fn period_start(period: QuotaPeriod, now: Timestamp) -> Option<Timestamp> {
+    let date = time::OffsetDateTime::from_unix_timestamp(now.0.div_euclid(1000))
+        .ok()?
+        .date();
+    let midnight =
+        |date: time::Date| Timestamp(date.midnight().assume_utc().unix_timestamp() * 1000);
+    Some(match period {
+        QuotaPeriod::None => return None,
+        QuotaPeriod::Day => now.day(),
+        QuotaPeriod::Week => {
+            let back = i64::from(date.weekday().number_days_from_monday());
+            Timestamp(now.day().0 - back * Timestamp::DAY)
+        }
+        QuotaPeriod::Month => midnight(date.replace_day(1).ok()?),
+        // From the start of the period before: one that began 30 days ago or earlier is over.
+        QuotaPeriod::MonthRolling => {
+            Timestamp(now.0.saturating_sub(30 * Timestamp::DAY).saturating_add(1))
+        }
+        QuotaPeriod::Year => midnight(time::Date::from_ordinal_date(date.year(), 1).ok()?),
+    })
+}
+
+async fn set_status(
+    tx: &mut Tx,
+    users: &[UserId],
+    status: UserStatus,
+    reason: &str,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    if users.is_empty() {
+        return Ok(());
+    }
+    let ids = users.iter().map(|user| user.0).collect::<Vec<_>>();
+    match tx.connection() {
+        Connection::Pg(tx) => {
+            const SQL: &str = "update users set status = $2, status_reason = $3, rev = rev + 1, updated_at = $4 \
+                               where id = any($1)";
+            sqlx::query(SQL)
+                .bind(ids)
+                .bind(status)
+                .bind(reason)
+                .bind(now)
+                .execute(&mut **tx)
+                .await?;
+        }
+        Connection::Sqlite(tx) => {
+            const SQL: &str = "update users set status = $2, status_reason = $3, rev = rev + 1, updated_at = $4 \
+                               where id in (select value from json_each($1))";
+            sqlx::query(SQL)
+                .bind(Json(ids))
+                .bind(status)
+                .bind(reason)
+                .bind(now)
+                .execute(&mut **tx)
+                .await?;
+        }
+    }
+    touch(tx, users, now).await
+}
+
+async fn touch(tx: &mut Tx, users: &[UserId], now: Timestamp) -> Result<(), StoreError> {
+    if users.is_empty() {
+        return Ok(());
+    }
+    tx.call(Topic::Users);
+    assignments::touch_users(tx, users, now).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn periods_begin_at_utc_midnights() {
+        // 2026-11-26 is a Thursday.
+        let now = Timestamp(1_795_691_045_000);
+        assert_eq!(now.to_string(), "2026-11-26T11:04:05Z");
+        let start = |period| period_start(period, now).unwrap().to_string();
+        assert_eq!(start(QuotaPeriod::Day), "2026-11-26T00:00:00Z");
+        assert_eq!(start(QuotaPeriod::Week), "2026-11-23T00:00:00Z");
+        assert_eq!(start(QuotaPeriod::Month), "2026-11-01T00:00:00Z");
+        assert_eq!(start(QuotaPeriod::Year), "2026-01-01T00:00:00Z");
+        assert_eq!(period_start(QuotaPeriod::None, now), None);
+        let rolling = period_start(QuotaPeriod::MonthRolling, now).unwrap();
+        assert!(Timestamp(now.0 - 30 * Timestamp::DAY) < rolling);
+        assert!(Timestamp(now.0 - 30 * Timestamp::DAY + 1) >= rolling);
+    }
+}

@@ -1,0 +1,147 @@
+//! Averages of figures, and the end of what is kept long enough.
+
+use super::{Rows as _, Store, StoreError, Tx, nodes, on};
+use crate::config::MasterConfig;
+use crate::domain::{NodeId, Timestamp};
+
+impl Store {
+    /// Returns the desired revisions of the nodes whose Sessions a master holds.
+    ///
+    /// # Errors
+    ///
+    /// The store fails.
+    pub async fn desired_revs(&self, owner: uuid::Uuid) -> Result<Vec<(NodeId, i64)>, StoreError> {
+        const SQL: &str =
+            "select id, desired_rev from vps_nodes where owner_master = $1 order by id";
+        Ok(on!(read self, |ex| sqlx::query_as::<_, (NodeId, i64)>(SQL)
+            .bind(owner)
+            .fetch_all(ex)
+            .await)?)
+    }
+}
+
+/// Renews manifests that are half way to their end, so that nodes without changes have a valid one.
+///
+/// # Errors
+///
+/// The store fails.
+pub async fn renew_manifests(
+    tx: &mut Tx,
+    older_than: Timestamp,
+    now: Timestamp,
+) -> Result<usize, StoreError> {
+    const SQL: &str = "select id from vps_nodes where desired_at < $1 and observed_state in ('online', 'suspect') \
+                       order by id limit 200";
+    let due = on!(tx, |ex| sqlx::query_scalar::<_, NodeId>(SQL)
+        .bind(older_than)
+        .fetch_all(ex)
+        .await)?;
+    for node in &due {
+        nodes::bump(tx, *node, nodes::Bump::MANIFEST, now).await?;
+    }
+    Ok(due.len())
+}
+
+/// Averages figures of one resolution into the next, for the full buckets from `from` until `to`.
+///
+/// # Errors
+///
+/// The store fails.
+pub async fn average_metrics(
+    tx: &mut Tx,
+    source_s: i64,
+    target_s: i64,
+    from: Timestamp,
+    to: Timestamp,
+) -> Result<u64, StoreError> {
+    const SQL: &str = "insert into node_metrics (node_id, resolution_s, at, cpu_permille, memory_used_bytes, \
+        memory_total_bytes, load1, disk_free_bytes, open_files, tx_bytes_per_s, rx_bytes_per_s, connections, \
+        users_online, tcp_streams, udp_sessions, auth_accepted, auth_rejected, handshakes_failed, rtt_p50_ms, \
+        rtt_p95_ms, loss_permille, spool_bytes, agent_memory_bytes, panics) \
+        select node_id, $2, at - at % ($2 * 1000), cast(avg(cpu_permille) as bigint), \
+        cast(avg(memory_used_bytes) as bigint), max(memory_total_bytes), avg(load1), min(disk_free_bytes), \
+        max(open_files), cast(avg(tx_bytes_per_s) as bigint), cast(avg(rx_bytes_per_s) as bigint), \
+        cast(avg(connections) as bigint), cast(avg(users_online) as bigint), cast(avg(tcp_streams) as bigint), \
+        cast(avg(udp_sessions) as bigint), max(auth_accepted), max(auth_rejected), max(handshakes_failed), \
+        avg(rtt_p50_ms), max(rtt_p95_ms), cast(avg(loss_permille) as bigint), max(spool_bytes), \
+        max(agent_memory_bytes), max(panics) from node_metrics \
+        where resolution_s = $1 and at >= $3 and at < $4 group by node_id, at - at % ($2 * 1000) \
+        on conflict (node_id, resolution_s, at) do nothing";
+    Ok(on!(tx, |ex| sqlx::query(SQL)
+        .bind(source_s)
+        .bind(target_s)
+        .bind(from)
+        .bind(to)
+        .execute(ex)
+        .await
+        .rows())?)
+}
+
+/// Deletes what is kept long enough. Returns how many rows.
+///
+/// # Errors
+///
+/// The store fails.
+pub async fn expire(tx: &mut Tx, config: &MasterConfig, now: Timestamp) -> Result<u64, StoreError> {
+    const MONTH: std::time::Duration = std::time::Duration::from_secs(30 * 86_400);
+    let statements: [(&'static str, Timestamp); 13] = [
+        (
+            "delete from node_metrics where resolution_s = 15 and at < $1",
+            now.minus(config.keep_metrics),
+        ),
+        (
+            "delete from node_metrics where resolution_s = 300 and at < $1",
+            now.minus(config.keep_metrics.saturating_mul(15)),
+        ),
+        (
+            "delete from node_metrics where resolution_s = 3600 and at < $1",
+            now.minus(config.keep_metrics.saturating_mul(360)),
+        ),
+        (
+            "delete from traffic_hourly where bucket < $1",
+            now.minus(config.keep_hourly),
+        ),
+        (
+            "delete from traffic_daily where day < $1",
+            now.minus(config.keep_daily),
+        ),
+        (
+            "delete from node_traffic_daily where day < $1",
+            now.minus(config.keep_daily),
+        ),
+        (
+            "delete from node_assignments where released_at < $1",
+            now.minus(config.keep_released),
+        ),
+        (
+            "delete from traffic_quarantine where at < $1",
+            now.minus(MONTH * 3),
+        ),
+        (
+            "delete from quota_leases where closed_at < $1",
+            now.minus(MONTH * 3),
+        ),
+        (
+            "delete from subscription_requests where at < $1",
+            now.minus(MONTH),
+        ),
+        ("delete from idempotency_keys where expires_at < $1", now),
+        (
+            "delete from admin_sessions where expires_at < $1",
+            now.minus(MONTH),
+        ),
+        (
+            "delete from enrolment_tokens where expires_at < $1",
+            now.minus(MONTH * 3),
+        ),
+    ];
+    let mut rows = 0;
+    for (sql, before) in statements {
+        rows += on!(tx, |ex| sqlx::query(sql)
+            .bind(before)
+            .execute(ex)
+            .await
+            .rows())?;
+    }
+    Ok(rows)
+}
