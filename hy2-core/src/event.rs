@@ -17,6 +17,12 @@ impl ConnectionId {
     }
 }
 
+impl From<u64> for ConnectionId {
+    fn from(id: u64) -> Self {
+        Self(id)
+    }
+}
+
 impl std::fmt::Display for ConnectionId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}", self.0)

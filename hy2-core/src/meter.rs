@@ -1,6 +1,28 @@
 //! Live per-user counters: cells that the relay adds to and anyone may read.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
+};
+
+/// Byte counters that an embedder owns, for example in memory that outlives the process.
+///
+/// Called inline by the relay after each move of bytes, from many tasks at once: an
+/// implementation adds to atomics and returns. It may close connections
+/// ([`crate::ServerHandle::kick`]) when a user has had enough.
+pub trait ByteCells: fmt::Debug + Send + Sync + 'static {
+    /// Counts payload bytes client → target.
+    fn add_tx(&self, bytes: u64);
+
+    /// Counts payload bytes target → client.
+    fn add_rx(&self, bytes: u64);
+
+    /// Returns what was counted, `(tx, rx)`.
+    fn read(&self) -> (u64, u64);
+}
 
 /// Traffic and presence of one user. Directions are the reference's: `tx` is client → target,
 /// `rx` is target → client; payload bytes only.
@@ -13,11 +35,25 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 /// at its own pace; nothing is called back per packet.
 #[derive(Debug, Default)]
 pub struct UserCounters {
-    tx: AtomicU64,
-    rx: AtomicU64,
+    bytes: Cells,
     connections: AtomicU32,
     streams: AtomicU32,
     udp_sessions: AtomicU32,
+}
+
+#[derive(Debug)]
+enum Cells {
+    Own { tx: AtomicU64, rx: AtomicU64 },
+    Embedder(Arc<dyn ByteCells>),
+}
+
+impl Default for Cells {
+    fn default() -> Self {
+        Self::Own {
+            tx: AtomicU64::new(0),
+            rx: AtomicU64::new(0),
+        }
+    }
 }
 
 impl UserCounters {
@@ -26,11 +62,23 @@ impl UserCounters {
         Self::default()
     }
 
+    /// Returns counters that count bytes into `cells`; presence starts at zero.
+    pub fn over(cells: Arc<dyn ByteCells>) -> Self {
+        Self {
+            bytes: Cells::Embedder(cells),
+            ..Self::default()
+        }
+    }
+
     /// Returns one reading. Each figure is exact; they are not read at one instant.
     pub fn snapshot(&self) -> Traffic {
+        let (tx, rx) = match &self.bytes {
+            Cells::Own { tx, rx } => (tx.load(Relaxed), rx.load(Relaxed)),
+            Cells::Embedder(cells) => cells.read(),
+        };
         Traffic {
-            tx: self.tx.load(Relaxed),
-            rx: self.rx.load(Relaxed),
+            tx,
+            rx,
             connections: self.connections.load(Relaxed),
             streams: self.streams.load(Relaxed),
             udp_sessions: self.udp_sessions.load(Relaxed),
@@ -38,17 +86,27 @@ impl UserCounters {
     }
 
     pub(crate) fn add_tx(&self, bytes: u64) {
-        self.tx.fetch_add(bytes, Relaxed);
+        match &self.bytes {
+            Cells::Own { tx, .. } => {
+                tx.fetch_add(bytes, Relaxed);
+            }
+            Cells::Embedder(cells) => cells.add_tx(bytes),
+        }
     }
 
     pub(crate) fn add_rx(&self, bytes: u64) {
-        self.rx.fetch_add(bytes, Relaxed);
+        match &self.bytes {
+            Cells::Own { rx, .. } => {
+                rx.fetch_add(bytes, Relaxed);
+            }
+            Cells::Embedder(cells) => cells.add_rx(bytes),
+        }
     }
 
-    pub(crate) fn enter(self: &std::sync::Arc<Self>, presence: Presence) -> PresenceGuard {
+    pub(crate) fn enter(self: &Arc<Self>, presence: Presence) -> PresenceGuard {
         self.cell(presence).fetch_add(1, Relaxed);
         PresenceGuard {
-            counters: std::sync::Arc::clone(self),
+            counters: Arc::clone(self),
             presence,
         }
     }
@@ -89,7 +147,7 @@ pub(crate) enum Presence {
 /// Counts one connection, stream or session for as long as it lives.
 #[derive(Debug)]
 pub(crate) struct PresenceGuard {
-    counters: std::sync::Arc<UserCounters>,
+    counters: Arc<UserCounters>,
     presence: Presence,
 }
 

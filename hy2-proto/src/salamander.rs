@@ -112,6 +112,15 @@ impl Salamander {
     }
 }
 
+impl PartialEq for Salamander {
+    /// Compares passwords.
+    fn eq(&self, other: &Self) -> bool {
+        self.password == other.password
+    }
+}
+
+impl Eq for Salamander {}
+
 impl fmt::Debug for Salamander {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Salamander")

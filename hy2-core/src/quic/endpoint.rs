@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use aws_lc_rs::{digest, hmac};
 use quinn::{EndpointConfig, crypto::ServerConfig as CryptoConfig};
-use quinn_proto::HashedConnectionIdGenerator;
+use quinn_proto::{ConnectionId, ConnectionIdGenerator, HashedConnectionIdGenerator};
 
 use super::crypto::ServerCrypto;
 
@@ -28,6 +28,13 @@ impl ResetKey {
 
     fn hmac(&self) -> hmac::Key {
         hmac::Key::new(hmac::HMAC_SHA256, &self.0)
+    }
+
+    /// Returns a check whether a connection identifier is one that an endpoint under this key
+    /// gave out.
+    pub(crate) fn recogniser(&self) -> Arc<dyn Fn(&[u8]) -> bool + Send + Sync> {
+        let generator = HashedConnectionIdGenerator::from_key(self.identifier_key());
+        Arc::new(move |identifier| generator.validate(&ConnectionId::new(identifier)).is_ok())
     }
 
     /// Identifiers carry a keyed check, so that a packet for another identifier is ignored

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -33,6 +33,8 @@ pub(super) struct Counts {
     connections: Arc<AtomicUsize>,
     handshakes: Arc<AtomicUsize>,
     unauthenticated: Arc<AtomicUsize>,
+    /// Handshakes that came to nothing since the start.
+    pub(super) handshakes_failed: AtomicU64,
     /// Those that are established and that nobody let in, the oldest first.
     strangers: Mutex<BTreeMap<ConnectionId, (Instant, Connection)>>,
 }
@@ -71,6 +73,12 @@ impl Counts {
         // As a web server closes whom it has no room for.
         connection.close(close::OK, b"");
         true
+    }
+
+    /// Returns the connections that nobody let in.
+    pub(super) fn strangers(&self) -> Vec<Connection> {
+        let strangers = self.strangers.lock();
+        strangers.values().map(|(_, c)| c.clone()).collect()
     }
 
     pub(super) fn unauthenticated(&self) -> usize {
@@ -184,18 +192,19 @@ fn admit(
         refused("limit");
         return incoming.refuse();
     }
-    let congestion = CongestionHandle::new(match shared.config.congestion {
+    let settings = shared.settings();
+    let congestion = CongestionHandle::new(match settings.congestion {
         FallbackCongestion::Bbr(profile) => Algorithm::Bbr(profile),
         FallbackCongestion::Reno => Algorithm::Reno,
     });
     let mut config = base.clone();
     config.transport_config(quic::transport(
-        &shared.config.quic,
+        &settings.quic,
         Role::Server {
             unauthenticated: counts.unauthenticated.load(Relaxed),
         },
         &congestion,
-        shared.config.obfuscation.overhead(),
+        shared.listeners.overhead(),
         shared.config.socket.gso,
     ));
     let connecting = match incoming.accept_with(Arc::new(config)) {
@@ -226,8 +235,14 @@ fn admit(
                 ))
                 .await;
             }
-            Ok(Err(error)) => tracing::debug!(%error, "handshake failed"),
-            Err(_) => tracing::debug!("handshake timed out"),
+            Ok(Err(error)) => {
+                shared.counts.handshakes_failed.fetch_add(1, Relaxed);
+                tracing::debug!(%error, "handshake failed");
+            }
+            Err(_) => {
+                shared.counts.handshakes_failed.fetch_add(1, Relaxed);
+                tracing::debug!("handshake timed out");
+            }
         }
     });
 }

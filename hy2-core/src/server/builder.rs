@@ -1,15 +1,20 @@
 //! Describes a server before it runs.
 
 use std::{
-    fmt, io,
+    fmt,
     net::SocketAddr,
     sync::{Arc, atomic::AtomicU64},
 };
 
-use quinn::{AsyncUdpSocket, Endpoint, TokioRuntime, crypto::rustls::QuicServerConfig};
+use arc_swap::ArcSwap;
+use quinn::{AsyncUdpSocket, TokioRuntime, crypto::rustls::QuicServerConfig};
 use tokio::{sync::watch, task::JoinSet};
 
-use super::{Server, ServerConfig, ServerHandle, Shared, accept, users::Registry};
+use super::{
+    Server, ServerConfig, ServerHandle, Shared, accept,
+    listeners::{Listen, Listeners},
+    users::Registry,
+};
 use crate::{
     BoxFuture,
     authenticator::{AuthContext, AuthDecision, Authenticator},
@@ -19,7 +24,6 @@ use crate::{
     outbound::{Direct, Outbound},
     quic::{self, ResetKey},
     relay::udp::NodeSessions,
-    socket::{self, SocketStats},
     tls::{ALPN_H3, CertificateError, ServerTls},
 };
 
@@ -28,18 +32,12 @@ use crate::{
 pub struct ServerBuilder {
     tls: ServerTls,
     config: ServerConfig,
-    listeners: Vec<Listener>,
+    listeners: Vec<Listen>,
     authenticator: Arc<dyn Authenticator>,
     outbound: Arc<dyn Outbound>,
     masquerade: Arc<dyn Masquerade>,
     events: Arc<dyn EventSink>,
     reset_key: Option<ResetKey>,
-}
-
-enum Listener {
-    Address(SocketAddr),
-    Socket(std::net::UdpSocket),
-    Abstract(Arc<dyn AsyncUdpSocket>),
 }
 
 impl fmt::Debug for ServerBuilder {
@@ -68,19 +66,19 @@ impl ServerBuilder {
 
     /// Listens on `address` (UDP); may be called more than once. Port 0 picks a free one.
     pub fn listen(mut self, address: SocketAddr) -> Self {
-        self.listeners.push(Listener::Address(address));
+        self.listeners.push(Listen::Address(address));
         self
     }
 
     /// Listens on a socket that the caller bound.
     pub fn socket(mut self, socket: std::net::UdpSocket) -> Self {
-        self.listeners.push(Listener::Socket(socket));
+        self.listeners.push(Listen::Socket(socket));
         self
     }
 
     /// Listens on anything that carries datagrams. Obfuscation and socket options do not apply.
     pub fn abstract_socket(mut self, socket: Arc<dyn AsyncUdpSocket>) -> Self {
-        self.listeners.push(Listener::Abstract(socket));
+        self.listeners.push(Listen::Abstract(socket));
         self
     }
 
@@ -137,76 +135,36 @@ impl ServerBuilder {
             CertificateError::Mismatch(rustls::Error::General("no QUIC cipher suite".into()))
         })?;
         let quic_config = quic::server_config(Arc::new(crypto));
-        let runtime = Arc::new(TokioRuntime);
         let key = self.reset_key.unwrap_or_else(ResetKey::random);
-        let mut endpoints = Vec::with_capacity(self.listeners.len());
-        let mut sockets = Vec::new();
-        for listener in self.listeners {
-            let address = match &listener {
-                Listener::Address(address) => *address,
-                Listener::Socket(socket) => socket
-                    .local_addr()
-                    .unwrap_or_else(|_| ([0, 0, 0, 0], 0).into()),
-                Listener::Abstract(socket) => socket
-                    .local_addr()
-                    .unwrap_or_else(|_| ([0, 0, 0, 0], 0).into()),
-            };
-            let endpoint = open(listener, &self.config).and_then(|(socket, stats)| {
-                sockets.extend(stats);
-                Endpoint::new_with_abstract_socket(
-                    quic::endpoint_config(Some(&key)),
-                    Some(quic_config.clone()),
-                    socket,
-                    runtime.clone(),
-                )
-            });
-            endpoints.push(endpoint.map_err(|source| BindError::Listen { address, source })?);
-        }
         let udp_sessions = NodeSessions::new(self.config.limits.udp_sessions);
         let shared = Arc::new(Shared {
             udp_sessions,
+            listeners: Listeners::new(quic_config, key, &self.config),
+            settings: ArcSwap::from_pointee(self.config.clone()),
             config: self.config,
             authenticator: self.authenticator,
             outbound: self.outbound,
             masquerade: self.masquerade,
             events: self.events,
             registry: Registry::default(),
-            runtime,
+            runtime: Arc::new(TokioRuntime),
             draining: watch::Sender::new(false),
             next_connection: AtomicU64::new(1),
             counts: accept::Counts::default(),
         });
-        let mut accepting = JoinSet::new();
-        for endpoint in &endpoints {
-            accepting.spawn(accept::run(
-                Arc::clone(&shared),
-                endpoint.clone(),
-                quic_config.clone(),
-            ));
-        }
         let mut supervisor = JoinSet::new();
         supervisor.spawn(accept::supervise(Arc::clone(&shared)));
-        Ok(Server {
-            endpoints,
-            sockets,
+        let server = Server {
             handle: ServerHandle { shared },
-            accepting,
             _supervisor: supervisor,
-        })
+        };
+        let shared = &server.handle.shared;
+        for listener in self.listeners {
+            // Dropping the server closes those before.
+            shared.listeners.open(shared, listener)?;
+        }
+        Ok(server)
     }
-}
-
-/// A socket, and its figures when it is one of ours.
-type Opened = (Arc<dyn AsyncUdpSocket>, Option<Arc<SocketStats>>);
-
-fn open(listener: Listener, config: &ServerConfig) -> io::Result<Opened> {
-    let socket = match listener {
-        Listener::Address(address) => socket::bind(address, &config.socket)?,
-        Listener::Socket(socket) => socket,
-        Listener::Abstract(socket) => return Ok((socket, None)),
-    };
-    let socket = socket::server_socket(socket, &config.obfuscation, &config.socket)?;
-    Ok((socket.socket(), Some(Arc::clone(socket.stats()))))
 }
 
 /// Lets nobody in.

@@ -310,7 +310,7 @@ fn spawn(tasks: &mut JoinSet<StreamEnd>, relays: &Option<Arc<Relays>>, stream: R
 impl Relays {
     /// The first relay stream shows a client that will want more at once.
     fn raise_stream_limit(&self) {
-        let limit = self.shared.config.quic.max_incoming_streams.max(8);
+        let limit = self.shared.settings().quic.max_incoming_streams.max(8);
         self.member()
             .connection
             .set_max_concurrent_bi_streams(VarInt::from_u32(limit));
@@ -325,7 +325,8 @@ fn start(
     tasks: &mut JoinSet<StreamEnd>,
 ) -> Arc<Relays> {
     let member = membership.member.clone();
-    let window = VarInt::from_u64(shared.config.quic.receive_window).unwrap_or(VarInt::MAX);
+    let settings = shared.settings();
+    let window = VarInt::from_u64(settings.quic.receive_window).unwrap_or(VarInt::MAX);
     member.connection.set_receive_window(window);
     // Until the supervisor divides the budget anew.
     let send_window = shared.config.memory.free() as u64 / 2;
@@ -340,7 +341,7 @@ fn start(
         udp_share: Arc::new(RateLimiter::unlimited()),
         membership,
     });
-    if !shared.config.disable_udp {
+    if !settings.disable_udp {
         let context = udp::UdpContext {
             connection: member.connection,
             outbound: Arc::clone(&shared.outbound),
@@ -350,7 +351,7 @@ fn start(
             tx_limit: Arc::clone(&member.user.tx),
             rx_limit: Arc::clone(&member.user.rx),
             share: Arc::clone(&relays.udp_share),
-            idle_timeout: shared.config.udp_idle_timeout,
+            idle_timeout: settings.udp_idle_timeout,
             _owner: Arc::clone(&relays) as Arc<_>,
             memory: relays.memory.part(udp::MEMORY),
             node_sessions: Arc::clone(&shared.udp_sessions),
@@ -455,7 +456,7 @@ impl Gate {
             AuthDecision::Accept(grant) => grant,
             AuthDecision::Deny => return None,
         };
-        let config = &self.shared.config;
+        let config = self.shared.settings();
         let agreed = if config.ignore_client_bandwidth {
             None
         } else {

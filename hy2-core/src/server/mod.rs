@@ -4,22 +4,26 @@ mod accept;
 mod builder;
 mod config;
 mod connection;
+mod listeners;
 mod speedtest;
 mod tcp;
 mod users;
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use hy2_proto::bandwidth::Bandwidth;
-use quinn::Endpoint;
 use tokio::{
     sync::watch,
     task::JoinSet,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 pub use builder::ServerBuilder;
@@ -28,19 +32,24 @@ pub use config::{ServerConfig, ServerLimits};
 use crate::{
     authenticator::{Authenticator, UserId, UserLimits},
     congestion::{Algorithm, CongestionSnapshot},
+    error::BindError,
     event::{ConnectionId, EventSink, Peer},
     masquerade::Masquerade,
     meter::Traffic,
     outbound::Outbound,
     quic::close,
     relay::udp::NodeSessions,
-    socket::SocketStats,
+    socket::{Obfuscation, SocketStats},
     tls::ServerTls,
 };
 
 /// What all connections of a server share.
 pub(crate) struct Shared {
+    /// As it was bound: sockets, memory and limits.
     pub(crate) config: ServerConfig,
+    /// What can change while the server runs, see [`Shared::settings`].
+    settings: ArcSwap<ServerConfig>,
+    pub(crate) listeners: listeners::Listeners,
     pub(crate) authenticator: Arc<dyn Authenticator>,
     pub(crate) outbound: Arc<dyn Outbound>,
     pub(crate) masquerade: Arc<dyn Masquerade>,
@@ -51,6 +60,13 @@ pub(crate) struct Shared {
     pub(crate) udp_sessions: Arc<NodeSessions>,
     next_connection: AtomicU64,
     counts: accept::Counts,
+}
+
+impl Shared {
+    /// Returns the settings for what begins at this moment.
+    pub(crate) fn settings(&self) -> Arc<ServerConfig> {
+        self.settings.load_full()
+    }
 }
 
 /// A running Hysteria 2 server. Dropping it stops everything at once; see [`Server::drain`] for
@@ -72,12 +88,7 @@ pub(crate) struct Shared {
 /// ```
 #[derive(Debug)]
 pub struct Server {
-    endpoints: Vec<Endpoint>,
-    /// Figures of the sockets, which share them until they are closed.
-    sockets: Vec<Arc<SocketStats>>,
     handle: ServerHandle,
-    /// One per endpoint; each ends when its endpoint is closed and its connections are over.
-    accepting: JoinSet<()>,
     _supervisor: JoinSet<()>,
 }
 
@@ -89,10 +100,7 @@ impl Server {
 
     /// Returns the bound addresses, in the order they were asked for.
     pub fn local_addrs(&self) -> Vec<SocketAddr> {
-        self.endpoints
-            .iter()
-            .filter_map(|endpoint| endpoint.local_addr().ok())
-            .collect()
+        self.handle.local_addrs()
     }
 
     /// Returns a handle for watching and steering.
@@ -101,8 +109,14 @@ impl Server {
     }
 
     /// Waits until the server ends because its sockets failed; normally forever.
-    pub async fn closed(mut self) {
-        while self.accepting.join_next().await.is_some() {}
+    pub async fn closed(self) {
+        self.accepting_over().await;
+    }
+
+    async fn accepting_over(&self) {
+        let tasks = &self.handle.shared.listeners.tasks;
+        tasks.close();
+        tasks.wait().await;
     }
 
     /// Ends in order: lets no new client or stream in, waits for open TCP streams up to `grace`,
@@ -116,41 +130,38 @@ impl Server {
     /// # Cancel safety
     ///
     /// Dropping the future stops everything at once.
-    pub async fn drain(mut self, grace: Duration) {
+    pub async fn drain(self, grace: Duration) {
+        let listeners = &self.handle.shared.listeners;
         self.handle.shared.draining.send_replace(true);
-        let _ = timeout(grace, self.connections_over()).await;
-        for endpoint in &self.endpoints {
+        let endpoints = listeners.endpoints();
+        let idle = async {
+            for endpoint in &endpoints {
+                endpoint.wait_idle().await;
+            }
+        };
+        let _ = timeout(grace, idle).await;
+        for endpoint in &endpoints {
             endpoint.close(close::OK, b"");
         }
+        let sockets = listeners.clear();
         let ended = async {
-            while self.accepting.join_next().await.is_some() {}
+            self.accepting_over().await;
             // The peers were told.
-            for endpoint in &self.endpoints {
+            for endpoint in &endpoints {
                 endpoint.wait_idle().await;
             }
         };
         let _ = timeout(CLOSING_MAX, ended).await;
-        self.endpoints.clear();
-        let _ = timeout(CLOSING_MAX, self.sockets_closed()).await;
+        drop(endpoints);
+        let _ = timeout(CLOSING_MAX, closed(&sockets)).await;
     }
+}
 
-    /// Waits until the sockets are closed. That is for tasks of quinn and of the sockets to do,
-    /// which tell nobody; it takes them one turn each.
-    async fn sockets_closed(&self) {
-        while self
-            .sockets
-            .iter()
-            .any(|stats| Arc::strong_count(stats) > 1)
-        {
-            sleep(Duration::from_millis(1)).await;
-        }
-    }
-
-    /// Waits until there is no connection, handshakes included.
-    async fn connections_over(&self) {
-        for endpoint in &self.endpoints {
-            endpoint.wait_idle().await;
-        }
+/// Waits until sockets are closed. That is for tasks of quinn and of the sockets to do, which tell
+/// nobody; it takes them one turn each.
+async fn closed(sockets: &[Arc<SocketStats>]) {
+    while sockets.iter().any(|stats| Arc::strong_count(stats) > 1) {
+        sleep(Duration::from_millis(1)).await;
     }
 }
 
@@ -159,9 +170,7 @@ const CLOSING_MAX: Duration = Duration::from_secs(3);
 
 impl Drop for Server {
     fn drop(&mut self) {
-        for endpoint in &self.endpoints {
-            endpoint.close(close::OK, b"");
-        }
+        self.handle.shared.listeners.abort();
     }
 }
 
@@ -209,6 +218,9 @@ pub struct ConnectionStatus {
     pub lost_packets: u64,
     /// Packets sent.
     pub sent_packets: u64,
+    /// What the connection's cells say. Its own figures when the embedder gives each grant its own
+    /// [`crate::meter::UserCounters`]; the user's where cells are shared.
+    pub traffic: Traffic,
 }
 
 impl ServerHandle {
@@ -262,6 +274,7 @@ impl ServerHandle {
                     max_datagram: member.connection.max_datagram_size(),
                     lost_packets: stats.path.lost_packets,
                     sent_packets: stats.path.sent_packets,
+                    traffic: member.counters.snapshot(),
                     peer: member.peer,
                 }
             })
@@ -275,6 +288,82 @@ impl ServerHandle {
     /// Nothing stops the user from coming back but the authenticator.
     pub fn kick(&self, user: &UserId) -> usize {
         self.shared.registry.kick(user)
+    }
+
+    /// Closes one authenticated connection with code 0x107; `false` when there is none of this
+    /// number.
+    pub fn kick_connection(&self, connection: ConnectionId) -> bool {
+        self.shared.registry.kick_connection(connection)
+    }
+
+    /// Returns the settings in force for new connections.
+    pub fn config(&self) -> ServerConfig {
+        ServerConfig::clone(&self.shared.settings.load())
+    }
+
+    /// Changes settings while the server runs. What has begun goes on under what it began with:
+    /// connections keep their agreed rates and windows, UDP sessions their idle time.
+    ///
+    /// `socket`, `memory` and `limits` stay as they were bound, the obfuscation as
+    /// [`Self::set_obfuscation`] left it.
+    ///
+    /// # Errors
+    ///
+    /// [`BindError::Config`] when a setting is out of range; nothing changes.
+    pub fn set_config(&self, config: ServerConfig) -> Result<(), BindError> {
+        config.validate()?;
+        let bound = &self.shared.config;
+        self.shared.settings.rcu(|current| ServerConfig {
+            socket: bound.socket.clone(),
+            memory: Arc::clone(&bound.memory),
+            limits: bound.limits.clone(),
+            obfuscation: current.obfuscation.clone(),
+            ..config.clone()
+        });
+        Ok(())
+    }
+
+    /// Changes the obfuscation of every listener. With `previous`, clients that speak that are
+    /// understood beside, until its time comes; connections under any other obfuscation close,
+    /// as do those under `previous` when it ends.
+    ///
+    /// Gecko's long packets cannot be told apart by key with certainty: while two Gecko keys are
+    /// accepted, a handshake may need a retransmission more.
+    pub fn set_obfuscation(&self, current: Obfuscation, previous: Option<(Obfuscation, Instant)>) {
+        let listeners = &self.shared.listeners;
+        listeners.change_obfuscation(&self.shared, current.clone(), previous);
+        self.shared.settings.rcu(|settings| ServerConfig {
+            obfuscation: current.clone(),
+            ..ServerConfig::clone(settings)
+        });
+    }
+
+    /// Returns the bound addresses of the listeners that take new clients.
+    pub fn local_addrs(&self) -> Vec<SocketAddr> {
+        self.shared.listeners.local_addrs()
+    }
+
+    /// Listens on one more address (UDP), and returns it as bound. A listener that
+    /// [`Self::unlisten`] drains there takes clients again.
+    ///
+    /// # Errors
+    ///
+    /// [`BindError::Listen`] when the address cannot be bound or the server is over.
+    pub fn listen(&self, address: SocketAddr) -> Result<SocketAddr, BindError> {
+        let listeners = &self.shared.listeners;
+        listeners.open(&self.shared, listeners::Listen::Address(address))
+    }
+
+    /// Lets no new client in at `address`, as it was asked for or as it is bound; closes the
+    /// listener when its connections are over, or after `grace` together with them. Returns at
+    /// once; `false` when no listener takes clients there.
+    pub fn unlisten(&self, address: SocketAddr, grace: Duration) -> bool {
+        self.shared.listeners.retire(&self.shared, address, grace)
+    }
+
+    /// Returns how many handshakes came to nothing since the start.
+    pub fn handshakes_failed(&self) -> u64 {
+        self.shared.counts.handshakes_failed.load(Ordering::Relaxed)
     }
 
     /// Changes a user's limits while connected; surplus connections close, newest first.

@@ -65,7 +65,7 @@ pub(crate) async fn serve(relays: Arc<Relays>, stream: RelayStream) -> StreamEnd
         &relays.memory,
         relays.round_trip.clone(),
     );
-    let Some(destination) = Destination::of(&target, relays.shared.config.speed_test) else {
+    let Some(destination) = Destination::of(&target, relays.shared.settings().speed_test) else {
         answer(&mut send, Err("invalid address")).await;
         recv.stop(STREAM_DONE);
         return StreamEnd::Served;

@@ -191,6 +191,16 @@ impl Registry {
         members.len()
     }
 
+    /// Closes one connection; `false` when there is none of this number.
+    pub(crate) fn kick_connection(&self, id: ConnectionId) -> bool {
+        let connection = match self.inner.lock().members.get(&id) {
+            Some(member) => member.connection.clone(),
+            None => return false,
+        };
+        connection.close(close::EXCESSIVE_LOAD, b"");
+        true
+    }
+
     /// Changes a user's limits while connected; `false` when the user is unknown.
     pub(crate) fn set_limits(&self, id: &UserId, limits: UserLimits) -> bool {
         let Some(user) = self.user(id) else {

@@ -137,7 +137,7 @@ fn reveal(cover: &Salamander, buf: &mut [u8], meta: &mut RecvMeta, framed: bool)
 /// 9000 §6.1), so half of all large datagrams under a wrong key would be answered, and a
 /// server that has to look like nothing would show. No sender reaches one of the versions
 /// let through by chance.
-fn is_answerable_noise(payload: &[u8]) -> bool {
+pub(super) fn is_answerable_noise(payload: &[u8]) -> bool {
     if !gecko::is_long_header(payload) {
         return false;
     }

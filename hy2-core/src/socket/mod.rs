@@ -29,6 +29,7 @@
 //! # }
 //! ```
 
+mod changeover;
 mod factory;
 mod hop;
 mod inbox;
@@ -40,9 +41,16 @@ mod sockopt;
 mod stats;
 mod udp;
 
-use std::{fmt, io, net::SocketAddr, sync::Arc};
+use std::{
+    collections::HashSet,
+    fmt, io,
+    net::SocketAddr,
+    sync::{Arc, Weak},
+};
 
 use quinn::AsyncUdpSocket;
+
+use changeover::{Recogniser, Spoken};
 
 pub use factory::{DirectSocketFactory, SocketFactory};
 pub use hop::{DEFAULT_HOP_INTERVAL, HopConfig, HopConfigError, HopInterval, MIN_HOP_INTERVAL};
@@ -58,6 +66,8 @@ const SERVER_LANES: usize = 8;
 #[derive(Clone)]
 pub struct QuicSocket {
     socket: Arc<dyn AsyncUdpSocket>,
+    /// The same, when its obfuscation can change.
+    changeable: Option<Arc<udp::UdpSocket>>,
     stats: Arc<SocketStats>,
     overhead: u16,
     buffers: GrantedBuffers,
@@ -74,6 +84,12 @@ impl QuicSocket {
     #[must_use]
     pub fn stats(&self) -> &Arc<SocketStats> {
         &self.stats
+    }
+
+    /// Returns what a server changes the obfuscation with; keeps the socket open no longer.
+    pub(crate) fn changer(&self) -> Option<ObfuscationChanger> {
+        let socket = Arc::downgrade(self.changeable.as_ref()?);
+        Some(ObfuscationChanger { socket })
     }
 
     /// Returns the kernel buffers that were granted when the socket was opened.
@@ -100,6 +116,36 @@ impl fmt::Debug for QuicSocket {
     }
 }
 
+/// Changes the obfuscation of a server's socket while it is open.
+#[derive(Debug, Clone)]
+pub(crate) struct ObfuscationChanger {
+    socket: Weak<udp::UdpSocket>,
+}
+
+impl ObfuscationChanger {
+    /// Returns the obfuscation that `peer` is answered under.
+    pub(crate) fn towards(&self, peer: &SocketAddr) -> Option<Obfuscation> {
+        Some(self.socket.upgrade()?.towards(peer))
+    }
+
+    /// Speaks `current`, and with `previous` also that: with the peers that are named and whoever
+    /// is heard under it.
+    pub(crate) fn change(
+        &self,
+        current: &Obfuscation,
+        previous: Option<(&Obfuscation, HashSet<SocketAddr>, Recogniser)>,
+    ) {
+        if let Some(socket) = self.socket.upgrade() {
+            socket.speak(match previous {
+                None => Spoken::new(current),
+                Some((previous, peers, recognises)) => {
+                    Spoken::changing(current, previous, peers, recognises)
+                }
+            });
+        }
+    }
+}
+
 /// Makes a server's socket out of a bound one, see [`bind`].
 ///
 /// Must be called inside a tokio runtime: the socket owns a task there, which ends when the
@@ -117,6 +163,7 @@ pub fn server_socket(
     let socket = udp::UdpSocket::new(socket, obfs, options, stats.clone(), SERVER_LANES)?;
     Ok(QuicSocket {
         buffers: socket.buffers(),
+        changeable: Some(Arc::clone(&socket)),
         socket,
         stats,
         overhead: obfs.overhead(),
@@ -158,6 +205,7 @@ pub fn client_socket(
     };
     Ok(QuicSocket {
         socket,
+        changeable: None,
         stats,
         overhead: obfs.overhead(),
         buffers,

@@ -9,7 +9,7 @@ use thiserror::Error;
 /// What every UDP payload of a socket looks like on the wire.
 ///
 /// Both ends must use the same one: a mismatch is silence, not an error.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Obfuscation {
     /// Plain QUIC.

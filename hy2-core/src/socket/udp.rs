@@ -13,6 +13,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use quinn::{
     AsyncUdpSocket, UdpPoller,
@@ -21,7 +22,7 @@ use quinn::{
 use tokio::{io::Interest, runtime::Handle, sync::Notify, task::AbortHandle};
 
 use super::{
-    inbox::Inbox,
+    changeover::Spoken,
     obfs::Obfuscation,
     options::{GrantedBuffers, SocketOptions},
     outbox::{self, FULL_TRANSMIT, MAX_RUN_BYTES, MAX_RUN_DATAGRAMS, Outbox},
@@ -51,7 +52,7 @@ pub(super) struct UdpSocket {
 pub(super) struct Shared {
     io: tokio::net::UdpSocket,
     state: UdpSocketState,
-    obfs: Obfuscation,
+    obfs: ArcSwap<Spoken>,
     stats: Arc<SocketStats>,
     /// Most datagrams in one send; only shrinks.
     segments: AtomicUsize,
@@ -60,7 +61,6 @@ pub(super) struct Shared {
     lanes: Box<[Lane]>,
     /// Wakes the flush task.
     held: Notify,
-    inbox: Inbox,
 }
 
 /// Datagrams per transmit offered to quinn while none of them are full: each connection keeps a
@@ -105,13 +105,12 @@ impl UdpSocket {
         let shared = Arc::new(Shared {
             io: tokio::net::UdpSocket::from_std(socket)?,
             state,
-            obfs: obfs.clone(),
+            obfs: ArcSwap::from_pointee(Spoken::new(obfs)),
             stats,
             segments: AtomicUsize::new(segments),
             busy: AtomicUsize::new(0),
             lanes: (0..lanes.max(1)).map(|_| Lane::new()).collect(),
             held: Notify::new(),
-            inbox: Inbox::new(obfs),
         });
         // Owned by the socket that is returned, which ends it when dropped.
         let flusher = runtime.spawn(flush_held(shared.clone())).abort_handle();
@@ -120,6 +119,16 @@ impl UdpSocket {
             flusher,
             buffers,
         }))
+    }
+
+    /// Speaks `spoken` from the next datagram on, which loses fragments that wait for the rest.
+    pub(super) fn speak(&self, spoken: Spoken) {
+        self.shared.obfs.store(Arc::new(spoken));
+    }
+
+    /// Returns the obfuscation that `peer` is answered under.
+    pub(super) fn towards(&self, peer: &SocketAddr) -> Obfuscation {
+        self.shared.obfs.load().towards(peer).clone()
     }
 
     /// Returns the kernel buffers the socket has.
@@ -165,7 +174,7 @@ impl fmt::Debug for UdpSocket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("UdpSocket")
             .field("io", &self.shared.io)
-            .field("obfs", &self.shared.obfs)
+            .field("obfs", &self.shared.obfs.load())
             .finish_non_exhaustive()
     }
 }
@@ -209,14 +218,9 @@ impl AsyncUdpSocket for UdpSocket {
     }
 
     fn max_receive_segments(&self) -> usize {
-        // quinn sizes each buffer to this many of its largest datagrams. Obfuscated ones
-        // are larger on the wire, so one is never enough.
-        match self.shared.obfs {
-            Obfuscation::Plain => self.shared.state.gro_segments(),
-            Obfuscation::Salamander(_) | Obfuscation::Gecko(..) => {
-                self.shared.state.gro_segments().max(2)
-            }
-        }
+        // quinn sizes each buffer to this many of its largest datagrams, once. Obfuscated ones
+        // are larger on the wire, so one is never enough, and the obfuscation may change.
+        self.shared.state.gro_segments().max(2)
     }
 
     fn may_fragment(&self) -> bool {
@@ -236,18 +240,20 @@ impl Lane {
 impl Shared {
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         let lane = self.lane(&transmit.destination);
+        let spoken = self.obfs.load();
+        let obfs = spoken.towards(&transmit.destination);
         let mut outbox = lane.outbox.lock();
         let hold = outbox::is_full(transmit)
             && self.segments.load(Relaxed) > FULL_TRANSMIT
-            && !self.obfs.splits(transmit.contents);
+            && !obfs.splits(transmit.contents);
 
-        if !outbox.is_empty() && !outbox.accepts(transmit, &self.obfs) {
+        if !outbox.is_empty() && !outbox.accepts(transmit, obfs) {
             self.flush(lane, &mut outbox)?;
         }
-        if outbox.is_empty() && !hold && matches!(self.obfs, Obfuscation::Plain) {
+        if outbox.is_empty() && !hold && matches!(obfs, Obfuscation::Plain) {
             return self.send_now(lane, &mut outbox, transmit);
         }
-        outbox.push(transmit, &self.obfs);
+        outbox.push(transmit, obfs);
         if !(hold && outbox.has_room()) {
             match self.flush(lane, &mut outbox) {
                 Ok(()) => return Ok(()),
@@ -260,7 +266,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Sends from quinn's own buffer, without a copy.
+    /// Sends from quinn's own buffer, without a copy: plain.
     fn send_now(
         &self,
         lane: &Lane,
@@ -275,7 +281,7 @@ impl Shared {
                 Err(err) if rest.contents.len() == transmit.contents.len() => return Err(err),
                 Err(_) => {
                     // quinn knows all or nothing, and part of it has left.
-                    outbox.push(&rest, &self.obfs);
+                    outbox.push(&rest, &Obfuscation::Plain);
                     self.wake_flusher(lane);
                     return Ok(());
                 }
@@ -387,7 +393,8 @@ impl Shared {
         bufs: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        if let Some(count) = self.inbox.take_ready(bufs, meta) {
+        let spoken = self.obfs.load();
+        if let Some(count) = spoken.take_ready(bufs, meta) {
             return Poll::Ready(Ok(count));
         }
         let mut errors = 0;
@@ -400,7 +407,7 @@ impl Shared {
                 Ok(count) => {
                     let (datagrams, bytes) = totals(&meta[..count]);
                     self.stats.received(datagrams, bytes);
-                    let dropped = self.inbox.decode(bufs, &mut meta[..count]);
+                    let dropped = spoken.decode(bufs, &mut meta[..count]);
                     self.stats.dropped(dropped);
                     return Poll::Ready(Ok(count));
                 }

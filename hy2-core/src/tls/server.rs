@@ -61,19 +61,29 @@ pub enum CertificateError {
 
 /// TLS settings of a server: one certificate chain, an SNI guard, an optional client CA.
 ///
-/// Clones share the certificate: [`ServerTls::reload`] changes what new connections see
+/// Clones share certificate and guard: [`ServerTls::reload`] changes what new connections see
 /// everywhere, live connections keep going.
 #[derive(Clone)]
 pub struct ServerTls {
     current: Arc<ArcSwap<Served>>,
     files: Option<Arc<(PathBuf, PathBuf)>>,
-    sni_guard: SniGuard,
     client_ca: Option<Arc<RootCertStore>>,
 }
 
 struct Served {
     key: Arc<CertifiedKey>,
     dns_names: Vec<String>,
+    guard: SniGuard,
+}
+
+impl Served {
+    fn guarded(&self, guard: SniGuard) -> Self {
+        Self {
+            key: Arc::clone(&self.key),
+            dns_names: self.dns_names.clone(),
+            guard,
+        }
+    }
 }
 
 impl ServerTls {
@@ -110,15 +120,21 @@ impl ServerTls {
         Self {
             current: Arc::new(ArcSwap::from_pointee(served)),
             files: None,
-            sni_guard: SniGuard::default(),
             client_ca: None,
         }
     }
 
     /// Checks the client's server name by `guard`.
-    pub fn sni_guard(mut self, guard: SniGuard) -> Self {
-        self.sni_guard = guard;
+    pub fn sni_guard(self, guard: SniGuard) -> Self {
+        let guarded = self.current.load().guarded(guard);
+        self.current.store(Arc::new(guarded));
         self
+    }
+
+    /// Takes over the certificate and the guard of `other`; new connections see them. Where
+    /// certificates come from ([`Self::files`]) and the client CA stay.
+    pub fn adopt(&self, other: &Self) {
+        self.current.store(other.current.load_full());
     }
 
     /// Lets in only clients with a certificate issued by one of `roots` (mutual TLS).
@@ -144,7 +160,8 @@ impl ServerTls {
     /// As [`Self::from_pem_files`]. Does nothing when made from DER.
     pub fn reload(&self) -> Result<(), CertificateError> {
         if let Some(files) = &self.files {
-            self.current.store(Arc::new(load(&files.0, &files.1)?));
+            let loaded = load(&files.0, &files.1)?;
+            self.put(loaded);
         }
         Ok(())
     }
@@ -159,8 +176,13 @@ impl ServerTls {
         chain: Vec<CertificateDer<'static>>,
         key: PrivateKeyDer<'static>,
     ) -> Result<(), CertificateError> {
-        self.current.store(Arc::new(served(chain, key)?));
+        self.put(served(chain, key)?);
         Ok(())
+    }
+
+    fn put(&self, served: Served) {
+        let guard = self.current.load().guard;
+        self.current.store(Arc::new(served.guarded(guard)));
     }
 
     /// Returns the PEM files that [`Self::reload`] reads, certificate first.
@@ -198,7 +220,6 @@ impl ServerTls {
         };
         let mut config = builder.with_cert_resolver(Arc::new(Resolver {
             current: Arc::clone(&self.current),
-            guard: self.sni_guard,
         }));
         config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
         config.ignore_client_order = true;
@@ -211,7 +232,7 @@ impl fmt::Debug for ServerTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ServerTls")
             .field("files", &self.files)
-            .field("sni_guard", &self.sni_guard)
+            .field("sni_guard", &self.current.load().guard)
             .field("client_ca", &self.client_ca.is_some())
             .finish_non_exhaustive()
     }
@@ -244,6 +265,7 @@ fn served(
     Ok(Served {
         key: Arc::new(key),
         dns_names,
+        guard: SniGuard::default(),
     })
 }
 
@@ -268,21 +290,18 @@ fn dns_names(leaf: &CertificateDer<'_>) -> Vec<String> {
 
 struct Resolver {
     current: Arc<ArcSwap<Served>>,
-    guard: SniGuard,
 }
 
 impl fmt::Debug for Resolver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Resolver")
-            .field("guard", &self.guard)
-            .finish_non_exhaustive()
+        f.debug_struct("Resolver").finish_non_exhaustive()
     }
 }
 
 impl ResolvesServerCert for Resolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let served = self.current.load();
-        let checked = match self.guard {
+        let checked = match served.guard {
             SniGuard::Disable => false,
             SniGuard::DnsSan => !served.dns_names.is_empty(),
             SniGuard::Strict => true,

@@ -1,0 +1,101 @@
+//! The way to the master: one connection that the agent opens, and opens again.
+
+mod backoff;
+mod channel;
+mod enrol;
+mod reverse;
+mod session;
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use hy2_proto::control::rpc::master_service_client::MasterServiceClient;
+use rustls::crypto::CryptoProvider;
+
+pub(crate) use channel::Channel;
+pub(crate) use session::run;
+
+use crate::identity::IdentityError;
+
+/// Pings on an idle control connection.
+pub(crate) const PING_INTERVAL: Duration = Duration::from_secs(15);
+/// A ping must come back within this time.
+pub(crate) const PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// A single call must be answered within this time.
+pub(crate) const CALL_MAX: Duration = Duration::from_secs(30);
+
+pub(crate) type Master = MasterServiceClient<Channel>;
+
+/// How the link to the master stands.
+#[derive(Debug, Clone, PartialEq, Default)]
+#[non_exhaustive]
+pub enum LinkState {
+    /// Not connected; `error` is what the last attempt said.
+    #[default]
+    Starting,
+    /// The last attempt failed or the connection ended.
+    Down {
+        /// Why.
+        error: String,
+    },
+    /// A session is up.
+    Up {
+        /// Since when.
+        since: SystemTime,
+    },
+}
+
+impl LinkState {
+    /// Returns since when a session is up.
+    pub fn connected_since(&self) -> Option<SystemTime> {
+        match self {
+            Self::Up { since } => Some(*since),
+            _ => None,
+        }
+    }
+}
+
+/// Why there is no session.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(crate) enum LinkError {
+    #[error("cannot connect")]
+    Connect(#[source] std::io::Error),
+    #[error("TLS settings")]
+    Tls(#[source] rustls::Error),
+    #[error("the master does not speak the protocol asked for")]
+    Protocol,
+    #[error("HTTP/2")]
+    Http(#[source] hyper::Error),
+    #[error("timed out: {0}")]
+    TimedOut(&'static str),
+    #[error("the master refused: {} ({:?})", .0.message(), .0.code())]
+    Refused(#[source] Box<tonic::Status>),
+    #[error("the master ended the session: {reason}")]
+    Goodbye {
+        reason: String,
+        retry_after: Option<Duration>,
+    },
+    #[error("the session ended")]
+    Ended,
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error("the node is not enrolled and no token is configured")]
+    NoToken,
+    #[error("storage")]
+    Storage(#[source] std::io::Error),
+}
+
+impl From<tonic::Status> for LinkError {
+    fn from(status: tonic::Status) -> Self {
+        Self::Refused(Box::new(status))
+    }
+}
+
+/// The one crypto provider, on aws-lc-rs; nothing global is installed.
+pub(crate) fn provider() -> Arc<CryptoProvider> {
+    static PROVIDER: std::sync::OnceLock<Arc<CryptoProvider>> = std::sync::OnceLock::new();
+    Arc::clone(PROVIDER.get_or_init(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider())))
+}

@@ -1,0 +1,460 @@
+//! The session: desired state down, observed state up, for as long as the connection holds.
+
+use std::{sync::Arc, time::Duration};
+
+use hy2_proto::control::rpc::{
+    Cursor, FieldError, Hello, ReportMetricsRequest, ReportTrafficRequest, ResourceAck,
+    ResourceNack, ResourceUpdate, SessionRequest, SessionResponse, StatusReport, Welcome,
+    session_request, session_response,
+};
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{Instant, interval, sleep, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::{
+    CALL_MAX, LinkError, LinkState, Master,
+    backoff::Backoff,
+    channel::{Connection, Dial, bounded, difference},
+    enrol, reverse,
+};
+use crate::{
+    agent::Node,
+    clock::{moment, span},
+    reconcile::{Assembly, revisions},
+    report::{self, SessionsDelta},
+    traffic::Resync,
+};
+
+/// Messages to the master that wait at most; who adds more waits.
+const QUEUE: usize = 64;
+/// The master greets within this time.
+const WELCOME_MAX: Duration = Duration::from_secs(10);
+/// A session that lived this long shows that all is well.
+const PROVEN: Duration = Duration::from_secs(10);
+/// How often it is looked whether the certificate should be renewed.
+const RENEWAL_CHECK: Duration = Duration::from_secs(60);
+/// Reversed connections at once.
+const REVERSED_MAX: usize = 4;
+
+/// Keeps a session to one of the masters, forever.
+pub(crate) async fn run(node: Arc<Node>) {
+    let mut backoff = Backoff::new(node.config.reconnect);
+    let masters = node.config.masters.clone();
+    for master in masters.iter().cycle() {
+        let begun = Instant::now();
+        let error = match one(&node, master).await {
+            Ok(()) => LinkError::Ended,
+            Err(error) => error,
+        };
+        node.leases.set_online(false);
+        let text = crate::engine::chain_of(&error);
+        let was_up = node.link.borrow().connected_since().is_some();
+        node.link.send_replace(LinkState::Down { error: text.clone() });
+        if was_up {
+            tracing::warn!(master, error = text, "session to the master ended");
+            if begun.elapsed() > PROVEN {
+                backoff.reset();
+            }
+        } else {
+            tracing::debug!(master, error = text, "no session to the master");
+        }
+        let pause = match error {
+            LinkError::Goodbye { retry_after: Some(pause), .. } => {
+                pause.clamp(node.config.reconnect.0, node.config.reconnect.1)
+            }
+            _ => backoff.pause(),
+        };
+        sleep(pause).await;
+    }
+}
+
+/// One session, from dial to end.
+async fn one(node: &Arc<Node>, master: &str) -> Result<(), LinkError> {
+    if node.identity.credentials().is_none() {
+        enrol::enrol(node, master).await?;
+    }
+    let expired = |node: &Node| {
+        let now = node.clock.now();
+        node.identity.credentials().is_some_and(|current| current.is_expired(now))
+    };
+    if expired(node) {
+        enrol::renew(node, master).await?;
+    }
+    let mut connection = Connection::open(master, &node.identity, Dial::Node).await?;
+    let (to, queue) = mpsc::channel(QUEUE);
+    say(&to, session_request::Event::Hello(hello(node).await)).await?;
+    let opened = connection.master.session(ReceiverStream::new(queue));
+    let mut from = timeout(CALL_MAX, opened)
+        .await
+        .map_err(|_| LinkError::TimedOut("session"))??
+        .into_inner();
+    let welcome = match timeout(WELCOME_MAX, from.message()).await {
+        Err(_) => return Err(LinkError::TimedOut("welcome")),
+        Ok(first) => match first?.and_then(|first| first.event) {
+            Some(session_response::Event::Welcome(welcome)) => welcome,
+            Some(session_response::Event::Goodbye(goodbye)) => return Err(leave(goodbye)),
+            _ => return Err(LinkError::Protocol),
+        },
+    };
+    greeted(node, &welcome).await?;
+    node.link.send_replace(LinkState::Up {
+        since: node.clock.now(),
+    });
+    node.leases.set_online(true);
+    tracing::info!(master, epoch = welcome.cluster_epoch, "session to the master");
+
+    let mut tasks = JoinSet::new();
+    let period = |of: Option<&prost_types::Duration>, default: u64| {
+        let found = span(of).filter(|period| !period.is_zero());
+        found.unwrap_or(Duration::from_secs(default))
+    };
+    let heartbeat = period(welcome.heartbeat_interval.as_ref(), 10);
+    let metrics = period(welcome.metrics_interval.as_ref(), 15);
+    tasks.spawn(heartbeats(Arc::clone(node), to.clone(), heartbeat));
+    tasks.spawn(report_metrics(Arc::clone(node), connection.master.clone(), metrics));
+    tasks.spawn(report_sessions(Arc::clone(node), to.clone()));
+    tasks.spawn(report_status(Arc::clone(node), to.clone()));
+    tasks.spawn(report_alerts(Arc::clone(node), to.clone()));
+    tasks.spawn(deliver_traffic(Arc::clone(node), connection.master.clone()));
+    tasks.spawn(ask_for_leases(Arc::clone(node), connection.master.clone()));
+    tasks.spawn(renew_in_time(Arc::clone(node), master.to_owned()));
+    let mut reversed = JoinSet::new();
+    let mut assembly = Assembly::default();
+    loop {
+        // Every arm is cancel safe: a message is taken when it is returned.
+        tokio::select! {
+            message = from.message() => {
+                let Some(SessionResponse { event: Some(event) }) = message? else {
+                    return Err(LinkError::Ended);
+                };
+                match event {
+                    session_response::Event::OpenReverse(open) => {
+                        if reversed.len() < REVERSED_MAX {
+                            let node = Arc::clone(node);
+                            reversed.spawn(reverse::open(node, master.to_owned(), open.ticket));
+                        }
+                    }
+                    other => handle(node, other, &mut assembly, &to).await?,
+                }
+            }
+            ended = tasks.join_next() => {
+                return match ended {
+                    Some(Ok(Err(error))) => Err(error),
+                    Some(Err(error)) if error.is_panic() => {
+                        tracing::error!(%error, "session task failed");
+                        Err(LinkError::Ended)
+                    }
+                    _ => Err(LinkError::Ended),
+                };
+            }
+            Some(_) = reversed.join_next() => {}
+            () = connection.over() => return Err(LinkError::Ended),
+        }
+    }
+}
+
+type To = mpsc::Sender<SessionRequest>;
+
+async fn say(to: &To, event: session_request::Event) -> Result<(), LinkError> {
+    to.send(SessionRequest { event: Some(event) })
+        .await
+        .map_err(|_| LinkError::Ended)
+}
+
+fn leave(goodbye: hy2_proto::control::rpc::Goodbye) -> LinkError {
+    LinkError::Goodbye {
+        retry_after: span(goodbye.retry_after.as_ref()),
+        reason: goodbye.reason,
+    }
+}
+
+async fn hello(node: &Node) -> Hello {
+    let (cluster_epoch, manifest_rev, have) = node.reconciler.have().await;
+    Hello {
+        info: Some(node.info().await),
+        cluster_epoch,
+        manifest_rev,
+        have,
+        spool_ids: vec![node.traffic.waiting().spool_id.to_vec().into()],
+    }
+}
+
+/// Takes over what the master says at the beginning.
+async fn greeted(node: &Arc<Node>, welcome: &Welcome) -> Result<(), LinkError> {
+    if let Some(master) = moment(welcome.master_time.as_ref()) {
+        let skew = difference(node.clock.now(), master);
+        *node.skew.lock() = Some(skew);
+        if skew > Duration::from_secs(2) {
+            let text = format!("the clock is {} ms from the master's", skew.as_millis());
+            node.alert("clock_skew", "warning", &text);
+        }
+    }
+    if let Some(interval) = span(welcome.traffic_interval.as_ref()).filter(|i| !i.is_zero()) {
+        node.traffic_interval.send_replace(interval);
+    }
+    let spool = node.traffic.waiting().spool_id;
+    let known = |cursor: &&Cursor| cursor.spool_id == spool.as_slice();
+    let cursor = welcome.cursors.iter().find(known).map_or(0, |cursor| cursor.durable_seq);
+    resync(node, cursor).await
+}
+
+/// Goes on from the master's cursor, or with a new spool where that is not possible.
+async fn resync(node: &Arc<Node>, cursor: u64) -> Result<(), LinkError> {
+    let traffic = Arc::clone(&node.traffic);
+    match blocking(move || traffic.resync(cursor)).await? {
+        Resync::Fits => {}
+        Resync::Restarted { lost } => {
+            let text = format!(
+                "the master's cursor {cursor} does not fit the spool; a new one was begun, \
+                 {lost} batches are missing"
+            );
+            tracing::warn!("{text}");
+            node.alert("traffic_gap", "error", &text);
+        }
+    }
+    Ok(())
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> Result<T, LinkError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| Err(std::io::Error::other(error)))
+        .map_err(LinkError::Storage)
+}
+
+async fn handle(
+    node: &Arc<Node>,
+    event: session_response::Event,
+    assembly: &mut Assembly,
+    to: &To,
+) -> Result<(), LinkError> {
+    match event {
+        session_response::Event::Update(part) => match assembly.add(part) {
+            Ok(None) => {}
+            Ok(Some(update)) => update_with(node, update, to).await?,
+            Err(error) => say(to, nack(0, 0, vec![error])).await?,
+        },
+        session_response::Event::Certificates(update) => {
+            node.identity.update(None, &update.trusted_cas, &update.signing_keys)?;
+            if update.renew_now {
+                node.renew_now.notify_one();
+            }
+        }
+        session_response::Event::Leases(leases) => {
+            let (node, leases) = (Arc::clone(node), leases);
+            blocking(move || {
+                let concerned = node.leases.grant(&leases, &*node.users);
+                node.users.refresh(concerned);
+                Ok(())
+            })
+            .await?;
+        }
+        session_response::Event::Recall(recall) => {
+            let concerned = node.leases.recall(&recall.lease_ids, &*node.users);
+            node.users.refresh(concerned);
+        }
+        session_response::Event::Goodbye(goodbye) => return Err(leave(goodbye)),
+        session_response::Event::Welcome(_) | session_response::Event::OpenReverse(_) => {}
+    }
+    Ok(())
+}
+
+async fn update_with(node: &Arc<Node>, update: ResourceUpdate, to: &To) -> Result<(), LinkError> {
+    let reconciling = Arc::clone(node);
+    // In a task of its own: it is finished also when the session ends meanwhile.
+    let updated = tokio::spawn(async move { reconciling.reconciler.update(&update).await });
+    let updated = updated.await.map_err(|_| LinkError::Ended)?;
+    let event = match updated {
+        Ok(accepted) => {
+            let (_, _, have) = node.reconciler.have().await;
+            let (config, users) = revisions(&have);
+            tracing::info!(revision = accepted.rev, config, users, "desired state in force");
+            if let Some(error) = accepted.unsaved {
+                let text = format!("in force but not on disk: {error}");
+                node.alert("ledger_not_written", "error", &text);
+            }
+            session_request::Event::Ack(ResourceAck {
+                manifest_rev: accepted.rev,
+                cluster_epoch: accepted.epoch,
+            })
+        }
+        Err(refused) => {
+            tracing::warn!(revision = refused.rev, errors = ?refused.errors, "update refused");
+            nack(refused.epoch, refused.rev, refused.errors)
+        }
+    };
+    say(to, event).await
+}
+
+fn nack(cluster_epoch: u64, manifest_rev: u64, errors: Vec<FieldError>) -> session_request::Event {
+    session_request::Event::Nack(ResourceNack {
+        manifest_rev,
+        cluster_epoch,
+        errors,
+    })
+}
+
+async fn sample(node: &Arc<Node>) -> Result<hy2_proto::control::rpc::NodeMetrics, LinkError> {
+    let node = Arc::clone(node);
+    blocking(move || Ok(node.reporter.sample(&node))).await
+}
+
+async fn heartbeats(node: Arc<Node>, to: To, period: Duration) -> Result<(), LinkError> {
+    loop {
+        let beat = report::heartbeat(&node, &sample(&node).await?);
+        say(&to, session_request::Event::Heartbeat(beat)).await?;
+        // Spread, so that a fleet does not beat as one.
+        sleep(period.mul_f64(0.8 + 0.4 * rand::random::<f64>())).await;
+    }
+}
+
+async fn report_metrics(
+    node: Arc<Node>,
+    mut master: Master,
+    period: Duration,
+) -> Result<(), LinkError> {
+    let mut tick = interval(period);
+    loop {
+        tick.tick().await;
+        let samples = vec![sample(&node).await?];
+        // Figures may be lost.
+        if let Err(error) = bounded(master.report_metrics(ReportMetricsRequest { samples })).await {
+            tracing::debug!(%error, "metrics not reported");
+        }
+    }
+}
+
+async fn report_sessions(node: Arc<Node>, to: To) -> Result<(), LinkError> {
+    let mut delta = SessionsDelta::default();
+    let mut tick = interval(report::SESSIONS_PERIOD);
+    loop {
+        tick.tick().await;
+        if let Some(report) = delta.next(report::live_sessions(&node)) {
+            say(&to, session_request::Event::Sessions(report)).await?;
+        }
+    }
+}
+
+async fn report_status(node: Arc<Node>, to: To) -> Result<(), LinkError> {
+    let mut status = node.reconciler.status();
+    loop {
+        let now = status.borrow_and_update().clone();
+        let report = StatusReport {
+            engine: now.engine.into(),
+            reason: now.reason,
+            listening: now.listening,
+            at: Some(node.clock.now().into()),
+        };
+        say(&to, session_request::Event::Status(report)).await?;
+        status.changed().await.map_err(|_| LinkError::Ended)?;
+    }
+}
+
+async fn report_alerts(node: Arc<Node>, to: To) -> Result<(), LinkError> {
+    loop {
+        for alert in node.take_alerts() {
+            say(&to, session_request::Event::Alert(alert)).await?;
+        }
+        node.alerted.notified().await;
+    }
+}
+
+/// Sends batch after batch, each when the one before is committed.
+async fn deliver_traffic(node: Arc<Node>, mut master: Master) -> Result<(), LinkError> {
+    let (to, queue) = mpsc::channel(1);
+    let mut stream = None;
+    let mut queue = Some(queue);
+    loop {
+        let traffic = Arc::clone(&node.traffic);
+        let Some(outgoing) = blocking(move || traffic.next()).await? else {
+            node.traffic.spooled.notified().await;
+            continue;
+        };
+        let request = ReportTrafficRequest {
+            batch: outgoing.batch.into(),
+            crc32c: outgoing.crc32c,
+        };
+        to.send(request).await.map_err(|_| LinkError::Ended)?;
+        if let Some(queue) = queue.take() {
+            // With the first batch on its way: a master may answer no sooner than it has one.
+            let opened = master.report_traffic(ReceiverStream::new(queue));
+            let opened = timeout(CALL_MAX, opened)
+                .await
+                .map_err(|_| LinkError::TimedOut("traffic"))??;
+            stream = Some(opened.into_inner());
+        }
+        let Some(answers) = &mut stream else {
+            return Err(LinkError::Protocol);
+        };
+        let answer = timeout(CALL_MAX, answers.message())
+            .await
+            .map_err(|_| LinkError::TimedOut("traffic"))??;
+        let Some(ack) = answer.and_then(|answer| answer.ack) else {
+            return Err(LinkError::Ended);
+        };
+        if ack.spool_id != node.traffic.waiting().spool_id.as_slice() {
+            continue;
+        }
+        if ack.quarantined > 0 {
+            let text = format!("{} rows of foreign users were set aside", ack.quarantined);
+            node.alert("traffic_quarantined", "warning", &text);
+        }
+        if ack.durable_seq == outgoing.last {
+            let node = Arc::clone(&node);
+            blocking(move || {
+                node.traffic.acknowledged(ack.durable_seq);
+                Ok(())
+            })
+            .await?;
+        } else {
+            resync(&node, ack.durable_seq).await?;
+        }
+    }
+}
+
+async fn ask_for_leases(node: Arc<Node>, mut master: Master) -> Result<(), LinkError> {
+    loop {
+        let Some(request) = node.leases.request(&*node.users) else {
+            node.leases.wanted.notified().await;
+            continue;
+        };
+        let asked: Vec<u64> = request.quotas.iter().map(|want| want.user_id).collect();
+        match bounded(master.lease(request.clone())).await {
+            Ok(response) => {
+                let node = Arc::clone(&node);
+                blocking(move || {
+                    let mut concerned = node.leases.grant(&response, &*node.users);
+                    concerned.extend(asked);
+                    node.users.refresh(concerned);
+                    Ok(())
+                })
+                .await?;
+            }
+            Err(error) => {
+                node.leases.again(request);
+                return Err(error);
+            }
+        }
+    }
+}
+
+async fn renew_in_time(node: Arc<Node>, master: String) -> Result<(), LinkError> {
+    let mut tick = interval(RENEWAL_CHECK);
+    loop {
+        let forced = tokio::select! {
+            _ = tick.tick() => false,
+            () = node.renew_now.notified() => true,
+        };
+        if (forced || node.identity.renewal_due(node.clock.now()))
+            && let Err(error) = enrol::renew(&node, &master).await
+        {
+            let error = crate::engine::chain_of(&error);
+            tracing::warn!(error, "certificate not renewed");
+        }
+    }
+}

@@ -1,0 +1,493 @@
+//! Desired state against what runs: verify, apply, keep on disk, in this order.
+//!
+//! Revocations do not wait: users of a verified update take effect even when its configuration
+//! cannot be applied or the disk is full. Such an update is refused all the same, and the next
+//! one starts from the last that was accepted.
+
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use hy2_proto::control::{
+    RESOURCE_CONFIG, RESOURCE_USERS,
+    rpc::{
+        EngineState, ErrorCode, FieldError, NodeConfig, NodeDesiredState, ResourceRef,
+        ResourceUpdate,
+    },
+};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::{
+    clock::{Clock, moment},
+    engine::Engine,
+    identity::Identity,
+    ledger::{Freshness, Judged, Ledger, LedgerError, Snapshot, UserChanges, field_error},
+    settings::NodeSettings,
+    users::{Doors, UserTable},
+};
+
+/// What runs, as the master and the host see it.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Status {
+    /// State of the proxy.
+    pub engine: EngineState,
+    /// Why, when it is not serving.
+    pub reason: String,
+    /// Bound addresses.
+    pub listening: Vec<String>,
+    /// Cluster epoch of the state in force.
+    pub cluster_epoch: u64,
+    /// Revision of the manifest in force.
+    pub manifest_rev: u64,
+    /// Until when it is valid.
+    pub valid_until: Option<SystemTime>,
+    /// What the node should be doing.
+    pub desired: NodeDesiredState,
+}
+
+/// Makes what runs what is desired.
+pub(crate) struct Reconciler {
+    clock: Arc<dyn Clock>,
+    identity: Identity,
+    users: Arc<UserTable>,
+    engine: Arc<dyn Engine>,
+    /// Held for a whole update.
+    ledger: tokio::sync::Mutex<State>,
+    orders: Mutex<Orders>,
+    status: watch::Sender<Status>,
+}
+
+struct State {
+    ledger: Ledger,
+    /// The users in force are ahead of the ledger: an update was refused after its users took
+    /// effect.
+    ahead: bool,
+    /// The engine runs what the ledger says.
+    applied: bool,
+    /// The copy on disk is behind.
+    unsaved: bool,
+}
+
+/// What decides who may come in.
+#[derive(Debug, Clone)]
+struct Orders {
+    desired: NodeDesiredState,
+    deadline: Option<SystemTime>,
+    /// From when on nobody new is let in because the manifest is too old.
+    stale_from: Option<SystemTime>,
+}
+
+/// An update that was not accepted: its epoch, its revision, and what is wrong.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    pub(crate) epoch: u64,
+    pub(crate) rev: u64,
+    pub(crate) errors: Vec<FieldError>,
+}
+
+/// An accepted update.
+#[derive(Debug)]
+pub(crate) struct Accepted {
+    pub(crate) epoch: u64,
+    pub(crate) rev: u64,
+    /// The state is in force but not on disk.
+    pub(crate) unsaved: Option<io::Error>,
+}
+
+impl Reconciler {
+    pub(crate) fn new(
+        clock: Arc<dyn Clock>,
+        identity: Identity,
+        users: Arc<UserTable>,
+        engine: Arc<dyn Engine>,
+        ledger: Ledger,
+    ) -> Self {
+        Self {
+            clock,
+            identity,
+            users,
+            engine,
+            ledger: tokio::sync::Mutex::new(State {
+                ledger,
+                ahead: false,
+                applied: false,
+                unsaved: false,
+            }),
+            orders: Mutex::new(Orders {
+                desired: NodeDesiredState::Active,
+                deadline: None,
+                stale_from: None,
+            }),
+            status: watch::Sender::new(Status {
+                engine: EngineState::Waiting,
+                reason: "no configuration yet".to_owned(),
+                listening: Vec::new(),
+                cluster_epoch: 0,
+                manifest_rev: 0,
+                valid_until: None,
+                desired: NodeDesiredState::Active,
+            }),
+        }
+    }
+
+    pub(crate) fn status(&self) -> watch::Receiver<Status> {
+        self.status.subscribe()
+    }
+
+    /// What the ledger holds: epoch, revision, resources.
+    pub(crate) async fn have(&self) -> (u64, u64, Vec<ResourceRef>) {
+        let state = self.ledger.lock().await;
+        state.ledger.current.as_ref().map_or_else(
+            || (0, 0, Vec::new()),
+            |current| {
+                let manifest = &current.manifest;
+                (manifest.cluster_epoch, manifest.rev, manifest.resources.clone())
+            },
+        )
+    }
+
+    /// Starts from the ledger, without a master. Does nothing when there is none or the engine
+    /// runs already.
+    pub(crate) async fn start(&self) {
+        let mut state = self.ledger.lock().await;
+        if state.applied {
+            return;
+        }
+        if state.ledger.current.is_none() {
+            let Some(credentials) = self.identity.credentials() else {
+                return;
+            };
+            match state.ledger.load(&credentials, self.clock.now()) {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => {
+                    let text = crate::engine::chain_of(&error);
+                    tracing::error!(error = text, "the ledger is not used");
+                    if !matches!(error, LedgerError::Read(_)) {
+                        self.failed(&text);
+                    }
+                    return;
+                }
+            }
+        }
+        let Some(snapshot) = state.ledger.current.clone() else {
+            return;
+        };
+        let settings = match NodeSettings::parse(&snapshot.config) {
+            Ok(settings) => settings,
+            Err(errors) => return self.failed(&text_of(&errors)),
+        };
+        self.users.set_keys(&settings.keys);
+        let all = UserChanges {
+            all: true,
+            ..UserChanges::default()
+        };
+        self.users.apply(&snapshot.users, &all);
+        self.take_orders(&snapshot, &settings);
+        match self.engine.apply(&settings).await {
+            Ok(_) => {
+                state.applied = true;
+                self.serving(&snapshot);
+                tracing::info!(revision = snapshot.manifest.rev, "running from the ledger");
+            }
+            Err(errors) => self.failed(&text_of(&errors)),
+        }
+    }
+
+    /// Takes a complete update.
+    pub(crate) async fn update(&self, update: &ResourceUpdate) -> Result<Accepted, Refused> {
+        let mut state = self.ledger.lock().await;
+        let (epoch, rev) = named(update);
+        let refuse = |errors| Refused { epoch, rev, errors };
+        let Some(credentials) = self.identity.credentials() else {
+            let error = field_error(ErrorCode::NotFound, "", "the node is not enrolled");
+            return Err(refuse(vec![error]));
+        };
+        let now = self.clock.now();
+        let judged = state.ledger.judge(update, &credentials, now, Freshness::Valid);
+        let (snapshot, mut changes) = match judged.map_err(refuse)? {
+            Judged::Known => {
+                if state.applied {
+                    return Ok(Accepted { epoch, rev, unsaved: None });
+                }
+                // The engine could not start before; the master asks to try again.
+                let Some(current) = state.ledger.current.clone() else {
+                    return Ok(Accepted { epoch, rev, unsaved: None });
+                };
+                let all = UserChanges { all: true, ..UserChanges::default() };
+                (Box::new(current), all)
+            }
+            Judged::New { snapshot, users } => (snapshot, users),
+        };
+        changes.all |= state.ahead || !state.applied;
+        let unchanged = state.applied
+            && state.ledger.current.as_ref().is_some_and(|current| {
+                Arc::ptr_eq(&current.config, &snapshot.config)
+            });
+        let settings = NodeSettings::parse(&snapshot.config);
+        let applied = match &settings {
+            // Users first: whoever is revoked does not wait for a certificate to load.
+            Ok(settings) => {
+                self.users_first(&state, &snapshot, settings, &changes);
+                if unchanged {
+                    Ok(())
+                } else {
+                    self.engine.apply(settings).await.map(|_| ())
+                }
+            }
+            Err(errors) => Err(errors.clone()),
+        };
+        match (settings, applied) {
+            (Ok(settings), Ok(())) => {
+                self.users.set_keys(&settings.keys);
+                self.users.apply(&snapshot.users, &changes);
+                self.take_orders(&snapshot, &settings);
+                self.serving(&snapshot);
+                state.applied = true;
+                state.ahead = false;
+                let kept = state.ledger.commit(*snapshot);
+                state.unsaved = kept.is_err();
+                Ok(Accepted { epoch, rev, unsaved: kept.err() })
+            }
+            (_, Err(errors)) | (Err(errors), _) => {
+                self.revoke_anyway(&mut state, &snapshot, &changes);
+                if !state.applied {
+                    self.failed(&text_of(&errors));
+                }
+                Err(refuse(errors))
+            }
+        }
+    }
+
+    /// Puts the users of an update in force before its configuration, where the keys under which
+    /// they are found stay.
+    fn users_first(
+        &self,
+        state: &State,
+        snapshot: &Snapshot,
+        settings: &NodeSettings,
+        changes: &UserChanges,
+    ) {
+        let same = state.ledger.current.as_ref().is_some_and(|current| {
+            current.config.verifier_keys == settings.message.verifier_keys
+        });
+        if same {
+            self.users.apply(&snapshot.users, changes);
+        }
+    }
+
+    /// Puts the users of a verified update in force whose configuration was refused.
+    fn revoke_anyway(&self, state: &mut State, snapshot: &Snapshot, changes: &UserChanges) {
+        let Some(current) = &state.ledger.current else {
+            return;
+        };
+        if current.config.verifier_keys == snapshot.config.verifier_keys {
+            self.users.apply(&snapshot.users, changes);
+        } else {
+            // Its verifiers mean nothing under the keys in force, but who is gone is gone.
+            let mut left = std::collections::BTreeMap::clone(&current.users);
+            left.retain(|id, _| snapshot.users.contains_key(id));
+            let all = UserChanges { all: true, ..UserChanges::default() };
+            self.users.apply(&left, &all);
+        }
+        state.ahead = true;
+    }
+
+    fn take_orders(&self, snapshot: &Snapshot, settings: &NodeSettings) {
+        *self.orders.lock() = Orders {
+            desired: snapshot.manifest.desired_state(),
+            deadline: moment(snapshot.manifest.drain_deadline.as_ref()),
+            stale_from: settings.drain_when_expired.then(|| snapshot.valid_until()).flatten(),
+        };
+        self.tick();
+    }
+
+    /// Orders a state until the next manifest.
+    pub(crate) fn order(&self, desired: NodeDesiredState, deadline: Option<SystemTime>) {
+        {
+            let mut orders = self.orders.lock();
+            orders.desired = desired;
+            orders.deadline = deadline;
+        }
+        self.status.send_if_modified(|status| {
+            let changed = status.desired != desired;
+            status.desired = desired;
+            changed
+        });
+        self.tick();
+    }
+
+    /// Does what is due by the clock.
+    pub(crate) fn tick(&self) {
+        let orders = self.orders.lock().clone();
+        let now = self.clock.now();
+        let stale = orders.stale_from.is_some_and(|from| from <= now);
+        let (closed, everybody_out) = match orders.desired {
+            NodeDesiredState::Draining => {
+                (true, orders.deadline.is_some_and(|deadline| deadline <= now))
+            }
+            NodeDesiredState::Maintenance | NodeDesiredState::Disabled => (true, true),
+            _ => (stale, false),
+        };
+        self.users.set_doors(if closed { Doors::Closed } else { Doors::Open });
+        if everybody_out || orders.desired == NodeDesiredState::Draining {
+            for session in self.engine.sessions() {
+                // A client without a stream loses nothing and finds another node.
+                if everybody_out || session.tcp_streams == 0 {
+                    self.engine.kick_connection(session.connection);
+                }
+            }
+        }
+        let engine = match self.status.borrow().engine {
+            EngineState::Serving if closed => EngineState::Draining,
+            EngineState::Draining if !closed => EngineState::Serving,
+            other => other,
+        };
+        self.status.send_if_modified(|status| {
+            let changed = status.engine != engine;
+            status.engine = engine;
+            changed
+        });
+    }
+
+    /// Tries again what failed for a reason that may pass: a port in use, a full disk.
+    pub(crate) async fn retry(&self) {
+        self.start().await;
+        let mut state = self.ledger.lock().await;
+        if state.unsaved
+            && let Some(current) = state.ledger.current.clone()
+        {
+            state.unsaved = state.ledger.commit(current).is_err();
+        }
+    }
+
+    /// Checks a configuration as an update would be checked; changes nothing.
+    pub(crate) async fn check(
+        &self,
+        config: NodeConfig,
+    ) -> Result<hy2_proto::control::rpc::ApplyEffect, Vec<FieldError>> {
+        let settings = NodeSettings::parse(&Arc::new(config))?;
+        self.engine.check(&settings).await
+    }
+
+    /// Stops the engine and starts it again on the same settings.
+    pub(crate) async fn restart(&self, grace: Duration) {
+        {
+            let mut state = self.ledger.lock().await;
+            self.engine.stop(grace).await;
+            state.applied = false;
+        }
+        self.start().await;
+    }
+
+    /// Stops the engine for good.
+    pub(crate) async fn stop(&self, grace: Duration) {
+        let _state = self.ledger.lock().await;
+        self.engine.stop(grace).await;
+        self.status.send_modify(|status| {
+            status.engine = EngineState::Stopped;
+            status.listening.clear();
+        });
+    }
+
+    fn serving(&self, snapshot: &Snapshot) {
+        let listening = self.engine.listening().iter().map(ToString::to_string).collect();
+        let manifest = &snapshot.manifest;
+        self.status.send_replace(Status {
+            engine: EngineState::Serving,
+            reason: String::new(),
+            listening,
+            cluster_epoch: manifest.cluster_epoch,
+            manifest_rev: manifest.rev,
+            valid_until: snapshot.valid_until(),
+            desired: manifest.desired_state(),
+        });
+        self.tick();
+    }
+
+    fn failed(&self, reason: &str) {
+        tracing::error!(reason, "the configuration does not run");
+        self.status.send_modify(|status| {
+            status.engine = EngineState::Failed;
+            reason.clone_into(&mut status.reason);
+        });
+    }
+}
+
+/// Epoch and revision that an update claims, for the answer.
+fn named(update: &ResourceUpdate) -> (u64, u64) {
+    use prost::Message;
+    let manifest = update.manifest.as_ref();
+    let manifest = manifest
+        .and_then(|signed| hy2_proto::control::rpc::Manifest::decode(signed.manifest.clone()).ok());
+    manifest.map_or((0, 0), |manifest| (manifest.cluster_epoch, manifest.rev))
+}
+
+fn text_of(errors: &[FieldError]) -> String {
+    let parts: Vec<_> = errors
+        .iter()
+        .map(|error| format!("{}: {}", error.path, error.message))
+        .collect();
+    parts.join("; ")
+}
+
+/// Puts the parts of an update together, within bounds.
+#[derive(Debug, Default)]
+pub(crate) struct Assembly {
+    update: ResourceUpdate,
+    next: u32,
+    bytes: usize,
+}
+
+/// Most bytes of one update, all parts together.
+const UPDATE_MAX: usize = 256 << 20;
+
+impl Assembly {
+    /// Adds a part; `Some` when the update is complete.
+    ///
+    /// # Errors
+    ///
+    /// What the master should be told when parts do not fit together.
+    pub(crate) fn add(&mut self, part: ResourceUpdate) -> Result<Option<ResourceUpdate>, FieldError> {
+        if part.part == 0 {
+            *self = Self::default();
+            self.update.users_snapshot = part.users_snapshot;
+            self.update.users_base_rev = part.users_base_rev;
+        }
+        let wrong = |text: &str| field_error(ErrorCode::BaseMissing, "part", text);
+        if part.part != self.next {
+            *self = Self::default();
+            return Err(wrong("parts are not in order"));
+        }
+        self.next += 1;
+        self.bytes += prost::Message::encoded_len(&part);
+        if self.bytes > UPDATE_MAX {
+            *self = Self::default();
+            return Err(wrong("the update is too large"));
+        }
+        if part.has_config {
+            self.update.has_config = true;
+            self.update.config = part.config;
+        }
+        self.update.upsert_users.extend(part.upsert_users);
+        self.update.remove_users.extend(part.remove_users);
+        if !part.last {
+            return Ok(None);
+        }
+        self.update.manifest = part.manifest;
+        Ok(Some(std::mem::take(self).update))
+    }
+}
+
+/// Revisions of the two resources, for logs.
+pub(crate) fn revisions(resources: &[ResourceRef]) -> (u64, u64) {
+    let rev = |kind: &str| {
+        let found = resources.iter().find(|one| one.r#type == kind);
+        found.map_or(0, |one| one.rev)
+    };
+    (rev(RESOURCE_CONFIG), rev(RESOURCE_USERS))
+}

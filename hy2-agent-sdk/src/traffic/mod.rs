@@ -1,0 +1,150 @@
+//! What users moved: counted in cells that outlive the process, cut into numbered batches, sent
+//! until the master has committed them. Every byte arrives exactly once.
+//!
+//! A cut reads the cells, writes the difference to the cut before as a batch, and then notes in
+//! the cells what is spooled. Killed in between, the batch itself says what it holds: at the next
+//! start the cells catch up with it.
+
+mod cells;
+mod spool;
+
+use std::{
+    io,
+    path::Path,
+    sync::Arc,
+    time::SystemTime,
+};
+
+use hy2_proto::control::rpc::UserTraffic;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+pub use cells::Cell;
+pub(crate) use cells::{Cells, lock};
+pub(crate) use spool::{Outgoing, Resync};
+use spool::{Spool, USERS_MAX};
+
+use crate::{clock::Clock, leases::Intervals};
+
+/// Counters and spool of a node.
+#[derive(Debug)]
+pub(crate) struct Traffic {
+    pub(crate) cells: Cells,
+    spool: Mutex<Spool>,
+    last_cut: Mutex<SystemTime>,
+    clock: Arc<dyn Clock>,
+    /// Something waits in the spool.
+    pub(crate) spooled: Notify,
+}
+
+/// What waits for the master.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Waiting {
+    pub(crate) spool_id: [u8; 16],
+    pub(crate) durable: u64,
+    pub(crate) batches: u64,
+    pub(crate) bytes: u64,
+}
+
+impl Traffic {
+    /// Opens cells and spool in `folder`.
+    pub(crate) fn open(folder: &Path, cap: u64, clock: Arc<dyn Clock>) -> io::Result<Self> {
+        let cells = Cells::open(folder)?;
+        let spool = Spool::open(&folder.join("spool"), cap)?;
+        for batch in spool.contents()? {
+            for row in &batch.users {
+                cells.of(row.user_id)?.raise(row.total_tx, row.total_rx);
+            }
+        }
+        Ok(Self {
+            cells,
+            spool: Mutex::new(spool),
+            last_cut: Mutex::new(clock.now()),
+            clock,
+            spooled: Notify::new(),
+        })
+    }
+
+    /// Writes what was counted since the cut before into the spool and returns for how many users.
+    /// Blocks.
+    ///
+    /// # Errors
+    ///
+    /// When the disk does not take it: nothing is lost, the next cut has it.
+    pub(crate) fn cut(&self, leases: &dyn Intervals) -> io::Result<usize> {
+        let mut spool = self.spool.lock();
+        let (from, to) = (*self.last_cut.lock(), self.clock.now());
+        let mut rows: Vec<(Cell, UserTraffic)> = Vec::new();
+        for (user, cell) in self.cells.all() {
+            let (total_tx, total_rx) = (cell.tx(), cell.rx());
+            let (spooled_tx, spooled_rx) = cell.spooled();
+            let (tx, rx) = (total_tx - spooled_tx, total_rx - spooled_rx);
+            if tx == 0 && rx == 0 {
+                continue;
+            }
+            let before = spooled_tx + spooled_rx;
+            let row = UserTraffic {
+                user_id: user,
+                tx,
+                rx,
+                total_tx,
+                total_rx,
+                leases: leases.used(user, before, total_tx + total_rx),
+                last_seen: Some(to.into()),
+            };
+            rows.push((cell, row));
+        }
+        let count = rows.len();
+        if count > 0 {
+            // What the batch says was counted must not be less on the disk after a power cut.
+            self.cells.flush()?;
+        }
+        rows.sort_by_key(|(_, row)| row.user_id);
+        for rows in rows.chunks(USERS_MAX) {
+            let batch = rows.iter().map(|(_, row)| row.clone()).collect();
+            spool.append(batch, from, to)?;
+            for (cell, row) in rows {
+                cell.set_spooled(row.total_tx, row.total_rx);
+            }
+        }
+        *self.last_cut.lock() = to;
+        if count > 0 {
+            self.spooled.notify_one();
+        }
+        Ok(count)
+    }
+
+    /// Returns how far a user's counter is in the spool.
+    pub(crate) fn spooled_total(&self, user: u64) -> u64 {
+        self.cells.of(user).map_or(0, |cell| {
+            let (tx, rx) = cell.spooled();
+            tx + rx
+        })
+    }
+
+    /// Returns the first batch that the master lacks. Blocks.
+    pub(crate) fn next(&self) -> io::Result<Option<Outgoing>> {
+        self.spool.lock().next()
+    }
+
+    /// Notes what the master has committed. Blocks.
+    pub(crate) fn acknowledged(&self, durable: u64) {
+        self.spool.lock().acknowledged(durable);
+    }
+
+    /// Compares with the master's cursor. Blocks.
+    pub(crate) fn resync(&self, cursor: u64) -> io::Result<Resync> {
+        self.spool.lock().resync(cursor)
+    }
+
+    pub(crate) fn waiting(&self) -> Waiting {
+        let spool = self.spool.lock();
+        let (batches, bytes) = spool.waiting();
+        Waiting {
+            spool_id: spool.id(),
+            durable: spool.durable(),
+            batches,
+            bytes,
+        }
+    }
+}

@@ -1,0 +1,191 @@
+use std::{collections::BTreeMap, time::UNIX_EPOCH};
+
+use hy2_proto::control::rpc::LeaseUse;
+use proptest::prelude::*;
+
+use super::*;
+
+fn row(user_id: u64, tx: u64, rx: u64) -> UserTraffic {
+    UserTraffic {
+        user_id,
+        tx,
+        rx,
+        leases: vec![LeaseUse {
+            lease_id: user_id,
+            billed_bytes: tx + rx,
+        }],
+        ..Default::default()
+    }
+}
+
+fn append(spool: &mut Spool, rows: Vec<UserTraffic>) {
+    spool.append(rows, UNIX_EPOCH, UNIX_EPOCH).unwrap();
+}
+
+/// The store of a master: takes the next batch only.
+#[derive(Default)]
+struct Store {
+    cursors: BTreeMap<Vec<u8>, u64>,
+    bytes: BTreeMap<u64, (u64, u64)>,
+    leases: BTreeMap<u64, u64>,
+}
+
+impl Store {
+    fn take(&mut self, outgoing: &Outgoing) -> u64 {
+        assert_eq!(crc32c::crc32c(&outgoing.batch), outgoing.crc32c);
+        let batch = decode(&outgoing.batch).unwrap();
+        let cursor = self.cursors.entry(batch.spool_id.to_vec()).or_default();
+        if batch.first_seq == *cursor + 1 {
+            *cursor = batch.last_seq;
+            for row in batch.users {
+                let bytes = self.bytes.entry(row.user_id).or_default();
+                bytes.0 += row.tx;
+                bytes.1 += row.rx;
+                for used in row.leases {
+                    *self.leases.entry(used.lease_id).or_default() += used.billed_bytes;
+                }
+            }
+        }
+        *cursor
+    }
+}
+
+#[test]
+fn batches_leave_in_order_and_the_newest_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = Spool::open(folder.path(), 1 << 20).unwrap();
+    assert_eq!(spool.next().unwrap(), None);
+    for n in 1..=3 {
+        append(&mut spool, vec![row(1, n, 0)]);
+    }
+    assert_eq!(spool.next().unwrap().unwrap().last, 1);
+    assert_eq!(spool.next().unwrap().unwrap().last, 1, "until acknowledged");
+    spool.acknowledged(2);
+    assert_eq!(spool.next().unwrap().unwrap().last, 3);
+    spool.acknowledged(3);
+    assert_eq!(spool.next().unwrap(), None);
+    assert_eq!(spool.waiting(), (0, 0));
+    let id = spool.id();
+    drop(spool);
+    let mut spool = Spool::open(folder.path(), 1 << 20).unwrap();
+    assert_eq!(spool.id(), id);
+    assert_eq!(spool.contents().unwrap().len(), 1);
+    assert_eq!(spool.resync(3).unwrap(), Resync::Fits);
+    append(&mut spool, vec![row(1, 4, 0)]);
+    assert_eq!(spool.next().unwrap().unwrap().last, 4);
+}
+
+#[test]
+fn a_restored_master_gets_a_new_spool_with_what_it_lacks() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = Spool::open(folder.path(), 1 << 20).unwrap();
+    for n in 1..=5 {
+        append(&mut spool, vec![row(1, n, 0)]);
+    }
+    spool.acknowledged(3);
+    let id = spool.id();
+    assert_eq!(spool.resync(1).unwrap(), Resync::Restarted { lost: 2 });
+    assert_ne!(spool.id(), id);
+    let mut store = Store::default();
+    while let Some(outgoing) = spool.next().unwrap() {
+        let durable = store.take(&outgoing);
+        spool.acknowledged(durable);
+    }
+    assert_eq!(store.bytes[&1], (9, 0));
+    drop(spool);
+    let spool = Spool::open(folder.path(), 1 << 20).unwrap();
+    assert_ne!(spool.id(), id);
+    assert_eq!(spool.next, 3);
+}
+
+#[test]
+fn a_disk_from_the_past_does_not_repeat_numbers() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = Spool::open(folder.path(), 1 << 20).unwrap();
+    append(&mut spool, vec![row(1, 1, 0)]);
+    let id = spool.id();
+    assert_eq!(spool.resync(9).unwrap(), Resync::Restarted { lost: 0 });
+    assert_ne!(spool.id(), id);
+    assert_eq!(spool.next().unwrap(), None);
+}
+
+#[test]
+fn a_flipped_bit_is_an_error_and_a_torn_file_is_not_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = Spool::open(folder.path(), 1 << 20).unwrap();
+    append(&mut spool, vec![row(1, 1, 0)]);
+    let path = spool.path(&spool.batches[0]);
+    let whole = fs::read(&path).unwrap();
+    for at in 0..whole.len() {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1;
+        fs::write(&path, bytes).unwrap();
+        let error = spool.next().map(|_| ()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData, "byte {at}");
+        // It was marked as sent.
+        let sent = spool.path(&spool.batches[0]);
+        fs::write(&sent, &whole).unwrap();
+        fs::rename(&sent, &path).unwrap();
+        spool.batches[0].sent = false;
+    }
+    fs::write(path.with_extension("tmp"), b"half").unwrap();
+    drop(spool);
+    let spool = Spool::open(folder.path(), 1 << 20).unwrap();
+    assert_eq!(spool.contents().unwrap().len(), 1);
+    assert!(!path.with_extension("tmp").exists());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Whatever the cap, and wherever the agent is killed and answers are lost, the store ends
+    /// with what was cut, once.
+    #[test]
+    fn merging_and_repeating_counts_every_byte_once(
+        steps in proptest::collection::vec((1u64..6, 0u64..1000, 0u64..1000, 0u8..10), 1..60),
+        cap in 200u64..4000,
+    ) {
+        let folder = tempfile::tempdir().unwrap();
+        let mut spool = Spool::open(folder.path(), cap).unwrap();
+        let mut store = Store::default();
+        let mut truth: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+        for (user, tx, rx, event) in steps {
+            append(&mut spool, vec![row(user, tx, rx)]);
+            let bytes = truth.entry(user).or_default();
+            bytes.0 += tx;
+            bytes.1 += rx;
+            match event {
+                // The answer is lost.
+                0 => {
+                    if let Some(outgoing) = spool.next().unwrap() {
+                        store.take(&outgoing);
+                    }
+                }
+                1 => {
+                    if let Some(outgoing) = spool.next().unwrap() {
+                        store.take(&outgoing);
+                        let durable = store.take(&outgoing);
+                        spool.acknowledged(durable);
+                    }
+                }
+                // Killed: what it knew is gone.
+                2 => {
+                    drop(spool);
+                    spool = Spool::open(folder.path(), cap).unwrap();
+                    let cursor = store.cursors.get(spool.id().as_slice()).copied();
+                    let fits = spool.resync(cursor.unwrap_or(0)).unwrap();
+                    prop_assert_eq!(fits, Resync::Fits);
+                }
+                _ => {}
+            }
+        }
+        while let Some(outgoing) = spool.next().unwrap() {
+            let durable = store.take(&outgoing);
+            spool.acknowledged(durable);
+        }
+        for (user, (tx, rx)) in truth {
+            prop_assert_eq!(store.bytes[&user], (tx, rx));
+            prop_assert_eq!(store.leases[&user], tx + rx);
+        }
+    }
+}

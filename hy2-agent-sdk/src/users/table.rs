@@ -1,0 +1,522 @@
+//! The table itself, and what changes in it do to live connections.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    net::IpAddr,
+    sync::{
+        Arc, OnceLock, Weak,
+        atomic::{
+            AtomicBool, AtomicU8, AtomicU64,
+            Ordering::{AcqRel, Acquire, Relaxed, Release},
+        },
+    },
+    time::{Duration, SystemTime},
+};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use aws_lc_rs::hmac;
+use hy2_core::{Bandwidth, authenticator::UserLimits};
+use hy2_proto::control::rpc::UserEntry;
+use parking_lot::{Mutex, RwLock};
+
+use crate::{
+    clock::{Clock, moment, unix_ms},
+    engine::Engine,
+    leases::{Counters, Leases},
+    ledger::{StoredUser, UserChanges},
+    settings::VerifierKeys,
+    traffic::{Cell, Traffic},
+};
+
+/// Whether anybody new is let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Doors {
+    Open,
+    /// Nobody new; who is in stays.
+    Closed,
+}
+
+type Verifier = [u8; 32];
+
+/// All users of a node.
+pub(crate) struct UserTable {
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) traffic: Arc<Traffic>,
+    pub(crate) leases: Arc<Leases>,
+    inner: RwLock<Inner>,
+    keys: ArcSwapOption<Keys>,
+    doors: AtomicU8,
+    engine: OnceLock<Weak<dyn Engine>>,
+    pub(crate) accepted: AtomicU64,
+    pub(crate) rejected: AtomicU64,
+}
+
+#[derive(Default)]
+struct Inner {
+    by_id: HashMap<u64, Arc<User>>,
+    by_verifier: HashMap<Verifier, Arc<User>, ahash::RandomState>,
+    /// When a user has to be looked at again, by the clock.
+    due: BTreeSet<(u64, u64)>,
+}
+
+struct Keys {
+    wanted: VerifierKeys,
+    fleet: hmac::Key,
+    node: hmac::Key,
+}
+
+impl Keys {
+    fn verifier(&self, credential: &str) -> Verifier {
+        let inner = hmac::sign(&self.fleet, credential.as_bytes());
+        let outer = hmac::sign(&self.node, inner.as_ref());
+        let mut verifier = [0; 32];
+        verifier.copy_from_slice(outer.as_ref());
+        verifier
+    }
+}
+
+/// One user.
+pub(crate) struct User {
+    pub(crate) id: u64,
+    entry: ArcSwap<Entry>,
+    rate: Mutex<Option<Rate>>,
+    /// Live connections: where from, since when.
+    live: Mutex<BTreeMap<u64, (IpAddr, SystemTime)>>,
+    /// Counter at which the user has to stop; `u64::MAX` without a quota.
+    allowance: AtomicU64,
+    /// Counter at which the next slice is asked for.
+    renew_at: AtomicU64,
+    /// The user was stopped at the present allowance.
+    stopped: AtomicBool,
+}
+
+/// What the desired state says of a user.
+struct Entry {
+    verifier: Verifier,
+    limits: UserLimits,
+    max_devices: u32,
+    expires_ms: Option<u64>,
+    metered: bool,
+}
+
+/// A rate that an operator ordered.
+#[derive(Clone, Copy)]
+struct Rate {
+    up: Option<Bandwidth>,
+    down: Option<Bandwidth>,
+    until_ms: u64,
+}
+
+impl Entry {
+    fn of(entry: &UserEntry) -> Self {
+        let rate = |bytes: u64| (bytes > 0).then(|| Bandwidth::from_bytes_per_sec(bytes));
+        let mut verifier = [0; 32];
+        // The ledger lets no other length through.
+        let len = entry.verifier.len().min(32);
+        verifier[..len].copy_from_slice(&entry.verifier[..len]);
+        Self {
+            verifier,
+            limits: UserLimits {
+                down: rate(entry.down_bytes_per_s),
+                up: rate(entry.up_bytes_per_s),
+                max_connections: (entry.max_connections > 0).then_some(entry.max_connections),
+            },
+            max_devices: entry.max_devices,
+            expires_ms: moment(entry.expires_at.as_ref()).map(unix_ms),
+            metered: entry.metered,
+        }
+    }
+}
+
+impl User {
+    pub(crate) fn limits(&self) -> UserLimits {
+        let mut limits = self.entry.load().limits;
+        if let Some(rate) = *self.rate.lock() {
+            limits.up = rate.up;
+            limits.down = rate.down;
+        }
+        limits
+    }
+
+    pub(super) fn max_devices(&self) -> u32 {
+        self.entry.load().max_devices
+    }
+
+    pub(super) fn is_metered(&self) -> bool {
+        self.entry.load().metered
+    }
+
+    fn is_expired(&self, now_ms: u64) -> bool {
+        self.entry.load().expires_ms.is_some_and(|at| at <= now_ms)
+    }
+
+    pub(super) fn has_allowance(&self, total: u64) -> bool {
+        total < self.allowance.load(Acquire)
+    }
+
+    /// Addresses of the user's devices.
+    pub(super) fn devices(&self) -> HashSet<IpAddr> {
+        self.live.lock().values().map(|(ip, _)| *ip).collect()
+    }
+}
+
+impl std::fmt::Debug for UserTable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("UserTable")
+            .field("users", &self.inner.read().by_id.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl UserTable {
+    pub(crate) fn new(clock: Arc<dyn Clock>, traffic: Arc<Traffic>, leases: Arc<Leases>) -> Self {
+        Self {
+            clock,
+            traffic,
+            leases,
+            inner: RwLock::default(),
+            keys: ArcSwapOption::empty(),
+            doors: AtomicU8::new(0),
+            engine: OnceLock::new(),
+            accepted: AtomicU64::new(0),
+            rejected: AtomicU64::new(0),
+        }
+    }
+
+    /// Names the engine whose connections are cut.
+    pub(crate) fn connect(&self, engine: &Arc<dyn Engine>) {
+        let _ = self.engine.set(Arc::downgrade(engine));
+    }
+
+    pub(super) fn engine(&self) -> Option<Arc<dyn Engine>> {
+        self.engine.get()?.upgrade()
+    }
+
+    pub(crate) fn set_keys(&self, keys: &VerifierKeys) {
+        if let Some(current) = &*self.keys.load()
+            && current.wanted == *keys
+        {
+            return;
+        }
+        self.keys.store(Some(Arc::new(Keys {
+            fleet: hmac::Key::new(hmac::HMAC_SHA256, &keys.fleet),
+            node: hmac::Key::new(hmac::HMAC_SHA256, &keys.node),
+            wanted: keys.clone(),
+        })));
+    }
+
+    pub(crate) fn set_doors(&self, doors: Doors) {
+        self.doors.store(u8::from(doors == Doors::Closed), Release);
+    }
+
+    pub(crate) fn doors(&self) -> Doors {
+        match self.doors.load(Acquire) {
+            0 => Doors::Open,
+            _ => Doors::Closed,
+        }
+    }
+
+    /// Finds who has a credential.
+    pub(super) fn who(&self, credential: &str) -> Option<Arc<User>> {
+        let keys = self.keys.load_full()?;
+        let verifier = keys.verifier(credential);
+        self.inner.read().by_verifier.get(&verifier).cloned()
+    }
+
+    pub(super) fn user(&self, id: u64) -> Option<Arc<User>> {
+        self.inner.read().by_id.get(&id).cloned()
+    }
+
+    /// Whether a user may be connected at this moment, quota aside.
+    pub(super) fn permits(&self, user: &Arc<User>) -> bool {
+        let now = unix_ms(self.clock.now());
+        let known = self.inner.read().by_id.get(&user.id).cloned();
+        known.is_some_and(|known| Arc::ptr_eq(&known, user)) && !user.is_expired(now)
+    }
+
+    /// Makes the table what `users` says. What has ended ends here, before this returns.
+    pub(crate) fn apply(&self, users: &BTreeMap<u64, StoredUser>, changes: &UserChanges) {
+        let mut actions = Vec::new();
+        let mut inner = self.inner.write();
+        if changes.all {
+            let gone: Vec<u64> = inner.by_id.keys().copied().filter(|id| !users.contains_key(id)).collect();
+            for id in gone {
+                self.remove(&mut inner, id, &mut actions);
+            }
+            for stored in users.values() {
+                self.upsert(&mut inner, &stored.entry, &mut actions);
+            }
+        } else {
+            for id in &changes.remove {
+                if !users.contains_key(id) {
+                    self.remove(&mut inner, *id, &mut actions);
+                }
+            }
+            for id in &changes.upsert {
+                if let Some(stored) = users.get(id) {
+                    self.upsert(&mut inner, &stored.entry, &mut actions);
+                }
+            }
+        }
+        drop(inner);
+        self.act(actions);
+    }
+
+    fn upsert(&self, inner: &mut Inner, message: &UserEntry, actions: &mut Vec<Action>) {
+        let entry = Entry::of(message);
+        let id = message.user_id;
+        let user = match inner.by_id.get(&id) {
+            None => {
+                let user = Arc::new(User {
+                    id,
+                    entry: ArcSwap::from_pointee(entry),
+                    rate: Mutex::default(),
+                    live: Mutex::default(),
+                    allowance: AtomicU64::new(u64::MAX),
+                    renew_at: AtomicU64::new(u64::MAX),
+                    stopped: AtomicBool::new(false),
+                });
+                inner.by_id.insert(id, Arc::clone(&user));
+                user
+            }
+            Some(known) => {
+                let user = Arc::clone(known);
+                let before = user.entry.load_full();
+                if before.verifier != entry.verifier {
+                    // The credential changed: who came with the old one goes.
+                    forget_verifier(inner, &before.verifier, id);
+                    actions.push(Action::Kick(id));
+                }
+                if before.limits != entry.limits {
+                    *user.rate.lock() = None;
+                    actions.push(Action::Limits(Arc::clone(&user)));
+                }
+                if entry.max_devices != 0 && entry.max_devices != before.max_devices {
+                    actions.push(Action::Devices(Arc::clone(&user)));
+                }
+                user.entry.store(Arc::new(entry));
+                user
+            }
+        };
+        let entry = user.entry.load();
+        if let Some(other) = inner.by_verifier.insert(entry.verifier, Arc::clone(&user))
+            && other.id != id
+        {
+            tracing::warn!(user = id, other = other.id, "two users have one credential");
+        }
+        if let Some(at) = entry.expires_ms {
+            inner.due.insert((at, id));
+            if at <= unix_ms(self.clock.now()) {
+                actions.push(Action::Kick(id));
+            }
+        }
+        self.refresh_locked(inner, &user, actions);
+    }
+
+    fn remove(&self, inner: &mut Inner, id: u64, actions: &mut Vec<Action>) {
+        if let Some(user) = inner.by_id.remove(&id) {
+            forget_verifier(inner, &user.entry.load().verifier, id);
+            actions.push(Action::Kick(id));
+        }
+    }
+
+    /// Reads anew how far a user's quota goes.
+    fn refresh_locked(&self, inner: &mut Inner, user: &Arc<User>, actions: &mut Vec<Action>) {
+        let entry = user.entry.load();
+        if !entry.metered {
+            user.allowance.store(u64::MAX, Release);
+            user.renew_at.store(u64::MAX, Relaxed);
+            user.stopped.store(false, Release);
+            return;
+        }
+        let allowance = self.leases.allowance(user.id);
+        user.renew_at.store(self.leases.renew_at(user.id).min(allowance), Relaxed);
+        let before = user.allowance.swap(allowance, AcqRel);
+        if let Some(at) = self.leases.due(user.id) {
+            inner.due.insert((at, user.id));
+        }
+        if allowance > before {
+            user.stopped.store(false, Release);
+        }
+        if self.total(user.id) >= allowance && !user.live.lock().is_empty() {
+            actions.push(Action::Kick(user.id));
+        }
+    }
+
+    /// Reads anew how far the quota of `users` goes; who is over it is cut off.
+    pub(crate) fn refresh(&self, users: impl IntoIterator<Item = u64>) {
+        let mut actions = Vec::new();
+        let mut inner = self.inner.write();
+        for id in users {
+            if let Some(user) = inner.by_id.get(&id).cloned() {
+                self.refresh_locked(&mut inner, &user, &mut actions);
+            }
+        }
+        drop(inner);
+        self.act(actions);
+    }
+
+    /// Does what is due by the clock: expiry, ends of ordered rates, leases that ran out.
+    pub(crate) fn tick(&self) {
+        let now = unix_ms(self.clock.now());
+        if self.inner.read().due.first().is_none_or(|(at, _)| *at > now) {
+            return;
+        }
+        let mut actions = Vec::new();
+        let mut inner = self.inner.write();
+        while let Some((at, id)) = inner.due.first().copied() {
+            if at > now {
+                break;
+            }
+            inner.due.pop_first();
+            let Some(user) = inner.by_id.get(&id).cloned() else {
+                continue;
+            };
+            if user.is_expired(now) {
+                actions.push(Action::Kick(id));
+            }
+            let mut rate = user.rate.lock();
+            if rate.is_some_and(|rate| rate.until_ms <= now) {
+                *rate = None;
+                actions.push(Action::Limits(Arc::clone(&user)));
+            }
+            drop(rate);
+            self.refresh_locked(&mut inner, &user, &mut actions);
+        }
+        drop(inner);
+        self.act(actions);
+    }
+
+    /// Orders a rate for a user, and returns how many connections it concerns; `None` when there
+    /// is no such user.
+    pub(crate) fn set_rate(
+        &self,
+        id: u64,
+        up: u64,
+        down: u64,
+        span: Option<Duration>,
+    ) -> Option<usize> {
+        let user = self.user(id)?;
+        let rate = |bytes: u64| (bytes > 0).then(|| Bandwidth::from_bytes_per_sec(bytes));
+        let until = span.map(|span| unix_ms(self.clock.now() + span));
+        *user.rate.lock() = (up > 0 || down > 0).then(|| Rate {
+            up: rate(up).or(user.entry.load().limits.up),
+            down: rate(down).or(user.entry.load().limits.down),
+            until_ms: until.unwrap_or(u64::MAX),
+        });
+        if let Some(until) = until {
+            self.inner.write().due.insert((until, id));
+        }
+        let connections = user.live.lock().len();
+        self.act(vec![Action::Limits(user)]);
+        Some(connections)
+    }
+
+    fn act(&self, actions: Vec<Action>) {
+        let Some(engine) = self.engine() else {
+            return;
+        };
+        for action in actions {
+            match action {
+                Action::Kick(user) => {
+                    engine.kick_user(user);
+                }
+                Action::Limits(user) => engine.set_limits(user.id, user.limits()),
+                Action::Devices(user) => {
+                    for connection in self.surplus(&user) {
+                        engine.kick_connection(connection);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Connections of devices beyond what the user may have; the oldest devices stay.
+    fn surplus(&self, user: &User) -> Vec<u64> {
+        let max = usize::try_from(user.max_devices()).unwrap_or(usize::MAX);
+        let live = user.live.lock();
+        let mut kept = HashSet::new();
+        let beyond = live.iter().filter(|(_, (ip, _))| {
+            // Numbers grow, so the oldest come first.
+            !kept.contains(ip) && (kept.len() >= max || !kept.insert(*ip))
+        });
+        beyond.map(|(connection, _)| *connection).collect()
+    }
+
+    /// Notes a connection; `false` when it must not stay.
+    pub(super) fn entered(&self, id: u64, connection: u64, from: IpAddr) -> bool {
+        let Some(user) = self.user(id) else {
+            return false;
+        };
+        let since = self.clock.now();
+        user.live.lock().insert(connection, (from, since));
+        // Whoever changes the table after this look cuts the connection itself.
+        self.permits(&user) && user.has_allowance(self.total(id))
+    }
+
+    pub(super) fn left(&self, id: u64, connection: u64) {
+        if let Some(user) = self.user(id) {
+            user.live.lock().remove(&connection);
+        }
+    }
+
+    /// Returns since when a connection is here.
+    pub(crate) fn since(&self, id: u64, connection: u64) -> Option<SystemTime> {
+        let user = self.user(id)?;
+        let live = user.live.lock();
+        live.get(&connection).map(|(_, since)| *since)
+    }
+
+    /// Looks at the quota of a user whose `cell` has just moved. Called for every chunk: two
+    /// loads for who has none.
+    pub(super) fn moved(&self, user: &User, cell: &Cell) {
+        let renew_at = user.renew_at.load(Relaxed);
+        if renew_at == u64::MAX {
+            return;
+        }
+        let total = cell.total();
+        if total < renew_at {
+            return;
+        }
+        let allowance = user.allowance.load(Acquire);
+        if renew_at < allowance
+            && user
+                .renew_at
+                .compare_exchange(renew_at, allowance, Relaxed, Relaxed)
+                .is_ok()
+        {
+            self.leases.want(user.id);
+        }
+        if total >= allowance && !user.stopped.swap(true, AcqRel) {
+            self.leases.want(user.id);
+            if let Some(engine) = self.engine() {
+                engine.kick_user(user.id);
+            }
+        }
+    }
+
+    pub(crate) fn online(&self) -> u32 {
+        let inner = self.inner.read();
+        let online = inner.by_id.values().filter(|user| !user.live.lock().is_empty());
+        u32::try_from(online.count()).unwrap_or(u32::MAX)
+    }
+}
+
+impl Counters for UserTable {
+    fn total(&self, user: u64) -> u64 {
+        self.traffic.cells.of(user).map_or(u64::MAX, |cell| cell.total())
+    }
+}
+
+fn forget_verifier(inner: &mut Inner, verifier: &Verifier, id: u64) {
+    if inner.by_verifier.get(verifier).is_some_and(|user| user.id == id) {
+        inner.by_verifier.remove(verifier);
+    }
+}
+
+/// What a change does to live connections, once the table is unlocked.
+enum Action {
+    Kick(u64),
+    Limits(Arc<User>),
+    Devices(Arc<User>),
+}

@@ -1,0 +1,120 @@
+use std::{sync::atomic::Ordering::SeqCst, time::Duration};
+
+use hy2_agent_sdk::hy2_proto::control::rpc::{LeaseRecall, session_response};
+
+use crate::{
+    fleet::{World, user},
+    origin::{Echo, Traffic},
+    soon,
+};
+
+const ALICE: &str = "alice's credential";
+/// One chunk of the relay may be on its way on each stream when the quota ends.
+const CHUNK: u64 = 256 << 10;
+
+async fn metered(quota: u64, slice: u64) -> World {
+    let world = World::with_users(&[]).await;
+    let mut entry = user(1, ALICE);
+    entry.metered = true;
+    world.master.shared.desired.lock().users.insert(1, entry);
+    {
+        let mut quotas = world.master.shared.quotas.lock();
+        quotas.left.insert(1, quota);
+        quotas.slice = slice;
+    }
+    world
+}
+
+#[tokio::test]
+async fn a_quota_is_used_slice_by_slice_and_ends_every_connection() {
+    let (quota, slice) = (4 << 20, 1 << 20);
+    let mut world = metered(quota, slice).await;
+    let agent = world.start().await;
+    let echo = Echo::start().await;
+    let (one, two) = (world.client(ALICE).await, world.client(ALICE).await);
+    let first = Traffic::start(&one, &echo.target(), 2, 32 << 10).await;
+    let second = Traffic::start(&two, &echo.target(), 2, 32 << 10).await;
+    soon("the end of the quota", first.until_cut()).await;
+    soon("the end of the quota", second.until_cut()).await;
+    world.is_refused(ALICE).await;
+    let (tx, rx) = agent.totals();
+    assert!(tx + rx >= quota, "all of it could be used: {}", tx + rx);
+    assert!(tx + rx <= quota + 4 * CHUNK, "{} over", tx + rx - quota);
+    // Each slice was consumed to the byte in the batches.
+    world
+        .master
+        .until_stored("the slices", |store| store.leases.values().sum::<u64>() == quota)
+        .await;
+    {
+        let (store, quotas) = (world.master.shared.store.lock(), world.master.shared.quotas.lock());
+        assert_eq!(store.leases, quotas.granted);
+        assert!(quotas.granted.len() >= 4);
+    }
+    // More quota: as welcome as before.
+    world.master.shared.quotas.lock().left.insert(1, 8 << 20);
+    world.client(ALICE).await.close().await;
+}
+
+#[tokio::test]
+async fn without_a_master_a_user_goes_no_further_than_the_slice_in_hand() {
+    let slice = 1 << 20;
+    let mut world = metered(u64::MAX / 2, slice).await;
+    let agent = world.start().await;
+    let echo = Echo::start().await;
+    let alice = world.client(ALICE).await;
+    let warm = Traffic::start(&alice, &echo.target(), 1, 1000).await;
+    soon("traffic", async {
+        while warm.rounds.load(SeqCst) < 3 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    world.master.stop().await;
+    let granted: u64 = world.master.shared.quotas.lock().granted.values().sum();
+    // Restarted meanwhile: it knows what is left.
+    warm.finish().await;
+    world.shutdown().await;
+    let before = {
+        let agent = world.start_with(|builder| builder).await;
+        agent.totals()
+    };
+    assert!(before.0 > 0, "{before:?}");
+    let alice = world.client(ALICE).await;
+    let traffic = Traffic::start(&alice, &echo.target(), 2, 16 << 10).await;
+    soon("the end of the slice", traffic.until_cut()).await;
+    world.is_refused(ALICE).await;
+    drop(agent);
+    let (tx, rx) = world.agent.as_ref().expect("runs").handle().totals();
+    assert!(tx + rx <= granted + 2 * CHUNK, "{} of {granted}", tx + rx);
+}
+
+#[tokio::test]
+async fn a_slice_that_is_taken_back_ends_the_user_here() {
+    let mut world = metered(64 << 20, 16 << 20).await;
+    world.start().await;
+    let echo = Echo::start().await;
+    let alice = world.client(ALICE).await;
+    let traffic = Traffic::start(&alice, &echo.target(), 2, 1000).await;
+    world.master.shared.quotas.lock().left.insert(1, 0);
+    let lease_ids = world.master.shared.quotas.lock().granted.keys().copied().collect();
+    let recall = session_response::Event::Recall(LeaseRecall { lease_ids });
+    world.master.send(recall).await;
+    soon("the end", traffic.until_cut()).await;
+    world.is_refused(ALICE).await;
+}
+
+#[tokio::test]
+async fn devices_take_places_that_the_master_lends() {
+    let mut world = World::with_users(&[]).await;
+    let mut entry = user(1, ALICE);
+    entry.max_devices = 2;
+    world.master.shared.desired.lock().users.insert(1, entry);
+    world.start().await;
+    // None: nobody.
+    world.is_refused(ALICE).await;
+    world.master.shared.quotas.lock().places.insert(1, 1);
+    let first = world.client(ALICE).await;
+    // The same device once more, which on this host shares its address.
+    let again = world.client(ALICE).await;
+    drop((first, again));
+}

@@ -1,0 +1,239 @@
+use std::{os::unix::fs::PermissionsExt, sync::Arc, time::Duration};
+
+use hy2_agent_sdk::{
+    hy2_proto::control::rpc::{self, ApplyEffect, NodeDesiredState},
+    logs::LogRing,
+};
+use rustls::RootCertStore;
+use tokio::net::{TcpStream, UnixStream};
+use tokio_stream::StreamExt;
+use tracing_subscriber::layer::SubscriberExt;
+
+use crate::{
+    fleet::World,
+    master::{NodeClient, node_client},
+    origin::{Echo, Traffic},
+    soon,
+};
+
+const ALICE: &str = "alice's credential";
+
+async fn local(world: &World) -> NodeClient {
+    let path = world.folder.path().join("agent.sock");
+    let mode = std::fs::metadata(&path).expect("a socket").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    node_client(UnixStream::connect(path).await.expect("connects")).await
+}
+
+#[tokio::test]
+async fn master_and_host_command_the_same_node() {
+    let mut world = World::with_users(&[(1, ALICE), (2, "bob's credential")]).await;
+    world.start().await;
+    let echo = Echo::start().await;
+    for round in 0..2 {
+        let mut node = if round == 0 {
+            local(&world).await
+        } else {
+            world.master.reverse().await
+        };
+        let info = node.get_info(rpc::GetInfoRequest {}).await.expect("info").into_inner();
+        let info = info.info.expect("info");
+        assert_eq!((&*info.name, info.manifest_rev), ("node-1", 1));
+        assert!(!info.listening.is_empty() && info.cpus > 0);
+
+        let bob = world.client("bob's credential").await;
+        let of_bob = Traffic::start(&bob, &echo.target(), 1, 100).await;
+        let (one, two) = (world.client(ALICE).await, world.client(ALICE).await);
+        let (first, second) = (
+            Traffic::start(&one, &echo.target(), 1, 100).await,
+            Traffic::start(&two, &echo.target(), 1, 100).await,
+        );
+        let request = rpc::ListSessionsRequest { user_id: 1 };
+        let mut listed = node.list_sessions(request).await.expect("sessions").into_inner();
+        let sessions = listed.next().await.expect("one chunk").expect("sessions").sessions;
+        assert_eq!(sessions.len(), 2);
+        assert!(sessions.iter().all(|one| one.user_id == 1 && one.tcp_streams == 1));
+
+        // One connection by its number, then the user.
+        let request = rpc::KickSessionsRequest {
+            connection_ids: vec![sessions[0].connection_id],
+            ..Default::default()
+        };
+        assert_eq!(node.kick_sessions(request).await.expect("kicked").into_inner().closed, 1);
+        let request = rpc::KickSessionsRequest {
+            user_ids: vec![1],
+            ..Default::default()
+        };
+        let mut closed = 1;
+        soon("kicked", async {
+            while closed < 2 {
+                let kicked = node.kick_sessions(request.clone()).await.expect("kicked");
+                closed += kicked.into_inner().closed;
+            }
+        })
+        .await;
+        soon("the end", first.until_cut()).await;
+        soon("the end", second.until_cut()).await;
+        of_bob.finish().await;
+
+        let stats = node.get_stats(rpc::GetStatsRequest {}).await.expect("stats").into_inner();
+        assert!(stats.metrics.expect("figures").tx_bytes > 0);
+        assert!(stats.connected_since.is_some() && stats.certificate_not_after.is_some());
+
+        let mut wrong = world.master.shared.desired.lock().config.clone();
+        wrong.listen = vec!["nowhere".into()];
+        let request = rpc::CheckConfigRequest { config: Some(wrong) };
+        let checked = node.check_config(request).await.expect("checked").into_inner();
+        assert_eq!(checked.errors[0].path, "listen[0]");
+        let same = world.master.shared.desired.lock().config.clone();
+        let request = rpc::CheckConfigRequest { config: Some(same) };
+        let checked = node.check_config(request).await.expect("checked").into_inner();
+        assert_eq!(checked.effect(), ApplyEffect::Nothing, "{checked:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_ordered_rate_slows_a_user_and_ends() {
+    let mut world = World::with_users(&[(1, ALICE)]).await;
+    world.start().await;
+    let mut node = local(&world).await;
+    let request = |user_id, down_bytes_per_s| rpc::SetUserRateRequest {
+        user_id,
+        down_bytes_per_s,
+        ..Default::default()
+    };
+    let refused = node.set_user_rate(request(9, 5000)).await.expect_err("nobody");
+    assert_eq!(refused.code(), tonic::Code::NotFound);
+    let refused = node.set_user_rate(request(1, 1)).await.expect_err("too slow");
+    assert!(refused.message().starts_with("down_bytes_per_s"), "{refused}");
+    let alice = world.client(ALICE).await;
+    let answer = node.set_user_rate(request(1, 100_000)).await.expect("set").into_inner();
+    assert_eq!(answer.connections, 1);
+    // 300 KB at 100 KB/s, but for a burst: seconds.
+    let echo = Echo::start().await;
+    let begun = std::time::Instant::now();
+    let traffic = Traffic::start(&alice, &echo.target(), 1, 100_000).await;
+    soon("three rounds", async {
+        while traffic.rounds.load(std::sync::atomic::Ordering::SeqCst) < 3 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    let slow = begun.elapsed();
+    assert!(slow > Duration::from_millis(1500), "{slow:?}");
+    node.set_user_rate(request(1, 0)).await.expect("lifted");
+    traffic.finish().await;
+}
+
+#[tokio::test]
+async fn states_are_ordered_logs_are_followed_and_checks_are_run() {
+    let ring = LogRing::new();
+    let subscriber = tracing_subscriber::registry().with(ring.layer());
+    // The agent's tasks run on this thread.
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let mut world = World::with_users(&[(1, ALICE)]).await;
+    world.start_with(|builder| builder.logs(ring)).await;
+    world.master.acked(1).await;
+    let mut node = local(&world).await;
+    let request = rpc::TailLogsRequest {
+        lines: 100,
+        follow: true,
+        level: "info".into(),
+    };
+    let mut lines = node.tail_logs(request).await.expect("lines").into_inner();
+    soon("the past", async {
+        loop {
+            let line = lines.next().await.expect("a line").expect("a line");
+            if line.message.contains("enrolled") {
+                break;
+            }
+        }
+    })
+    .await;
+    world.client(ALICE).await.close().await;
+    soon("what follows", async {
+        loop {
+            let line = lines.next().await.expect("a line").expect("a line");
+            if line.message.contains("client connected") {
+                break;
+            }
+        }
+    })
+    .await;
+
+    let order = |state: NodeDesiredState| rpc::SetStateRequest {
+        state: state.into(),
+        deadline: None,
+    };
+    node.set_state(order(NodeDesiredState::Draining)).await.expect("ordered");
+    world.is_refused(ALICE).await;
+    node.set_state(order(NodeDesiredState::Active)).await.expect("ordered");
+    world.client(ALICE).await.close().await;
+    let refused = node.set_state(order(NodeDesiredState::Unspecified)).await;
+    assert!(refused.expect_err("no state").message().starts_with("state"));
+
+    let checks = rpc::RunDiagnosticsRequest { checks: Vec::new() };
+    let results: Vec<_> = node
+        .run_diagnostics(checks)
+        .await
+        .expect("results")
+        .into_inner()
+        .collect::<Vec<_>>()
+        .await;
+    let results: Vec<_> = results.into_iter().map(|one| one.expect("a result")).collect();
+    let names: Vec<_> = results.iter().map(|one| &*one.check).collect();
+    assert_eq!(names, hy2_agent_sdk::diagnostics::CHECKS);
+    for check in ["dns", "clock", "listeners", "outbound"] {
+        let result = results.iter().find(|one| one.check == check).expect("there");
+        assert!(result.passed, "{result:?}");
+    }
+    let request = rpc::RunDiagnosticsRequest {
+        checks: vec!["colour".into()],
+    };
+    node.run_diagnostics(request).await.expect_err("unknown");
+
+    node.restart_engine(rpc::RestartEngineRequest::default()).await.expect("restarted");
+    world.client(ALICE).await.close().await;
+}
+
+#[tokio::test]
+async fn the_loopback_port_wants_a_certificate_and_no_node_s() {
+    let mut world = World::with_users(&[(1, ALICE)]).await;
+    let mut config = world.agent_config();
+    config.loopback = Some(([127, 0, 0, 1], 0).into());
+    let agent = hy2_agent_sdk::Agent::spawn(config).await.expect("starts");
+    let address = agent.loopback_addr().expect("bound");
+    world.agent = Some(agent);
+    world.master.acked(1).await;
+    let pki = &world.master.shared.pki;
+    let foreign = crate::pki::Pki::new();
+    let cases = [
+        (None, false),
+        (Some(pki.other("operator.example")), true),
+        (Some(pki.other("node-2.node.hy2.internal")), false),
+        (Some(foreign.other("operator.example")), false),
+    ];
+    for (at, (identity, welcome)) in cases.into_iter().enumerate() {
+        let mut roots = RootCertStore::empty();
+        roots.add(pki.ca()).expect("a root");
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_root_certificates(roots);
+        let mut tls = match identity {
+            None => builder.with_no_client_auth(),
+            Some((leaf, key)) => builder.with_client_auth_cert(vec![leaf], key).expect("a pair"),
+        };
+        tls.alpn_protocols = vec![b"h2".to_vec()];
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(tls));
+        let tcp = TcpStream::connect(address).await.expect("connects");
+        let name = "node-1.node.hy2.internal".try_into().expect("a name");
+        let asked = async {
+            let stream = connector.connect(name, tcp).await.ok()?;
+            let mut node = node_client(stream).await;
+            node.get_info(rpc::GetInfoRequest {}).await.ok()
+        };
+        assert_eq!(soon("an answer", asked).await.is_some(), welcome, "case {at}");
+    }
+}

@@ -1,0 +1,99 @@
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use hy2_agent_sdk::{
+    clock::ManualClock,
+    hy2_proto::control::rpc::{EngineState, ExpiryPolicy},
+};
+
+use crate::{
+    fleet::{World, user},
+    origin::{Echo, Traffic},
+    soon,
+};
+
+const ALICE: &str = "alice's credential";
+const BOB: &str = "bob's credential";
+
+#[tokio::test]
+async fn a_day_without_a_master_loses_no_byte_and_nobody_who_may_stay() {
+    let clock = Arc::new(ManualClock::new(SystemTime::now()));
+    let mut world = World::with_users(&[(1, ALICE)]).await;
+    let mut entry = user(2, BOB);
+    entry.expires_at = Some((SystemTime::now() + Duration::from_secs(12 * 3600)).into());
+    world.master.shared.desired.lock().users.insert(2, entry);
+    let ticking = Arc::clone(&clock);
+    world.start_with(|builder| builder.clock(ticking)).await;
+    world.master.acked(1).await;
+    let echo = Echo::start().await;
+    world.master.stop().await;
+    let (mut moved_alice, mut moved_bob) = (0, 0);
+    for hour in 0..24 {
+        let alice = world.client(ALICE).await;
+        let traffic = Traffic::start(&alice, &echo.target(), 1, 1000).await;
+        soon("a round", async {
+            while traffic.rounds.load(std::sync::atomic::Ordering::SeqCst) < 2 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+        moved_alice += traffic.finish().await;
+        if hour < 12 {
+            let bob = world.client(BOB).await;
+            let traffic = Traffic::start(&bob, &echo.target(), 1, 100).await;
+            moved_bob += traffic.finish().await;
+        } else {
+            world.is_refused(BOB).await;
+        }
+        drop(alice);
+        if hour % 8 == 3 {
+            // It starts again on its own.
+            world.shutdown().await;
+            let ticking = Arc::clone(&clock);
+            let agent = world.start_with(|builder| builder.clock(ticking)).await;
+            assert_eq!(agent.status().borrow().engine, EngineState::Serving);
+        }
+        clock.advance(Duration::from_secs(3600));
+    }
+    world.master.resume().await;
+    world
+        .master
+        .until_stored("the day's traffic", |store| {
+            store.bytes.get(&1) == Some(&(moved_alice, moved_alice))
+                && store.bytes.get(&2).copied().unwrap_or_default() == (moved_bob, moved_bob)
+        })
+        .await;
+    assert_eq!(world.master.shared.store.lock().duplicates, 0);
+}
+
+#[tokio::test]
+async fn a_manifest_past_its_validity_serves_or_drains_as_the_policy_says() {
+    for policy in [ExpiryPolicy::Serve, ExpiryPolicy::Drain] {
+        let clock = Arc::new(ManualClock::new(SystemTime::now()));
+        let mut world = World::with_users(&[(1, ALICE)]).await;
+        world.master.shared.desired.lock().config.expiry_policy = policy.into();
+        let ticking = Arc::clone(&clock);
+        world.start_with(|builder| builder.clock(ticking)).await;
+        world.master.acked(1).await;
+        world.master.stop().await;
+        let echo = Echo::start().await;
+        let alice = world.client(ALICE).await;
+        let traffic = Traffic::start(&alice, &echo.target(), 1, 100).await;
+        clock.advance(Duration::from_secs(7 * 86_400 + 60));
+        if policy == ExpiryPolicy::Drain {
+            let agent = world.agent.as_ref().expect("runs").handle();
+            let mut status = agent.status();
+            let drains = |status: &hy2_agent_sdk::reconcile::Status| {
+                status.engine == EngineState::Draining
+            };
+            soon("the drain", status.wait_for(drains)).await.expect("alive");
+            world.is_refused(ALICE).await;
+        } else {
+            world.client(ALICE).await.close().await;
+        }
+        // Who is in stays.
+        traffic.finish().await;
+    }
+}
