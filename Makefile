@@ -52,3 +52,11 @@ clean: ## Remove everything built
 .PHONY: proto
 proto: ## Generate the gRPC code from hy2-proto/proto
 	@scripts/generate-proto.sh
+
+.PHONY: dev-start
+dev-start: ## Build and start a fleet of three nodes here, carry traffic, show what was counted
+	@scripts/dev-start.sh
+
+.PHONY: dev-stop
+dev-stop: ## Stop the fleet that `make dev-start` left running
+	@scripts/dev-start.sh stop

@@ -13,7 +13,7 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::{net::TcpListener, task::JoinSet};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{debug, warn};
 
 /// Readers served at once.
@@ -96,6 +96,41 @@ impl Exposition {
                 }
             }
         }
+    }
+}
+
+/// The process's figures for a page of somebody else's.
+#[derive(Debug)]
+pub struct Recorder {
+    handle: PrometheusHandle,
+    _upkeep: AbortOnDropHandle<()>,
+}
+
+impl Recorder {
+    /// Installs the process's recorder. Must be called within a tokio runtime, once per process.
+    ///
+    /// # Errors
+    ///
+    /// A recorder is installed already.
+    pub fn install() -> anyhow::Result<Self> {
+        let handle = PrometheusBuilder::new().install_recorder()?;
+        let tidied = handle.clone();
+        let upkeep = AbortOnDropHandle::new(tokio::spawn(async move {
+            let mut tick = tokio::time::interval(UPKEEP);
+            loop {
+                tick.tick().await;
+                tidied.run_upkeep();
+            }
+        }));
+        Ok(Self {
+            handle,
+            _upkeep: upkeep,
+        })
+    }
+
+    /// Returns the figures in Prometheus' text form.
+    pub fn render(&self) -> String {
+        self.handle.render()
     }
 }
 

@@ -7,10 +7,11 @@
 mod exposition;
 pub mod logging;
 mod progress;
+pub mod service;
 mod signals;
 mod watch;
 
-pub use exposition::Exposition;
+pub use exposition::{Exposition, Recorder};
 pub use progress::{Progress, human_bytes, human_rate};
 pub use signals::{Signal, Signals};
 pub use watch::FileWatch;

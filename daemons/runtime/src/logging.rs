@@ -2,10 +2,24 @@
 
 use std::{fmt, io, io::IsTerminal, str::FromStr};
 
-use tracing_subscriber::{EnvFilter, fmt::time::SystemTime};
+use tracing_subscriber::{
+    EnvFilter, Layer, Registry,
+    fmt::time::SystemTime,
+    layer::{Identity, SubscriberExt},
+    util::SubscriberInitExt,
+};
 
 /// Crates whose logs the level is about; the others only warn, unless everything is asked for.
-const OURS: [&str; 4] = ["hy2", "hy2_core", "hy2_proto", "hy2_daemon_runtime"];
+const OURS: [&str; 8] = [
+    "hy2",
+    "hy2_agent",
+    "hy2_agent_sdk",
+    "hy2_core",
+    "hy2_daemon_runtime",
+    "hy2_master_sdk",
+    "hy2_orchestrator",
+    "hy2_proto",
+];
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -87,18 +101,34 @@ impl fmt::Display for Level {
 ///
 /// If one is installed already.
 pub fn init(level: Level, format: Format) -> anyhow::Result<()> {
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter(level))
-        .with_writer(io::stderr);
-    let installed = match format {
-        Format::Json => builder.json().flatten_event(true).try_init(),
-        Format::Console => builder
+    init_with(level, format, None::<Identity>)
+}
+
+/// Installs the process's log subscriber and `extra` beside it, which sees debug and above of our
+/// own crates.
+///
+/// # Errors
+///
+/// If one is installed already.
+pub fn init_with<L>(level: Level, format: Format, extra: Option<L>) -> anyhow::Result<()>
+where
+    L: Layer<Registry> + Send + Sync + 'static,
+{
+    let extra = extra.map(|layer| layer.with_filter(filter(Level::Debug)));
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    let lines = match format {
+        Format::Json => lines.json().flatten_event(true).boxed(),
+        Format::Console => lines
             .with_timer(SystemTime)
             .with_target(level >= Level::Debug)
             .with_ansi(io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
-            .try_init(),
+            .boxed(),
     };
-    installed.map_err(|error| anyhow::anyhow!("cannot install the log subscriber: {error}"))
+    tracing_subscriber::registry()
+        .with(extra)
+        .with(lines.with_filter(filter(level)))
+        .try_init()
+        .map_err(|error| anyhow::anyhow!("cannot install the log subscriber: {error}"))
 }
 
 fn filter(level: Level) -> EnvFilter {

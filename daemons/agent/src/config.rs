@@ -1,0 +1,95 @@
+//! The configuration file.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context;
+use hy2_agent_sdk::AgentConfig;
+use serde::Deserialize;
+
+/// What the file says. Every key but `dataDir` and `masters` has a default.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Config {
+    /// Key, state and counters; for the agent alone.
+    data_dir: PathBuf,
+    /// `host:port` of each master.
+    masters: Vec<String>,
+    /// Wanted name. Default: the host's.
+    #[serde(default)]
+    name: String,
+    /// How clients reach this node. Default: what the master sees.
+    #[serde(default)]
+    public_host: String,
+    /// Hysteria port to announce at enrolment. Default: 8080.
+    #[serde(default)]
+    listen_port: u16,
+    /// NodeManager for this host, mode 0600. Default: agent.sock in `dataDir`.
+    #[serde(default)]
+    local_socket: Option<PathBuf>,
+    /// NodeManager over loopback with mutual TLS, such as 127.0.0.1:50051. Default: none.
+    #[serde(default)]
+    loopback: Option<SocketAddr>,
+    /// What unacknowledged traffic may take on disk before batches are merged. Default: 256.
+    #[serde(default)]
+    spool_mebibytes: Option<u64>,
+}
+
+impl Config {
+    /// Reads a file.
+    pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        serde_saphyr::from_str(&text).map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))
+    }
+
+    /// Returns what the agent is configured with.
+    pub(crate) fn agent(&self) -> AgentConfig {
+        let mut config = AgentConfig::new(&self.data_dir, self.masters.clone());
+        config.name.clone_from(&self.name);
+        config.public_host.clone_from(&self.public_host);
+        config.listen_port = self.listen_port;
+        config.loopback = self.loopback;
+        if let Some(socket) = &self.local_socket {
+            config.local_socket = Some(socket.clone());
+        }
+        if let Some(mebibytes) = self.spool_mebibytes {
+            config.spool_cap = mebibytes.saturating_mul(1 << 20);
+        }
+        config
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Config, String> {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), text).expect("written");
+        Config::read(file.path()).map_err(|error| format!("{error:#}"))
+    }
+
+    #[test]
+    fn the_least_file_is_enough() {
+        let agent = read("dataDir: /var/lib/hy2\nmasters: ['master:50052']\n").expect("right").agent();
+        assert_eq!(agent.local_socket, Some("/var/lib/hy2/agent.sock".into()));
+        assert_eq!(agent.spool_cap, 256 << 20);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (text, wanted) in [
+            ("masters: ['a:1']", "dataDir"),
+            ("dataDir: /x", "masters"),
+            ("dataDir: /x\nmasters: ['a:1']\ncolour: red", "colour"),
+            ("dataDir: /x\nmasters: ['a:1']\nlistenPort: 99999", "listenPort"),
+            ("dataDir: /x\nmasters: ['a:1']\nloopback: here", "loopback"),
+        ] {
+            let error = read(text).expect_err(text);
+            assert!(error.to_lowercase().contains(&wanted.to_lowercase()), "{wanted} not in {error}");
+        }
+    }
+}

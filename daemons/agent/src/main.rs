@@ -1,0 +1,121 @@
+//! Node of a fleet of Hysteria 2 servers: reads a file, composes hy2-agent-sdk, runs it.
+#![forbid(unsafe_code)]
+
+mod cli;
+mod config;
+mod status;
+
+use std::{
+    io::{self, Read, Write},
+    path::Path,
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use clap::Parser;
+use hy2_agent_sdk::{
+    Agent, AgentConfig,
+    config::Enrolment,
+    link::LinkState,
+    logs::LogRing,
+};
+use hy2_daemon_runtime::{Exposition, Signal, Signals, logging, service};
+use tokio::time::timeout;
+use zeroize::Zeroizing;
+
+use crate::{
+    cli::{Cli, Command, Enrol, Run},
+    config::Config,
+};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "hy2-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> anyhow::Result<()> {
+    let config = Config::read(&cli.config)?.agent();
+    let logs = LogRing::new();
+    logging::init_with(cli.log_level, cli.log_format, Some(logs.layer()))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        match &cli.command {
+            Command::Check => say(&format!("{}: ok", cli.config.display())),
+            Command::Status => status::show(&config).await,
+            Command::Enrol(flags) => enrol(config, flags).await,
+            Command::Run(flags) => serve(config, logs, flags).await,
+        }
+    })
+}
+
+async fn serve(config: AgentConfig, logs: LogRing, flags: &Run) -> anyhow::Result<()> {
+    let mut signals = Signals::install()?;
+    let metrics = flags.metrics.map(Exposition::install).transpose()?;
+    let stop = tokio_util::sync::CancellationToken::new();
+    let exposing = metrics.map(|metrics| tokio::spawn(metrics.run(stop.clone())));
+    let agent = Agent::builder(config).logs(logs).spawn().await?;
+    service::ready();
+    let watchdog = service::watchdog();
+    // What can change comes from the master: SIGHUP is ignored.
+    while signals.next().await != Signal::Terminate {}
+    service::stopping();
+    drop(watchdog);
+    agent.shutdown().await;
+    stop.cancel();
+    if let Some(exposing) = exposing {
+        exposing.await?;
+    }
+    Ok(())
+}
+
+/// How long an enrolment may take.
+const ENROLMENT_MAX: Duration = Duration::from_secs(60);
+
+async fn enrol(mut config: AgentConfig, flags: &Enrol) -> anyhow::Result<()> {
+    config.enrolment = Some(Enrolment {
+        token: read_token(&flags.token_file)?,
+        ca_pin: flags.ca_pin.parse().context("--ca-pin")?,
+    });
+    let agent = Agent::spawn(config).await?;
+    let mut link = agent.handle().link();
+    let up = timeout(ENROLMENT_MAX, link.wait_for(|state| state.connected_since().is_some()));
+    let connected = up.await.is_ok_and(|state| state.is_ok());
+    let last = agent.handle().link().borrow().clone();
+    agent.shutdown().await;
+    match last {
+        _ if connected => say("enrolled"),
+        LinkState::Down { error } => bail!("not enrolled: {error}"),
+        _ => bail!("not enrolled within {} s", ENROLMENT_MAX.as_secs()),
+    }
+}
+
+fn read_token(path: &Path) -> anyhow::Result<Zeroizing<String>> {
+    let mut text = Zeroizing::new(String::new());
+    if path == Path::new("-") {
+        io::stdin().read_to_string(&mut text).context("token")?;
+    } else {
+        *text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+    }
+    let token = Zeroizing::new(text.trim().to_owned());
+    if token.is_empty() {
+        bail!("the token is empty");
+    }
+    Ok(token)
+}
+
+pub(crate) fn say(text: &str) -> anyhow::Result<()> {
+    writeln!(io::stdout(), "{text}").context("stdout")
+}

@@ -1,0 +1,218 @@
+//! The configuration file.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, bail};
+use hy2_master_sdk::{Builder, Master, MasterConfig, front::FrontConfig};
+use ipnet::IpNet;
+use serde::Deserialize;
+use url::Url;
+
+/// What the file says. Every key but `database`, `keyFile` and `public.url` has a default.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Config {
+    /// `sqlite:/path/to/file` or `postgres://user:password@host/name`.
+    database: Database,
+    /// Key that seals every secret in the database; made at the first run. Back it up apart.
+    key_file: PathBuf,
+    #[serde(default)]
+    agents: Agents,
+    #[serde(default)]
+    api: Api,
+    public: Public,
+    /// Shared cache and rate-limit buckets; never the only copy of anything.
+    #[serde(default)]
+    redis: Option<Secret>,
+    /// Receivers of webhooks on private addresses, also over plain HTTP.
+    #[serde(default)]
+    allow_private_webhooks: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct Agents {
+    listen: String,
+    /// Names and addresses by which agents reach this master.
+    names: Vec<String>,
+}
+
+impl Default for Agents {
+    fn default() -> Self {
+        Self {
+            listen: "0.0.0.0:50052".into(),
+            names: Vec::new(),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct Api {
+    listen: SocketAddr,
+    trusted_proxies: Vec<IpNet>,
+}
+
+impl Default for Api {
+    fn default() -> Self {
+        Self {
+            listen: ([127, 0, 0, 1], 8081).into(),
+            trusted_proxies: Vec::new(),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Public {
+    /// Where clients fetch their subscriptions.
+    url: Url,
+    #[serde(default = "public_listen")]
+    listen: SocketAddr,
+}
+
+fn public_listen() -> SocketAddr {
+    ([0, 0, 0, 0], 8080).into()
+}
+
+/// Printed as `***`.
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct Secret(String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(try_from = "String")]
+enum Database {
+    Sqlite(PathBuf),
+    Postgres(String),
+}
+
+impl fmt::Debug for Database {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sqlite(path) => write!(f, "sqlite:{}", path.display()),
+            Self::Postgres(_) => f.write_str("postgres://***"),
+        }
+    }
+}
+
+impl TryFrom<String> for Database {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        match text.split_once(':') {
+            Some(("sqlite", path)) if !path.is_empty() => Ok(Self::Sqlite(path.into())),
+            Some(("postgres" | "postgresql", _)) => Ok(Self::Postgres(text)),
+            _ => Err("must be sqlite:/path or postgres://user:password@host/name"),
+        }
+    }
+}
+
+impl Config {
+    /// Reads a file.
+    pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        let config: Self = serde_saphyr::from_str(&text)
+            .map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))?;
+        // What is loopback is for this host; anything else wants TLS in front of it.
+        let api = &config.api;
+        if !api.listen.ip().is_loopback() && api.trusted_proxies.is_empty() {
+            bail!(
+                "{}: api.listen: {} is not loopback: put a proxy with TLS in front and name it in \
+                 api.trustedProxies",
+                path.display(),
+                api.listen
+            );
+        }
+        Ok(config)
+    }
+
+    /// Describes the master.
+    pub(crate) fn master(&self) -> Builder {
+        let builder = match &self.database {
+            Database::Sqlite(path) => Master::sqlite(path),
+            Database::Postgres(url) => Master::postgres(url),
+        };
+        let mut config = MasterConfig::default();
+        config.names.clone_from(&self.agents.names);
+        builder.key_file(&self.key_file).config(config)
+    }
+
+    /// Returns where agents are awaited.
+    pub(crate) fn agents(&self) -> &str {
+        &self.agents.listen
+    }
+
+    /// Returns the address of Redis.
+    pub(crate) fn redis(&self) -> Option<&str> {
+        self.redis.as_ref().map(|secret| secret.0.as_str())
+    }
+
+    /// Describes the side towards people and programs.
+    pub(crate) fn front(&self) -> FrontConfig {
+        let mut front = FrontConfig::new(self.public.url.clone());
+        front.api = Some(self.api.listen);
+        front.public = Some(self.public.listen);
+        front.trusted_proxies.clone_from(&self.api.trusted_proxies);
+        if self.allow_private_webhooks {
+            front.targets = hy2_master_sdk::targets::TargetPolicy::Any;
+        }
+        front
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Config, String> {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), text).expect("written");
+        Config::read(file.path()).map_err(|error| format!("{error:#}"))
+    }
+
+    const LEAST: &str = "database: sqlite:/tmp/x.db\nkeyFile: /tmp/x.key\npublic:\n  url: https://sub.example.org/\n";
+
+    #[test]
+    fn the_least_file_has_the_documented_ports() {
+        let config = read(LEAST).expect("right");
+        assert_eq!(config.agents(), "0.0.0.0:50052");
+        let front = config.front();
+        assert_eq!(front.api, Some(([127, 0, 0, 1], 8081).into()));
+        assert_eq!(front.public, Some(([0, 0, 0, 0], 8080).into()));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let cases = [
+            ("database: mysql://x\nkeyFile: a\npublic: {url: 'https://a/'}", "must be sqlite:"),
+            ("keyFile: a\npublic: {url: 'https://a/'}", "database"),
+            (&format!("{LEAST}colour: red\n"), "colour"),
+            (&format!("{LEAST}api:\n  listen: 0.0.0.0:8081\n"), "api.listen"),
+            (&format!("{LEAST}api:\n  listen: nowhere\n"), "listen"),
+            ("database: sqlite:/x\nkeyFile: a\npublic: {url: nowhere}", "url"),
+        ];
+        for (text, wanted) in cases {
+            let error = read(text).expect_err(text);
+            assert!(error.contains(wanted), "{error}");
+        }
+    }
+
+    #[test]
+    fn secrets_are_not_printed() {
+        let text = LEAST.replace("sqlite:/tmp/x.db", "postgres://u:hunter2@h/d") + "redis: redis://:hunter3@h\n";
+        let printed = format!("{:?}", read(&text).expect("right"));
+        assert!(!printed.contains("hunter"), "{printed}");
+    }
+}

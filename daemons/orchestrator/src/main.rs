@@ -1,0 +1,123 @@
+//! Orchestrator of a fleet of Hysteria 2 nodes: reads a file, composes hy2-master-sdk, runs it.
+#![forbid(unsafe_code)]
+
+mod cli;
+mod config;
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use anyhow::Context;
+use clap::Parser;
+use hy2_daemon_runtime::{Recorder, Signal, Signals, logging, service};
+use hy2_master_sdk::{
+    Master, cache::Cache, front::Front, ratelimit::RateLimiter, ratelimit::SharedLimiter,
+    service::admins::Credentials,
+};
+use secrecy::ExposeSecret;
+use tracing::info;
+
+use crate::{
+    cli::{Cli, Command},
+    config::Config,
+};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "hy2-orchestrator: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> anyhow::Result<()> {
+    let config = Config::read(&cli.config)?;
+    if let Command::Check = cli.command {
+        return say(&format!("{}: ok", cli.config.display()));
+    }
+    logging::init(cli.log_level, cli.log_format)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        match &cli.command {
+            Command::Run => serve(&config).await,
+            Command::Migrate => {
+                config.master().start().await?.shutdown().await;
+                say("the database is up to date")
+            }
+            Command::RecoverAdmin { username } => recover(&config, username).await,
+            Command::Check => Ok(()),
+        }
+    })
+}
+
+async fn serve(config: &Config) -> anyhow::Result<()> {
+    let mut signals = Signals::install()?;
+    let recorder = Recorder::install()?;
+    let master = config.master().agents(config.agents()).start().await?;
+    let mut front = config.front();
+    front.metrics = std::sync::Arc::new(move || recorder.render());
+    if let Some(url) = config.redis() {
+        let client = redis::Client::open(url).context("redis: not an address")?;
+        let connection = client
+            .get_connection_manager()
+            .await
+            .context("redis: cannot connect")?;
+        front.cache = Cache::shared(connection.clone(), "hy2:cache:");
+        front.limiter = RateLimiter::shared(SharedLimiter::new(connection, "hy2:limit:"));
+    }
+    let front = Front::start(&master, front).await?;
+    if let Some(first) = front.first_admin() {
+        show(first)?;
+    }
+    info!(
+        agents = ?master.agents_address(),
+        api = ?front.api_address(),
+        public = ?front.public_address(),
+        ca_pin = master.ca_pin(),
+        "running"
+    );
+    service::ready();
+    let watchdog = service::watchdog();
+    // Nothing in the file can change while it runs: SIGHUP is ignored.
+    while signals.next().await != Signal::Terminate {}
+    info!("ending");
+    service::stopping();
+    drop(watchdog);
+    front.shutdown().await;
+    master.shutdown().await;
+    Ok(())
+}
+
+async fn recover(config: &Config, username: &str) -> anyhow::Result<()> {
+    let master: Master = config.master().start().await?;
+    let mut settings = config.front();
+    (settings.api, settings.public) = (None, None);
+    let front = Front::start(&master, settings).await?;
+    let credentials = front.service().recover_admin(username).await;
+    front.shutdown().await;
+    master.shutdown().await;
+    show(&credentials?)
+}
+
+/// Prints a password to standard output, and nowhere else.
+fn show(credentials: &Credentials) -> anyhow::Result<()> {
+    say(&format!(
+        "administrator {}\npassword      {}\nThis is shown once.",
+        credentials.username,
+        credentials.password.expose_secret()
+    ))
+}
+
+fn say(text: &str) -> anyhow::Result<()> {
+    writeln!(io::stdout(), "{text}").context("stdout")
+}
