@@ -158,7 +158,7 @@ wait_for "the three nodes" serving
 echo
 echo "Carrying $mebibytes MiB through each node with the subscription of alice ..."
 want=$(sha256sum <"$dir/origin/file")
-curl -fsS "$link/uri" | grep '^hy' >"$dir/uris"
+curl -fsS "$link/plain" | grep '^hy' >"$dir/uris"
 for node in "${nodes[@]}"; do
     IFS='|' read -r name place port local_port socks <<<"$node"
     uri=$(grep ":$port" "$dir/uris") || fail "the subscription does not name $name"
