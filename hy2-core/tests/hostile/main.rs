@@ -20,6 +20,7 @@ mod reassembly;
 mod recorder;
 mod relay;
 mod server;
+mod timing;
 mod udp;
 mod wire;
 

@@ -16,7 +16,7 @@ use std::{
 
 use hy2_core::{
     Address, BoxFuture, Client, ClientConfig, Server,
-    authenticator::{AuthContext, AuthDecision, Authenticator, Grant, UserLimits},
+    authenticator::{AuthContext, AuthDecision, Authenticator, Grant, UserLimits, UserPass},
     client::ServerAddress,
     memory::MemoryBudget,
     outbound::{AddressPolicy, DialError, Direct, Outbound, TcpConnection, UdpAssociation},
@@ -134,7 +134,7 @@ pub(crate) fn mib(bytes: u64) -> f64 {
 }
 
 impl ServerProcess {
-    /// Starts a server. `options` are words: `idle=SECONDS`, `memory=MIB`, `private=deny` or the
+    /// Starts a server. `options` are words: `auth=table` for [`UserPass`], `idle=SECONDS`, `memory=MIB`, `private=deny` or the
     /// private range that is allowed,
     /// `obfs=salamander|gecko`, `connections=PER_USER`, `unauthenticated=N`, `streams=N`.
     pub(crate) async fn start(options: &str) -> Self {
@@ -388,9 +388,16 @@ fn serve(options: &str) {
     let certificate = made.cert.der().clone();
     let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("key");
     let tls = ServerTls::from_der(vec![certificate.clone()], key).expect("tls");
-    let server = Server::builder(tls)
+    let builder = Server::builder(tls);
+    let builder = match word(options, "auth") {
+        Some("table") => {
+            let known = [HONEST, MALLORY].map(|user| user.split_once(':').expect("both"));
+            builder.authenticator(UserPass::new(known))
+        }
+        _ => builder.authenticator(Accounts(number("connections").map(|count| count as u32))),
+    };
+    let server = builder
         .listen(([127, 0, 0, 1], 0).into())
-        .authenticator(Accounts(number("connections").map(|count| count as u32)))
         .outbound(SlowNames(Direct::new(policy)))
         .config(config)
         .bind()
