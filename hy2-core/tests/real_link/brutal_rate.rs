@@ -44,8 +44,7 @@ async fn the_wire_carries_the_rate_and_not_more() {
             .rposition(|bytes| *bytes > 0)
             .expect("traffic");
         if full() {
-            // Without the first second, in which the round trip is still being learned, and the
-            // last, which ends within.
+            // Without the beginning, in which the round trip is still being learned, and the end.
             let steady = &offered[first + 1500..last - 500];
             measured.push(rate(steady));
         }
