@@ -167,8 +167,7 @@ pub trait Authenticator: Send + Sync + 'static {
     /// # Cancel safety
     ///
     /// The future is dropped when the connection ends first.
-    fn pretend<'a>(&'a self, request: AuthContext<'a>) -> BoxFuture<'a, ()> {
-        drop(request);
+    fn pretend<'a>(&'a self, _request: AuthContext<'a>) -> BoxFuture<'a, ()> {
         Box::pin(std::future::ready(()))
     }
 }
