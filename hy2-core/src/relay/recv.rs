@@ -89,7 +89,7 @@ impl RoundTrip {
         Self(congestion.clone())
     }
 
-    fn get(&self) -> Duration {
+    pub(crate) fn get(&self) -> Duration {
         self.0.snapshot().smoothed_rtt
     }
 }
@@ -267,6 +267,11 @@ impl RelayRecv {
             self.memory.shrink(reserved - held.next_multiple_of(STEP));
         }
         true
+    }
+
+    /// Tells the round trip time of the connection this stream is of.
+    pub(crate) fn round_trip(&self) -> &RoundTrip {
+        &self.round_trip
     }
 
     /// The bytes in order, as chunks.

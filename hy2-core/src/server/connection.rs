@@ -12,9 +12,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use hy2_proto::{
-    auth::{AuthResponse, CcRx},
+    auth::{AuthRequest, AuthResponse, CcRx},
     bandwidth::Bandwidth,
 };
 use quinn::{Connection, ConnectionError, VarInt};
@@ -413,10 +413,12 @@ impl RequestHandler for Gate {
             // The body is not looked at: clients may send its end later, or never.
             let (parts, body) = request.into_parts();
             let head = Request::from_parts(parts, ());
-            if auth::is_auth_request(&head)
-                && let Some(granted) = self.authenticate(&head).await
-            {
-                return auth::accepted(granted);
+            if auth::is_auth_request(&head) {
+                if let Some(granted) = self.authenticate(&head).await {
+                    return auth::accepted(granted);
+                }
+            } else if head.method() == Method::POST {
+                self.pretend(&head).await;
             }
             let request = head.map(|()| body);
             self.shared.masquerade.serve(request).await
@@ -425,6 +427,38 @@ impl RequestHandler for Gate {
 }
 
 impl Gate {
+    /// Does for a request that does not ask for authentication what is done for one that is
+    /// denied, so that the two take the same time.
+    async fn pretend(&self, request: &Request<()>) {
+        let state = self.state.lock().await;
+        if self.authenticated.load(Acquire)
+            || state.attempts >= self.shared.config.limits.auth_attempts
+            || *self.shared.draining.borrow()
+        {
+            return;
+        }
+        let said = auth::read_request(request);
+        let server_name = self.server_name();
+        let context = self.context(&said, server_name.as_deref());
+        self.shared.authenticator.pretend(context).await;
+    }
+
+    fn server_name(&self) -> Option<String> {
+        let data = self.connection.handshake_data()?;
+        data.downcast::<quinn::crypto::rustls::HandshakeData>()
+            .ok()?
+            .server_name
+    }
+
+    fn context<'a>(&self, said: &AuthRequest<'a>, server_name: Option<&'a str>) -> AuthContext<'a> {
+        AuthContext {
+            remote: self.connection.remote_address(),
+            auth: said.auth,
+            client_rx: (!said.rx.is_zero()).then_some(said.rx),
+            server_name,
+        }
+    }
+
     async fn authenticate(&self, request: &Request<()>) -> Option<AuthResponse> {
         // One at a time; the reference holds a lock too.
         let mut state = self.state.lock().await;
@@ -439,18 +473,8 @@ impl Gate {
             return None;
         }
         let said = auth::read_request(request);
-        let client_rx = (!said.rx.is_zero()).then_some(said.rx);
-        let server_name = self.connection.handshake_data().and_then(|data| {
-            data.downcast::<quinn::crypto::rustls::HandshakeData>()
-                .ok()?
-                .server_name
-        });
-        let context = AuthContext {
-            remote: self.connection.remote_address(),
-            auth: said.auth,
-            client_rx,
-            server_name: server_name.as_deref(),
-        };
+        let server_name = self.server_name();
+        let context = self.context(&said, server_name.as_deref());
         let mut grant = match self.shared.authenticator.authenticate(context).await {
             AuthDecision::Accept(grant) => grant,
             AuthDecision::Deny => return None,
