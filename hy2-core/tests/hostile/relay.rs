@@ -184,7 +184,7 @@ async fn ports_beyond_65535_reach_nobody() {
         }
     }
     assert!(
-        tokio::time::timeout(Duration::ZERO, target.accept())
+        timeout(Duration::ZERO, target.accept())
             .await
             .is_err()
     );
@@ -237,7 +237,7 @@ async fn private_targets_are_refused_by_default() {
         );
     }
     assert!(
-        tokio::time::timeout(Duration::ZERO, target.accept())
+        timeout(Duration::ZERO, target.accept())
             .await
             .is_err()
     );
