@@ -50,7 +50,7 @@ const TICK: Duration = Duration::from_millis(10);
 
 /// The longest wait of a reader that is short of memory. It begins with a [`TICK`] and waits twice
 /// as long each time, until something moves.
-const PATIENCE_MAX: Duration = Duration::from_secs(1);
+const PATIENCE_MAX: Duration = Duration::from_millis(160);
 
 /// Why a relay stream can deliver no more.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -100,8 +100,8 @@ impl RoundTrip {
 
 /// State of a reader that must not read at full speed.
 ///
-/// It sleeps until something happens: data or a reset that comes, a consumer that takes something.
-/// There is a timer only while time alone changes what may be read: in a
+/// It sleeps until something happens: data to read while it may read some, or a consumer that
+/// takes something. There is a timer only while time alone changes what may be read: in a
 /// wind-down, and while memory is short.
 #[derive(Debug)]
 struct Hold {
@@ -212,10 +212,7 @@ impl RelayRecv {
         while taken < BATCH {
             let limit = match self.permit(cx)? {
                 Permit::Upto(limit) => limit,
-                Permit::Wait => {
-                    self.poll_reset(cx)?;
-                    break;
-                }
+                Permit::Wait => break,
             };
             match pin!(self.stream.read_chunk(limit, false)).poll(cx) {
                 Poll::Pending => break,
@@ -239,17 +236,6 @@ impl RelayRecv {
             Poll::Ready(Ok(()))
         } else {
             Poll::Pending
-        }
-    }
-
-    /// Fails when the peer has reset the stream or the connection is lost, which a reader that does
-    /// not read would not see. Data that comes wakes the task, too.
-    fn poll_reset(&mut self, cx: &mut Context<'_>) -> Result<(), RecvError> {
-        match pin!(self.stream.received_reset()).poll(cx) {
-            Poll::Ready(Ok(Some(code))) => Err(ReadError::Reset(code).into()),
-            Poll::Ready(Err(error)) => Err(ReadError::from(error).into()),
-            // All of it has come.
-            Poll::Ready(Ok(None)) | Poll::Pending => Ok(()),
         }
     }
 

