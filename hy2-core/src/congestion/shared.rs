@@ -92,8 +92,10 @@ impl Shared {
         let before = self.send_window_target();
         self.send_window_limit
             .store(limit.min(MAX_SEND_WINDOW), Relaxed);
-        // The limit is set anew every second, and an idle connection should sleep through that.
-        if self.send_window_target() != before {
+        // The limit is set anew every second, and an idle connection should sleep through that. One that
+        // has something under way is woken as a matter of course: should anything have made it
+        // miss its turn, it is late by a second and not until its peer speaks.
+        if self.send_window_target() != before || self.figures.in_flight.load(Relaxed) > 0 {
             self.wake_connection();
         }
     }
