@@ -76,7 +76,7 @@ impl crypto::ServerConfig for ServerCrypto {
         Box::new(ServerSession {
             config: Arc::clone(&self.quic),
             version,
-            handshake_data: None,
+            hello: None,
             next: None,
             stage: Stage::Tls(Box::new(tls)),
         })
@@ -89,10 +89,16 @@ impl crypto::ServerConfig for ServerCrypto {
 struct ServerSession {
     config: Arc<QuicServerConfig>,
     version: u32,
-    /// Protocol and server name of the client, once they are known.
-    handshake_data: Option<(Option<Box<[u8]>>, Option<Box<str>>)>,
+    /// Known early in the handshake.
+    hello: Option<Hello>,
     next: Option<Box<Secrets>>,
     stage: Stage,
+}
+
+/// What the client asked for.
+struct Hello {
+    protocol: Option<Box<[u8]>>,
+    server_name: Option<Box<str>>,
 }
 
 enum Stage {
@@ -134,10 +140,10 @@ impl Session for ServerSession {
     }
 
     fn handshake_data(&self) -> Option<Box<dyn Any>> {
-        let (protocol, server_name) = self.handshake_data.clone()?;
+        let hello = self.hello.as_ref()?;
         Some(Box::new(HandshakeData {
-            protocol: protocol.map(Vec::from),
-            server_name: server_name.map(String::from),
+            protocol: hello.protocol.as_deref().map(Vec::from),
+            server_name: hello.server_name.as_deref().map(String::from),
         }))
     }
 
@@ -182,14 +188,17 @@ impl Session for ServerSession {
                 None => failed(TransportErrorCode::PROTOCOL_VIOLATION),
             });
         }
-        if self.handshake_data.is_some() {
+        if self.hello.is_some() {
             return Ok(false);
         }
         let (protocol, name) = (tls.alpn_protocol(), tls.server_name());
         if protocol.is_none() && name.is_none() && tls.is_handshaking() {
             return Ok(false);
         }
-        self.handshake_data = Some((protocol.map(Into::into), name.map(Into::into)));
+        self.hello = Some(Hello {
+            protocol: protocol.map(Into::into),
+            server_name: name.map(Into::into),
+        });
         Ok(true)
     }
 
@@ -405,6 +414,21 @@ mod tests {
         let mut bytes = Vec::new();
         params.write(&mut bytes);
         bytes
+    }
+
+    #[test]
+    fn a_late_message_counts_once_it_is_whole() {
+        // A key update, which has no place in QUIC: type 24, length 1.
+        let message = [24, 0, 0, 1, 0];
+        for cut in 0..message.len() {
+            let mut late = Late::default();
+            let (first, rest) = message.split_at(cut);
+            assert!(!late.take(first), "{cut}");
+            assert!(late.take(rest), "{cut}");
+        }
+        let mut endless = Late::default();
+        assert!(!endless.take(&[24, 255, 255, 255]));
+        assert!(!endless.take(&[0; 4096]));
     }
 
     #[test]
