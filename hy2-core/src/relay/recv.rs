@@ -45,8 +45,12 @@ const PACKET: usize = 1500;
 /// A stream refused memory for this long without delivering anything is given up.
 const STARVED: Duration = Duration::from_secs(30);
 
-/// How often a held-back reader looks again.
+/// Step of a wind-down: a reader that has used up what it may read looks again after this time.
 const TICK: Duration = Duration::from_millis(10);
+
+/// The longest wait of a reader that is short of memory. It begins with a [`TICK`] and waits twice
+/// as long each time, until something moves.
+const PATIENCE_MAX: Duration = Duration::from_millis(160);
 
 /// Why a relay stream can deliver no more.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -95,31 +99,70 @@ impl RoundTrip {
 }
 
 /// State of a reader that must not read at full speed.
+///
+/// It sleeps until something happens: data to read while it may read some, or a consumer that
+/// takes something. There is a timer only while time alone changes what may be read: in a
+/// wind-down, and while memory is short.
 #[derive(Debug)]
 struct Hold {
-    timer: Pin<Box<Sleep>>,
-    /// Bytes that may be read until the next tick.
+    timer: Option<Pin<Box<Sleep>>>,
+    /// Bytes that may be read until the next look.
     quota: usize,
     /// What was held when it began.
     base: usize,
     /// Whether memory is refused.
     probing: bool,
-    ticked: Instant,
+    /// When `quota` was worked out.
+    looked: Instant,
+    /// Whether the timer was set for the next step of a wind-down since.
+    stepping: bool,
+    /// How long to wait for memory.
+    patience: Duration,
     starved_since: Option<Instant>,
 }
 
 enum Permit {
     /// Read this many bytes at most.
     Upto(usize),
-    /// The timer will wake the task.
+    /// The timer will wake the task, or whoever takes what is there.
     Wait,
 }
 
 impl Hold {
+    fn begin(now: Instant, held: usize) -> Box<Self> {
+        Box::new(Self {
+            timer: None,
+            quota: 0,
+            base: held,
+            probing: false,
+            // The first look is at once.
+            looked: now.checked_sub(TICK).unwrap_or(now),
+            stepping: false,
+            patience: TICK,
+            starved_since: None,
+        })
+    }
+
+    /// Wakes the task at `at`; ready when that has passed.
+    fn wake_at(&mut self, cx: &mut Context<'_>, at: Instant) -> Poll<()> {
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(at)));
+        if timer.deadline() != at {
+            timer.as_mut().reset(at);
+        }
+        timer.as_mut().poll(cx)
+    }
+
+    /// Something moved: memory may come soon.
+    fn progressed(&mut self) {
+        self.patience = TICK;
+        self.starved_since = None;
+    }
+
     /// Accounts for a chunk of `len` bytes; `found` when it is the next in order.
     fn spend(&mut self, len: usize, found: bool) {
         self.quota = self.quota.saturating_sub(len);
         if self.probing && found {
+            self.patience = TICK;
             self.quota = if len == PROBE { PACKET } else { PROBE };
         }
     }
@@ -211,50 +254,74 @@ impl RelayRecv {
             return Ok(Permit::Upto(usize::MAX));
         }
         let now = Instant::now();
-        let hold = self.hold.get_or_insert_with(|| {
-            Box::new(Hold {
-                timer: Box::pin(sleep_until(now)),
-                quota: 0,
-                base: held,
-                probing: false,
-                ticked: now,
-                starved_since: None,
-            })
-        });
+        let hold = self.hold.get_or_insert_with(|| Hold::begin(now, held));
         hold.probing = !counted;
-        if !counted {
+        let gives_up = if counted {
+            hold.starved_since = None;
+            None
+        } else {
             let since = *hold.starved_since.get_or_insert(now);
             if now.duration_since(since) >= STARVED {
                 return Err(RecvError::Starved);
             }
-        } else {
-            hold.starved_since = None;
-        }
-        while hold.timer.as_mut().poll(cx).is_ready() {
+            Some(since + STARVED)
+        };
+        loop {
             // What may still pile up: a span, as far as there is memory for it. What was held
             // before does not count; it fills up behind the gaps that close.
             let span = (self.gaps * SPAN_PER_GAP).min(SPAN_MAX);
-            let left = span
-                .saturating_sub(held.saturating_sub(hold.base))
-                .min(self.memory.budget().free());
-            // The share of it that one tick of a wind-down over four round trips covers.
+            let left = span.saturating_sub(held.saturating_sub(hold.base));
+            let free = self.memory.budget().free();
+            let short = !counted || free < left.min(STEP);
+            // The share of it that one step of a wind-down over four round trips covers.
             let fall = 4 * self.round_trip.get().max(Duration::from_millis(25));
-            let passed = now.duration_since(hold.ticked).max(TICK);
-            let share = (passed.as_secs_f64() / fall.as_secs_f64()).min(1.0);
-            hold.quota = if counted {
-                (left as f64 * share) as usize
-            } else if ready == 0 {
-                PROBE
-            } else {
-                0
+            let allowance = |step: Duration| {
+                let share = (step.as_secs_f64() / fall.as_secs_f64()).min(1.0);
+                match (counted, ready) {
+                    (true, _) => (left.min(free) as f64 * share) as usize,
+                    (false, 0) => PROBE,
+                    (false, _) => 0,
+                }
             };
-            hold.ticked = now;
-            hold.timer.as_mut().reset(now + TICK);
+            if now >= hold.looked + TICK {
+                // A timer that is late must not slow the wind-down; other waits say nothing.
+                let step = match hold.stepping {
+                    true => now.duration_since(hold.looked),
+                    false => TICK,
+                };
+                hold.quota = allowance(step);
+                hold.looked = now;
+                hold.stepping = false;
+                if short {
+                    hold.patience = (2 * hold.patience).min(PATIENCE_MAX);
+                }
+            }
+            if hold.quota > 0 {
+                return Ok(Permit::Upto(hold.quota));
+            }
+            let at = if short {
+                let at = hold.looked + hold.patience;
+                gives_up.map_or(at, |end| end.min(at))
+            } else if allowance(TICK) > 0 {
+                hold.stepping = true;
+                hold.looked + TICK
+            } else {
+                // Until the consumer takes something there is nothing to wait for.
+                hold.timer = None;
+                return Ok(Permit::Wait);
+            };
+            if hold.wake_at(cx, at).is_pending() {
+                return Ok(Permit::Wait);
+            }
+            if now < at {
+                // The timer is ahead of the clock that was read above; the task looks again.
+                cx.waker().wake_by_ref();
+                return Ok(Permit::Wait);
+            }
+            if gives_up.is_some_and(|end| now >= end) {
+                return Err(RecvError::Starved);
+            }
         }
-        Ok(match hold.quota {
-            0 => Permit::Wait,
-            quota => Permit::Upto(quota),
-        })
     }
 
     /// Brings the reservation in line with what is held; `false` when the budget is exhausted.
@@ -302,7 +369,7 @@ impl RelayRecv {
 
     fn delivered(&mut self) {
         if let Some(hold) = &mut self.hold {
-            hold.starved_since = None;
+            hold.progressed();
         }
         if self.assembler.gapped_chunks() * 2 < self.gaps {
             self.gaps -= self.gaps.div_ceil(64);

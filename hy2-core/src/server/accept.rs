@@ -245,26 +245,28 @@ pub(super) async fn supervise(shared: Arc<Shared>) {
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        let members = shared.registry.members();
         let memory = &shared.config.memory;
-        let sending: Vec<_> = members
-            .iter()
-            .filter(|member| member.congestion.snapshot().in_flight > 0)
-            .collect();
+        let mut sending = 0_u64;
+        shared.registry.for_each(|member| {
+            sending += u64::from(member.congestion.snapshot().in_flight > 0);
+        });
         // Half of what is free, shared by those who send; the other half is for receiving.
-        let each = memory.free() as u64 / 2 / (sending.len() as u64).max(1);
-        for member in &members {
-            member
-                .congestion
-                .set_send_window_limit(each.clamp(SEND_WINDOW_MIN, quic::SEND_WINDOW_MAX));
-        }
+        let each = memory.free() as u64 / 2 / sending.max(1);
+        let each = each.clamp(SEND_WINDOW_MIN, quic::SEND_WINDOW_MAX);
+        shared
+            .registry
+            .for_each(|member| member.congestion.set_send_window_limit(each));
         pressed = if memory.refuses_connections() {
             pressed + 1
         } else {
             0
         };
         if (pressed > PATIENCE || memory.free() < memory.limit() / 64)
-            && let Some(largest) = members.iter().max_by_key(|member| member.held())
+            && let Some(largest) = shared
+                .registry
+                .members()
+                .iter()
+                .max_by_key(|member| member.held())
         {
             pressed = 0;
             metrics::counter!("hy2_connections_shed_total").increment(1);

@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, atomic::AtomicU64},
 };
 
-use quinn::{AsyncUdpSocket, Endpoint, TokioRuntime, crypto::rustls::QuicServerConfig};
+use quinn::{AsyncUdpSocket, Endpoint, TokioRuntime};
 use tokio::{sync::watch, task::JoinSet};
 
 use super::{Server, ServerConfig, ServerHandle, Shared, accept, users::Registry};
@@ -17,7 +17,7 @@ use crate::{
     event::{EventSink, NoEvents},
     masquerade::{Masquerade, OrdinarySite},
     outbound::{Direct, Outbound},
-    quic::{self, ResetKey},
+    quic::{self, ResetKey, crypto::ServerCrypto},
     relay::udp::NodeSessions,
     socket::{self, SocketStats},
     tls::{ALPN_H3, CertificateError, ServerTls},
@@ -133,10 +133,8 @@ impl ServerBuilder {
             return Err(BindError::NoListener);
         }
         let tls = self.tls.rustls(&[ALPN_H3])?;
-        let crypto = QuicServerConfig::try_from(tls).map_err(|_| {
-            CertificateError::Mismatch(rustls::Error::General("no QUIC cipher suite".into()))
-        })?;
-        let quic_config = quic::server_config(Arc::new(crypto));
+        let crypto = ServerCrypto::new(tls).map_err(CertificateError::Mismatch)?;
+        let quic_config = quic::server_config(crypto);
         let runtime = Arc::new(TokioRuntime);
         let key = self.reset_key.unwrap_or_else(ResetKey::random);
         let mut endpoints = Vec::with_capacity(self.listeners.len());

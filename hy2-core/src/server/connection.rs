@@ -1,6 +1,8 @@
 //! One client connection and everything below it.
 
 use std::{
+    future::{Future, poll_fn},
+    pin::Pin,
     sync::{
         Arc,
         atomic::{
@@ -8,6 +10,7 @@ use std::{
             Ordering::{Acquire, Relaxed, Release},
         },
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -21,7 +24,7 @@ use quinn::{Connection, ConnectionError, VarInt};
 use tokio::{
     sync::{Mutex, Notify, oneshot, watch},
     task::JoinSet,
-    time::{Instant, MissedTickBehavior, interval},
+    time::{Instant, Sleep, sleep},
 };
 
 use super::{Shared, tcp, tcp::StreamEnd, users::Member};
@@ -154,8 +157,10 @@ pub(crate) async fn serve(
     let mut raised = false;
     // At most one: the first that comes after authentication and before it is noticed here.
     let mut early_datagram = None;
-    let mut check = interval(PREAUTH_CHECK);
-    check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // Whether a task takes the datagrams, which one does while there are UDP sessions.
+    let mut udp_served = false;
+    // Ends with authentication.
+    let mut check = Some(Box::pin(sleep(PREAUTH_CHECK)));
     {
         let run = front.run(|stream| arrivals.push(stream));
         tokio::pin!(run);
@@ -166,8 +171,12 @@ pub(crate) async fn serve(
                 () = &mut run => break,
                 Ok(membership) = &mut admission, if relays.is_none() => {
                     unauthenticated.take();
+                    check = None;
                     shared.counts.part(id);
-                    let started = start(&shared, membership, early_datagram.take(), &mut tasks);
+                    let started = start(&shared, membership);
+                    if let Some(datagram) = early_datagram.take() {
+                        udp_served = serve_udp(&started, datagram, &mut tasks);
+                    }
                     if !waiting.is_empty() {
                         started.raise_stream_limit();
                         raised = true;
@@ -194,6 +203,7 @@ pub(crate) async fn serve(
                 Some(ended) = tasks.join_next(), if !tasks.is_empty() => {
                     match ended {
                         Ok(StreamEnd::Served) => {}
+                        Ok(StreamEnd::NoMoreUdp) => udp_served = false,
                         Ok(StreamEnd::Aborted) => if aborts.exceeded() {
                             connection.close(close::EXCESSIVE_LOAD, b"");
                         },
@@ -208,13 +218,18 @@ pub(crate) async fn serve(
                 // Unknown peers have no use for datagrams: taken and dropped, as by a web server
                 // that knows none of them, instead of kept.
                 Ok(datagram) = connection.read_datagram(),
-                    if relays.is_none() && early_datagram.is_none() =>
+                    if !udp_served && early_datagram.is_none() =>
                 {
-                    if authenticated.load(Acquire) {
+                    if let Some(relays) = &relays {
+                        udp_served = serve_udp(relays, datagram, &mut tasks);
+                    } else if authenticated.load(Acquire) {
                         early_datagram = Some(datagram);
                     }
                 }
-                _ = check.tick(), if relays.is_none() => {
+                () = poll_fn(|cx| poll_check(check.as_mut(), cx)), if relays.is_none() => {
+                    if let Some(check) = &mut check {
+                        check.as_mut().reset(Instant::now() + PREAUTH_CHECK);
+                    }
                     if takes_too_much(&front, shared.counts.unauthenticated().max(1)) {
                         metrics::counter!("hy2_connections_shed_total").increment(1);
                         connection.close(close::EXCESSIVE_LOAD, b"");
@@ -234,6 +249,14 @@ pub(crate) async fn serve(
     shared.counts.part(id);
     // What a stream moved is counted when it moves, so nothing is lost with its task.
     tasks.shutdown().await;
+}
+
+/// Ready when it is time to look at an unknown peer again.
+fn poll_check(check: Option<&mut Pin<Box<Sleep>>>, cx: &mut Context<'_>) -> Poll<()> {
+    match check {
+        Some(check) => check.as_mut().poll(cx),
+        None => Poll::Pending,
+    }
 }
 
 /// Relay streams on their way from the front to the connection's task; bounded by the stream limit.
@@ -318,13 +341,8 @@ impl Relays {
 }
 
 /// Opens the connection up after authentication.
-fn start(
-    shared: &Arc<Shared>,
-    membership: Membership,
-    early_datagram: Option<Bytes>,
-    tasks: &mut JoinSet<StreamEnd>,
-) -> Arc<Relays> {
-    let member = membership.member.clone();
+fn start(shared: &Arc<Shared>, membership: Membership) -> Arc<Relays> {
+    let member = &membership.member;
     let window = VarInt::from_u64(shared.config.quic.receive_window).unwrap_or(VarInt::MAX);
     member.connection.set_receive_window(window);
     // Until the supervisor divides the budget anew.
@@ -332,35 +350,43 @@ fn start(
     member
         .congestion
         .set_send_window_limit(send_window.clamp(1 << 20, quic::SEND_WINDOW_MAX));
-    let relays = Arc::new(Relays {
+    Arc::new(Relays {
         memory: Arc::clone(&member.memory),
         round_trip: RoundTrip::of(&member.congestion),
         shared: Arc::clone(shared),
         active: AtomicU32::new(0),
         udp_share: Arc::new(RateLimiter::unlimited()),
         membership,
-    });
-    if !shared.config.disable_udp {
-        let context = udp::UdpContext {
-            connection: member.connection,
-            outbound: Arc::clone(&shared.outbound),
-            events: Arc::clone(&shared.events),
-            peer: member.peer,
-            counters: member.counters,
-            tx_limit: Arc::clone(&member.user.tx),
-            rx_limit: Arc::clone(&member.user.rx),
-            share: Arc::clone(&relays.udp_share),
-            idle_timeout: shared.config.udp_idle_timeout,
-            _owner: Arc::clone(&relays) as Arc<_>,
-            memory: relays.memory.part(udp::MEMORY),
-            node_sessions: Arc::clone(&shared.udp_sessions),
-        };
-        tasks.spawn(async move {
-            udp::serve(context, early_datagram).await;
-            StreamEnd::Served
-        });
+    })
+}
+
+/// Starts a task for the datagrams of a connection, of which `first` is one, for as long as it has
+/// UDP sessions; `false` when UDP is off.
+fn serve_udp(relays: &Arc<Relays>, first: Bytes, tasks: &mut JoinSet<StreamEnd>) -> bool {
+    let shared = &relays.shared;
+    if shared.config.disable_udp {
+        return false;
     }
-    relays
+    let member = relays.member().clone();
+    let context = udp::UdpContext {
+        connection: member.connection,
+        outbound: Arc::clone(&shared.outbound),
+        events: Arc::clone(&shared.events),
+        peer: member.peer,
+        counters: member.counters,
+        tx_limit: Arc::clone(&member.user.tx),
+        rx_limit: Arc::clone(&member.user.rx),
+        share: Arc::clone(&relays.udp_share),
+        idle_timeout: shared.config.udp_idle_timeout,
+        _owner: Arc::clone(relays) as Arc<_>,
+        memory: relays.memory.part(udp::MEMORY),
+        node_sessions: Arc::clone(&shared.udp_sessions),
+    };
+    tasks.spawn(async move {
+        udp::serve(context, first).await;
+        StreamEnd::NoMoreUdp
+    });
+    true
 }
 
 /// Counts streams that are given up, per second.

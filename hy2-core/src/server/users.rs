@@ -166,6 +166,11 @@ impl Registry {
             .collect()
     }
 
+    /// Looks at every connection; `look` must be short and must not come back here.
+    pub(crate) fn for_each(&self, look: impl FnMut(&Member)) {
+        self.inner.lock().members.values().for_each(look);
+    }
+
     pub(crate) fn members(&self) -> Vec<Member> {
         self.inner.lock().members.values().cloned().collect()
     }

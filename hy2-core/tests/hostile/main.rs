@@ -27,7 +27,7 @@ mod wire;
 // The daemon's allocator, counted: what is held is known to the byte, where resident size also has
 // what the allocator keeps for the next time.
 #[global_allocator]
-static ALLOCATOR: cap::Cap<mimalloc::MiMalloc> = cap::Cap::new(mimalloc::MiMalloc, usize::MAX);
+static ALLOCATOR: cap::Cap<std::alloc::System> = cap::Cap::new(std::alloc::System, usize::MAX);
 
 /// Whether cases run at full size.
 fn full() -> bool {

@@ -145,9 +145,6 @@ impl ServerProcess {
                 "--nocapture",
             ])
             .env(VARIABLE, options)
-            // Freed memory goes back as soon as may be, so that what is resident is what is held.
-            .env("MIMALLOC_PURGE_DELAY", "0")
-            .env("MIMALLOC_GENERIC_COLLECT", "10")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)

@@ -12,6 +12,7 @@
 mod flow;
 mod origin;
 mod pattern;
+mod sleep;
 mod stall;
 mod survival;
 mod world;

@@ -100,7 +100,7 @@ pub(crate) struct World {
     pub(crate) memory: [Arc<MemoryBudget>; 2],
     start: Instant,
     peaks: watch::Receiver<[usize; 2]>,
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
 }
 
 impl World {
@@ -149,8 +149,13 @@ impl World {
             memory,
             start: Instant::now(),
             peaks,
-            _tasks: tasks,
+            tasks,
         }
+    }
+
+    /// Ends the task that looks at the memory all the time.
+    pub(crate) async fn stop_watching(&mut self) {
+        self.tasks.shutdown().await;
     }
 
     /// Waits until `at` after the start, and checks that the connection lives.
