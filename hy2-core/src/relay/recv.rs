@@ -35,11 +35,14 @@ const UNCOUNTED: usize = 8 << 10;
 /// Step in which memory is reserved.
 const STEP: usize = 32 << 10;
 
-/// Read to see whether the byte that a stream refused memory waits for has come: quinn hands out
-/// the lowest offset first.
+/// Read at a time once memory counts: what one read brings was not reserved before.
+const READ_MAX: usize = 64 << 10;
+
+/// Read by a stream that was refused memory, to see whether what has come fills a gap: quinn hands
+/// out the lowest offset first.
 const PROBE: usize = 1;
 
-/// Read behind a probe that found it, to the end of the packet.
+/// Read behind a probe that does, to the end of the packet.
 const PACKET: usize = 1500;
 
 /// A stream refused memory for this long without delivering anything is given up.
@@ -66,6 +69,12 @@ pub(crate) enum RecvError {
 /// Unread gaps are only dangerous while the peer sends at full rate, so reading winds down over
 /// several round trips, in proportion to what is already piled up: flow control then slows the
 /// peer to a rate at which gaps close faster than they appear.
+///
+/// # What is reserved
+///
+/// All that would be held if every gap behind the last byte were filled. So a stream that is refused
+/// memory goes on reading what fills a gap: that needs none, it is what brings memory back, and
+/// otherwise each such piece would be one more that is unread in quinn.
 #[derive(Debug)]
 pub(crate) struct RelayRecv {
     stream: quinn::RecvStream,
@@ -116,10 +125,10 @@ enum Permit {
 }
 
 impl Hold {
-    /// Accounts for a chunk of `len` bytes; `found` when it is the next in order.
-    fn spend(&mut self, len: usize, found: bool) {
+    /// Accounts for a chunk of `len` bytes; `fills` when it needs no memory that is not reserved.
+    fn spend(&mut self, len: usize, fills: bool) {
         self.quota = self.quota.saturating_sub(len);
-        if self.probing && found {
+        if self.probing && fills {
             self.quota = if len == PROBE { PACKET } else { PROBE };
         }
     }
@@ -179,8 +188,10 @@ impl RelayRecv {
                 }
                 Poll::Ready(Ok(Some(chunk))) => {
                     if let Some(hold) = &mut self.hold {
-                        let found = chunk.offset <= self.assembler.next_offset();
-                        hold.spend(chunk.bytes.len(), found);
+                        let awaited = self.assembler.ready_bytes() == 0
+                            && chunk.offset <= self.assembler.next_offset();
+                        let fills = awaited || chunk.offset < self.assembler.end();
+                        hold.spend(chunk.bytes.len(), fills);
                     }
                     self.assembler.insert(chunk.offset, chunk.bytes);
                     taken += 1;
@@ -205,17 +216,19 @@ impl RelayRecv {
             self.memory.shrink(usize::MAX);
             return Ok(Permit::Upto(usize::MAX));
         }
-        let counted = self.count(held);
+        let claimed = self.assembler.claimed();
+        let counted = self.count(claimed);
         if counted && ready <= READY_SOFT {
             self.hold = None;
-            return Ok(Permit::Upto(usize::MAX));
+            return Ok(Permit::Upto(READ_MAX));
         }
         let now = Instant::now();
+        let gapped = self.assembler.end() > self.assembler.next_offset();
         let hold = self.hold.get_or_insert_with(|| {
             Box::new(Hold {
                 timer: Box::pin(sleep_until(now)),
                 quota: 0,
-                base: held,
+                base: claimed,
                 probing: false,
                 ticked: now,
                 starved_since: None,
@@ -235,7 +248,7 @@ impl RelayRecv {
             // before does not count; it fills up behind the gaps that close.
             let span = (self.gaps * SPAN_PER_GAP).min(SPAN_MAX);
             let left = span
-                .saturating_sub(held.saturating_sub(hold.base))
+                .saturating_sub(claimed.saturating_sub(hold.base))
                 .min(self.memory.budget().free());
             // The share of it that one tick of a wind-down over four round trips covers.
             let fall = 4 * self.round_trip.get().max(Duration::from_millis(25));
@@ -243,7 +256,7 @@ impl RelayRecv {
             let share = (passed.as_secs_f64() / fall.as_secs_f64()).min(1.0);
             hold.quota = if counted {
                 (left as f64 * share) as usize
-            } else if ready == 0 {
+            } else if ready == 0 || gapped {
                 PROBE
             } else {
                 0
@@ -257,14 +270,17 @@ impl RelayRecv {
         })
     }
 
-    /// Brings the reservation in line with what is held; `false` when the budget is exhausted.
-    fn count(&mut self, held: usize) -> bool {
+    /// Brings the reservation in line with what is claimed; `false` when the budget is exhausted.
+    fn count(&mut self, claimed: usize) -> bool {
         let reserved = self.memory.bytes();
-        if held > reserved {
-            return self.memory.try_grow(held.next_multiple_of(STEP) - reserved);
+        if claimed > reserved {
+            return self
+                .memory
+                .try_grow(claimed.next_multiple_of(STEP) - reserved);
         }
-        if reserved > held + 2 * STEP {
-            self.memory.shrink(reserved - held.next_multiple_of(STEP));
+        if reserved > claimed + 2 * STEP {
+            self.memory
+                .shrink(reserved - claimed.next_multiple_of(STEP));
         }
         true
     }
@@ -292,10 +308,17 @@ impl RelayRecv {
     /// Marks the first `count` ready bytes as delivered.
     pub(crate) fn consume(&mut self, count: usize) {
         self.assembler.consume(count);
-        self.delivered();
+        self.delivered(count);
     }
 
-    fn delivered(&mut self) {
+    fn delivered(&mut self, count: usize) {
+        if self.memory.bytes() > 0 {
+            self.memory.budget().add_moved(count);
+            // Nothing may be read any more that would bring the reservation in line.
+            if self.finished && self.assembler.held() == 0 {
+                self.memory.shrink(usize::MAX);
+            }
+        }
         if let Some(hold) = &mut self.hold {
             hold.starved_since = None;
         }
@@ -314,7 +337,7 @@ impl RelayRecv {
             if let Some(mut bytes) = self.assembler.pop() {
                 let rest = bytes.split_off(limit.min(bytes.len()));
                 self.assembler.unpop(rest);
-                self.delivered();
+                self.delivered(bytes.len());
                 return Poll::Ready(Ok(Some(bytes)));
             }
             if self.finished {
