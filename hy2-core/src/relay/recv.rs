@@ -38,8 +38,8 @@ const STEP: usize = 32 << 10;
 /// Read at a time once memory counts: what one read brings was not reserved before.
 const READ_MAX: usize = 64 << 10;
 
-/// Read by a stream that was refused memory, to see whether what has come fills a gap: quinn hands
-/// out the lowest offset first.
+/// Read by a stream that may take nothing new, to see whether what has come fills a gap: quinn
+/// hands out the lowest offset first.
 const PROBE: usize = 1;
 
 /// Read behind a probe that does, to the end of the packet.
@@ -73,8 +73,8 @@ pub(crate) enum RecvError {
 /// # What is reserved
 ///
 /// All that would be held if every gap behind the last byte were filled. So a stream that is refused
-/// memory goes on reading what fills a gap: that needs none, it is what brings memory back, and
-/// otherwise each such piece would be one more that is unread in quinn.
+/// memory or winds down goes on reading what fills a gap: that needs none, it is what brings memory
+/// back, and otherwise each such piece would be one more that is unread in quinn.
 #[derive(Debug)]
 pub(crate) struct RelayRecv {
     stream: quinn::RecvStream,
@@ -107,12 +107,12 @@ impl RoundTrip {
 #[derive(Debug)]
 struct Hold {
     timer: Pin<Box<Sleep>>,
-    /// Bytes that may be read until the next tick.
+    /// New bytes that may be read until the next tick.
     quota: usize,
+    /// Bytes of the next look for what fills a gap; 0 when the latest found something else.
+    probe: usize,
     /// What was held when it began.
     base: usize,
-    /// Whether memory is refused.
-    probing: bool,
     ticked: Instant,
     starved_since: Option<Instant>,
 }
@@ -127,9 +127,12 @@ enum Permit {
 impl Hold {
     /// Accounts for a chunk of `len` bytes; `fills` when it needs no memory that is not reserved.
     fn spend(&mut self, len: usize, fills: bool) {
-        self.quota = self.quota.saturating_sub(len);
-        if self.probing && fills {
-            self.quota = if len == PROBE { PACKET } else { PROBE };
+        if fills {
+            self.probe = if len == PROBE { PACKET } else { PROBE };
+        } else if self.quota > 0 {
+            self.quota = self.quota.saturating_sub(len);
+        } else {
+            self.probe = 0;
         }
     }
 }
@@ -228,13 +231,12 @@ impl RelayRecv {
             Box::new(Hold {
                 timer: Box::pin(sleep_until(now)),
                 quota: 0,
+                probe: 0,
                 base: claimed,
-                probing: false,
                 ticked: now,
                 starved_since: None,
             })
         });
-        hold.probing = !counted;
         if !counted {
             let since = *hold.starved_since.get_or_insert(now);
             if now.duration_since(since) >= STARVED {
@@ -256,17 +258,18 @@ impl RelayRecv {
             let share = (passed.as_secs_f64() / fall.as_secs_f64()).min(1.0);
             hold.quota = if counted {
                 (left as f64 * share) as usize
-            } else if ready == 0 || gapped {
-                PROBE
             } else {
                 0
             };
+            // Also when nothing else can be delivered: somebody must find out that it has come.
+            hold.probe = if gapped || ready == 0 { PROBE } else { 0 };
             hold.ticked = now;
             hold.timer.as_mut().reset(now + TICK);
         }
-        Ok(match hold.quota {
-            0 => Permit::Wait,
-            quota => Permit::Upto(quota),
+        Ok(match (hold.quota, hold.probe) {
+            (0, 0) => Permit::Wait,
+            (0, probe) => Permit::Upto(probe),
+            (quota, _) => Permit::Upto(quota),
         })
     }
 
