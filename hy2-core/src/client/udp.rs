@@ -26,7 +26,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use crate::error::UdpSendError;
+use crate::{error::UdpSendError, relay::share::UdpShare};
 
 /// Datagrams that wait for the application, per session; more are dropped (reference: 1024).
 const QUEUE: usize = 1024;
@@ -72,6 +72,7 @@ struct Entry {
 /// The UDP side of a connection.
 pub(super) struct UdpSessions {
     connection: Connection,
+    share: Arc<UdpShare>,
     table: Table,
     _reader: JoinSet<()>,
 }
@@ -83,12 +84,13 @@ impl fmt::Debug for UdpSessions {
 }
 
 impl UdpSessions {
-    pub(super) fn start(connection: Connection) -> Self {
+    pub(super) fn start(connection: Connection, share: Arc<UdpShare>) -> Self {
         let table = Table::default();
         let mut reader = JoinSet::new();
         reader.spawn(read(connection.clone(), Arc::clone(&table)));
         Self {
             connection,
+            share,
             table,
             _reader: reader,
         }
@@ -104,6 +106,7 @@ impl UdpSessions {
         UdpSession {
             id,
             connection: self.connection.clone(),
+            share: Arc::clone(&self.share),
             table: Arc::clone(&self.table),
             packets: AsyncMutex::new(packets),
             next_packet: AtomicU16::new(rand::random()),
@@ -193,6 +196,7 @@ fn dispatch(table: &Table, datagram: &Bytes) -> bool {
 pub struct UdpSession {
     id: u32,
     connection: Connection,
+    share: Arc<UdpShare>,
     table: Table,
     packets: AsyncMutex<mpsc::Receiver<UdpPacket>>,
     next_packet: AtomicU16,
@@ -209,7 +213,8 @@ impl fmt::Debug for UdpSession {
 }
 
 impl UdpSession {
-    /// Sends one datagram to `target` (`host:port`). UDP: it may be lost.
+    /// Sends one datagram to `target` (`host:port`). UDP: it may be lost, and it is when more is
+    /// sent than a fixed rate carries; 70 % of it while TCP streams are open.
     ///
     /// # Errors
     ///
@@ -228,6 +233,9 @@ impl UdpSession {
                 len: data.len(),
                 max: max_payload(target.len()),
             });
+        }
+        if !self.share.try_take(message.encoded_len()) {
+            return Ok(());
         }
         let max = self.connection.max_datagram_size().unwrap_or(0);
         if message.encoded_len() <= max {

@@ -33,7 +33,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::limiter::RateLimiter;
+use super::{limiter::RateLimiter, share::UdpShare};
 use crate::{
     event::{EventSink, Peer},
     memory::{MemoryBudget, Reservation},
@@ -72,8 +72,7 @@ pub(crate) struct UdpContext {
     pub(crate) counters: Arc<UserCounters>,
     pub(crate) tx_limit: Arc<RateLimiter>,
     pub(crate) rx_limit: Arc<RateLimiter>,
-    /// Keeps UDP from taking the whole of a fixed rate: quinn sends datagrams before streams.
-    pub(crate) share: Arc<RateLimiter>,
+    pub(crate) share: Arc<UdpShare>,
     pub(crate) idle_timeout: Duration,
     /// Must outlive the sessions.
     pub(crate) _owner: Arc<dyn Any + Send + Sync>,

@@ -126,9 +126,10 @@ impl ServerBuilder {
     ///
     /// [`BindError`] when a setting is out of range, the certificate is unusable or an address
     /// cannot be bound.
-    pub fn bind(self) -> Result<Server, BindError> {
+    pub fn bind(mut self) -> Result<Server, BindError> {
         tokio::runtime::Handle::try_current().map_err(|_| BindError::NoRuntime)?;
         self.config.validate()?;
+        self.config.quic = self.config.quic.within(self.config.memory.limit());
         if self.listeners.is_empty() {
             return Err(BindError::NoListener);
         }

@@ -37,13 +37,13 @@ use crate::{
     masquerade::Body,
     memory::MemoryBudget,
     meter::{Presence, PresenceGuard},
-    quic::{self, close},
-    relay::{limiter::RateLimiter, recv::RoundTrip, udp},
+    quic::{SendWindow, close},
+    relay::{
+        recv::RoundTrip,
+        share::{StreamPresence, UdpShare},
+        udp,
+    },
 };
-
-/// Share of a fixed rate that UDP may take while TCP streams are open, in percent: quinn sends
-/// datagrams before stream data.
-const UDP_SHARE_PERCENT: u64 = 70;
 
 /// Bytes of field sections that an unknown peer may make us hold; shared by all unknown peers like
 /// the receive window (see `quic::transport`).
@@ -76,7 +76,7 @@ pub(crate) struct Relays {
     pub(crate) memory: Arc<MemoryBudget>,
     pub(crate) round_trip: RoundTrip,
     active: AtomicU32,
-    udp_share: Arc<RateLimiter>,
+    udp_share: Arc<UdpShare>,
     membership: Membership,
 }
 
@@ -91,24 +91,22 @@ impl Relays {
 
     /// Counts a TCP stream for as long as the guard lives.
     pub(crate) fn enter_stream(self: &Arc<Self>) -> ActiveStream {
-        if self.active.fetch_add(1, Relaxed) == 0 {
-            let rate = self.member().congestion.snapshot();
-            if let crate::congestion::Algorithm::Brutal { .. } = rate.algorithm {
-                self.udp_share
-                    .set(Some(rate.target_rate / 100 * UDP_SHARE_PERCENT));
-            }
+        self.active.fetch_add(1, Relaxed);
+        ActiveStream {
+            relays: Arc::clone(self),
+            _presence: self.udp_share.enter_stream(),
         }
-        ActiveStream(Arc::clone(self))
     }
 }
 
-pub(crate) struct ActiveStream(Arc<Relays>);
+pub(crate) struct ActiveStream {
+    relays: Arc<Relays>,
+    _presence: StreamPresence,
+}
 
 impl Drop for ActiveStream {
     fn drop(&mut self) {
-        if self.0.active.fetch_sub(1, Relaxed) == 1 {
-            self.0.udp_share.set(None);
-        }
+        self.relays.active.fetch_sub(1, Relaxed);
     }
 }
 
@@ -345,17 +343,12 @@ fn start(shared: &Arc<Shared>, membership: Membership) -> Arc<Relays> {
     let member = &membership.member;
     let window = VarInt::from_u64(shared.config.quic.receive_window).unwrap_or(VarInt::MAX);
     member.connection.set_receive_window(window);
-    // Until the supervisor divides the budget anew.
-    let send_window = shared.config.memory.free() as u64 / 2;
-    member
-        .congestion
-        .set_send_window_limit(send_window.clamp(1 << 20, quic::SEND_WINDOW_MAX));
     Arc::new(Relays {
         memory: Arc::clone(&member.memory),
         round_trip: RoundTrip::of(&member.congestion),
         shared: Arc::clone(shared),
         active: AtomicU32::new(0),
-        udp_share: Arc::new(RateLimiter::unlimited()),
+        udp_share: UdpShare::new(&member.congestion),
         membership,
     })
 }
@@ -511,6 +504,7 @@ impl Gate {
         } else {
             said.server_rate(config.max_tx.unwrap_or(Bandwidth::ZERO))
         };
+        let memory = config.memory.share();
         let member = self.shared.registry.admit(&grant, |user| Member {
             peer: Peer {
                 connection: self.id,
@@ -519,10 +513,14 @@ impl Gate {
             },
             connection: self.connection.clone(),
             congestion: self.congestion.clone(),
-            memory: config.memory.share(),
             agreed,
             loss_compensation: config.loss_compensation,
             counters: user.counters(),
+            send_window: Arc::new(parking_lot::Mutex::new(SendWindow::new(
+                &memory,
+                &self.congestion,
+            ))),
+            memory,
             user,
         });
         let Ok(member) = member else {
