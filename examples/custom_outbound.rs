@@ -23,7 +23,7 @@ impl Outbound for Rules {
         Box::pin(async move {
             let text = target.to_string();
             if text == "status.internal:80" {
-                // Anything that reads and writes is a connection.
+                // A pipe in memory is a connection, too.
                 let (ours, theirs) = tokio::io::duplex(4096);
                 tokio::spawn(status(ours));
                 return Ok(Box::new(theirs) as Box<dyn TcpConnection>);

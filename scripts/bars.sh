@@ -12,6 +12,8 @@ echo "== whole stack, full length and rate, virtual time"
 HY2_FULL_MATRIX=1 cargo test -p hy2-core --test simulation -- --nocapture --test-threads=2
 echo "== hostile peers at full size, with their timing bars"
 HY2_FULL=1 cargo test -p hy2-core --test hostile -- --nocapture
+echo "== Brutal's rate and small writes on real sockets"
+HY2_FULL=1 cargo test -p hy2-core --test real_link -- --nocapture
 echo "== speed and memory, paired with the reference"
 interop/build.sh
 cargo run --release -p hy2-benches --bin hy2-compare -- --runs 5 --bars

@@ -156,11 +156,29 @@ pub trait Authenticator: Send + Sync + 'static {
     ///
     /// The future is dropped when the connection ends first.
     fn authenticate<'a>(&'a self, request: AuthContext<'a>) -> BoxFuture<'a, AuthDecision>;
+
+    /// Takes as long as [`authenticate`](Self::authenticate) takes to deny, and does nothing.
+    ///
+    /// Awaited for a POST that asks for something else than authentication, before the masquerade
+    /// answers it: who could tell the two apart by their time would know what this server is. The
+    /// default takes no time, which is right for an authenticator whose answer is cheap beside the
+    /// masquerade's, and wrong for one that hashes or asks elsewhere.
+    ///
+    /// # Cancel safety
+    ///
+    /// The future is dropped when the connection ends first.
+    fn pretend<'a>(&'a self, _request: AuthContext<'a>) -> BoxFuture<'a, ()> {
+        Box::pin(std::future::ready(()))
+    }
 }
 
 impl<A: Authenticator + ?Sized> Authenticator for Arc<A> {
     fn authenticate<'a>(&'a self, request: AuthContext<'a>) -> BoxFuture<'a, AuthDecision> {
         (**self).authenticate(request)
+    }
+
+    fn pretend<'a>(&'a self, request: AuthContext<'a>) -> BoxFuture<'a, ()> {
+        (**self).pretend(request)
     }
 }
 
@@ -192,6 +210,10 @@ impl Authenticator for Password {
         } else {
             AuthDecision::Deny
         }))
+    }
+
+    fn pretend<'a>(&'a self, request: AuthContext<'a>) -> BoxFuture<'a, ()> {
+        pretend(self, request)
     }
 }
 
@@ -235,6 +257,21 @@ impl Authenticator for UserPass {
             AuthDecision::Deny
         }))
     }
+
+    fn pretend<'a>(&'a self, request: AuthContext<'a>) -> BoxFuture<'a, ()> {
+        pretend(self, request)
+    }
+}
+
+/// Judges a request without effect: for authenticators that only compare.
+fn pretend<'a>(
+    authenticator: &'a impl Authenticator,
+    request: AuthContext<'a>,
+) -> BoxFuture<'a, ()> {
+    let judged = authenticator.authenticate(request);
+    Box::pin(async {
+        std::hint::black_box(judged.await);
+    })
 }
 
 /// Hashes before comparing, so that the comparison takes the same time for every length.

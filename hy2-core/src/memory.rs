@@ -1,14 +1,16 @@
 //! One memory budget per process, drawn from by everything whose size a peer can influence.
 //!
-//! Send windows, reassemblers and UDP queues reserve bytes here. Near the limit new connections
-//! are refused first, then idle connections give back their windows, then the connection that
-//! holds most is reset. Pure book-keeping: nothing here allocates.
+//! Send windows, reassemblers and UDP queues reserve bytes here. What one connection may hold
+//! depends on what is free and on whether it turns over what it holds (see
+//! `docs/adr/0004-memory-shares.md`). Near the limit a server refuses new connections first, then
+//! makes those that it has hold less, then resets one that does not give way. Pure book-keeping:
+//! nothing here allocates.
 
 use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
 };
 
@@ -18,11 +20,20 @@ const MACHINE_SHARE_PERCENT: u64 = 60;
 /// Above this share of the limit a server lets no new connection in, percent.
 const REFUSE_PERCENT: usize = 90;
 
-/// Above this share idle connections shrink, percent.
-const SHRINK_PERCENT: usize = 75;
-
 /// The most that the buffers of one connection may hold, whatever the budget.
 const CONNECTION_MAX: usize = 128 << 20;
+
+/// How many times as much as is left for all others a connection may hold: one alone three
+/// quarters, two 3/7 each, and whoever comes later always finds something.
+const TIMES_FREE: usize = 3;
+
+/// The same for one that turns over what it holds within seconds: one alone nearly everything,
+/// two half each. Memory lent to it comes back as fast as others ask for it.
+const TIMES_FREE_MOVING: usize = 127;
+
+/// The part of the whole that connections leave alone while somebody waits to be let in; more than
+/// [`REFUSE_PERCENT`] leaves.
+const HEADROOM: usize = 8;
 
 /// A limit on bytes, shared by clones of its `Arc`.
 pub struct MemoryBudget {
@@ -30,35 +41,44 @@ pub struct MemoryBudget {
     used: AtomicUsize,
     /// What this one is a share of.
     parent: Option<Arc<Self>>,
+    /// How many times the parent's free bytes this one may hold; 0 when only its limit counts.
+    times_free: AtomicUsize,
+    /// Bytes that the shares must leave free.
+    headroom: AtomicUsize,
+    /// Bytes that left what is counted here since [`MemoryBudget::take_moved`].
+    moved: AtomicU64,
+    /// Somebody wanted more than there was since [`MemoryBudget::take_refused`].
+    refused: AtomicBool,
 }
 
 impl MemoryBudget {
     /// Allows `limit` bytes. Anything below 1 MiB is raised to 1 MiB.
     pub fn new(limit: usize) -> Arc<Self> {
+        Self::with(limit.max(1 << 20), None, 0)
+    }
+
+    fn with(limit: usize, parent: Option<Arc<Self>>, times_free: usize) -> Arc<Self> {
         Arc::new(Self {
-            limit: limit.max(1 << 20),
+            limit,
             used: AtomicUsize::new(0),
-            parent: None,
+            parent,
+            times_free: AtomicUsize::new(times_free),
+            headroom: AtomicUsize::new(0),
+            moved: AtomicU64::new(0),
+            refused: AtomicBool::new(false),
         })
     }
 
-    /// Makes the share of one connection: up to three quarters of the whole and 128 MiB, as far
-    /// as the whole has room. What it reserves counts in both.
+    /// Makes the share of one connection, which counts in the whole: up to three times what
+    /// the whole has free, and 128 MiB.
     pub(crate) fn share(self: &Arc<Self>) -> Arc<Self> {
-        Arc::new(Self {
-            limit: (self.limit / 4 * 3).min(CONNECTION_MAX),
-            used: AtomicUsize::new(0),
-            parent: Some(Arc::clone(self)),
-        })
+        let limit = self.limit.min(CONNECTION_MAX);
+        Self::with(limit, Some(Arc::clone(self)), TIMES_FREE)
     }
 
     /// Makes a part of at most `limit` bytes of this budget, which counts in it.
     pub(crate) fn part(self: &Arc<Self>, limit: usize) -> Arc<Self> {
-        Arc::new(Self {
-            limit: limit.min(self.limit),
-            used: AtomicUsize::new(0),
-            parent: Some(Arc::clone(self)),
-        })
+        Self::with(limit.min(self.limit), Some(Arc::clone(self)), 0)
     }
 
     /// Allows 60 % of what the cgroup or else the machine has; 1 GiB where neither can be read.
@@ -79,20 +99,68 @@ impl MemoryBudget {
 
     /// Returns the bytes that are still free.
     pub fn free(&self) -> usize {
-        let own = self.limit.saturating_sub(self.used());
-        self.parent
+        let free = self.reachable().saturating_sub(self.used());
+        match &self.parent {
+            Some(parent) => free.min(parent.free()),
+            None => free,
+        }
+    }
+
+    /// Returns how many bytes may be held here in all, as things are; less than is held when others
+    /// wait for it.
+    pub(crate) fn reachable(&self) -> usize {
+        let times = self.times_free.load(Relaxed);
+        let Some(parent) = self.parent.as_ref().filter(|_| times > 0) else {
+            return self.limit;
+        };
+        // What it would have free if nothing were held here.
+        let most = parent
+            .limit
+            .saturating_sub(parent.headroom.load(Relaxed))
+            .saturating_add(self.used())
+            .saturating_sub(parent.used());
+        (most - most.div_ceil(times + 1)).min(self.limit)
+    }
+
+    /// Lends a share more while it turns over what it holds and nobody waits to be let in, or no
+    /// longer.
+    pub(crate) fn set_moving(&self, moving: bool) {
+        let contended = self
+            .parent
             .as_ref()
-            .map_or(own, |parent| own.min(parent.free()))
+            .is_some_and(|parent| parent.headroom.load(Relaxed) > 0);
+        let times = if moving && !contended {
+            TIMES_FREE_MOVING
+        } else {
+            TIMES_FREE
+        };
+        self.times_free.store(times, Relaxed);
+    }
+
+    /// Makes all shares leave room for somebody who waits to be let in, or no longer.
+    pub(crate) fn set_contended(&self, contended: bool) {
+        let headroom = if contended { self.limit / HEADROOM } else { 0 };
+        self.headroom.store(headroom, Relaxed);
+    }
+
+    /// Notes that `bytes` of what is held here reached their destination.
+    pub(crate) fn add_moved(&self, bytes: usize) {
+        self.moved.fetch_add(bytes as u64, Relaxed);
+    }
+
+    /// Returns the bytes noted since the last call.
+    pub(crate) fn take_moved(&self) -> u64 {
+        self.moved.swap(0, Relaxed)
+    }
+
+    /// Tells whether a reservation was refused since the last call.
+    pub(crate) fn take_refused(&self) -> bool {
+        self.refused.swap(false, Relaxed)
     }
 
     /// Tells whether new connections should be turned away.
     pub fn refuses_connections(&self) -> bool {
         self.used() > self.limit / 100 * REFUSE_PERCENT
-    }
-
-    /// Tells whether idle connections should give back what they hold.
-    pub fn wants_shrinking(&self) -> bool {
-        self.used() > self.limit / 100 * SHRINK_PERCENT
     }
 
     /// Reserves nothing yet; the reservation grows and shrinks with its owner.
@@ -104,17 +172,21 @@ impl MemoryBudget {
     }
 
     fn take(&self, bytes: usize) -> bool {
-        let taken = self
+        let reachable = self.reachable();
+        let mut taken = self
             .used
             .fetch_update(Relaxed, Relaxed, |used| {
-                used.checked_add(bytes).filter(|sum| *sum <= self.limit)
+                used.checked_add(bytes).filter(|sum| *sum <= reachable)
             })
             .is_ok();
         if let (true, Some(parent)) = (taken, &self.parent)
             && !parent.take(bytes)
         {
             self.used.fetch_sub(bytes, Relaxed);
-            return false;
+            taken = false;
+        }
+        if !taken {
+            self.refused.store(true, Relaxed);
         }
         taken
     }
@@ -170,9 +242,10 @@ impl Reservation {
         if target <= self.bytes {
             self.shrink(self.bytes - target);
         } else {
-            let mut wanted = target - self.bytes;
+            let mut wanted = (target - self.bytes).min(self.budget.free());
+            // Fails only when somebody else was quicker.
             while wanted > 0 && !self.try_grow(wanted) {
-                wanted = wanted.min(self.budget.free()) / 2;
+                wanted /= 2;
             }
         }
         self.bytes
@@ -251,6 +324,63 @@ mod tests {
         drop(first);
         assert!(second.try_grow(3 << 20));
         assert_eq!(whole.used(), 3 << 20);
+    }
+
+    #[test]
+    fn a_share_that_moves_is_lent_nearly_everything() {
+        let whole = MemoryBudget::new(16 << 20);
+        let (one, two) = (whole.share(), whole.share());
+        let mut first = one.reservation();
+        assert_eq!(first.resize(usize::MAX), 12 << 20);
+        one.set_moving(true);
+        assert!(first.resize(usize::MAX) > 15 << 20);
+        assert!(whole.refuses_connections());
+        // Somebody wants to come in: what is held is more than may be.
+        whole.set_contended(true);
+        assert!(!first.try_grow(1));
+        assert_eq!(one.free(), 0);
+        assert!(one.reachable() < 14 << 20);
+        first.resize(one.reachable());
+        assert!(!whole.refuses_connections());
+        // What was lent comes back too, for whoever came.
+        one.set_moving(true);
+        first.resize(one.reachable());
+        assert!(two.free() > 2 << 20, "{two:?}");
+        whole.set_contended(false);
+        one.set_moving(false);
+        assert_eq!(one.reachable(), 12 << 20);
+    }
+
+    #[test]
+    fn shares_that_move_end_up_equal() {
+        let whole = MemoryBudget::new(64 << 20);
+        let shares = [whole.share(), whole.share(), whole.share()];
+        shares.iter().for_each(|share| share.set_moving(true));
+        let mut held = shares.each_ref().map(|share| share.reservation());
+        assert!(held[0].resize(usize::MAX) >= 63 << 20);
+        for _ in 0..1000 {
+            for reservation in &mut held {
+                // What is delivered is given back; whoever holds more gives more.
+                reservation.shrink(reservation.bytes() / 16);
+                reservation.resize(usize::MAX);
+            }
+        }
+        let bytes = held.each_ref().map(Reservation::bytes);
+        let fair = (64 << 20) / 3;
+        assert!(
+            bytes.iter().all(|held| held.abs_diff(fair) < fair / 4),
+            "{bytes:?}"
+        );
+        assert!(whole.used() < whole.limit());
+    }
+
+    #[test]
+    fn a_refusal_is_remembered_once() {
+        let whole = MemoryBudget::new(4 << 20);
+        let share = whole.share();
+        assert!(!share.reservation().try_grow(4 << 20));
+        assert!(share.take_refused());
+        assert!(!share.take_refused());
     }
 
     #[test]

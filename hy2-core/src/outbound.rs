@@ -11,7 +11,7 @@ use std::{
 use hy2_proto::address::{Address, Host};
 use ipnet::IpNet;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf},
     net::{TcpSocket, TcpStream, UdpSocket, lookup_host},
     task::JoinSet,
     time::timeout,
@@ -20,8 +20,29 @@ use tokio::{
 use crate::BoxFuture;
 
 /// A TCP connection to a target. Vectored writes are used when supported.
-pub trait TcpConnection: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> TcpConnection for T {}
+pub trait TcpConnection: AsyncRead + AsyncWrite + Send + Unpin + 'static {
+    /// Makes the coming drop a cut that the target can tell from an end.
+    ///
+    /// Called when the client did not end its side in order: it reset the stream, its connection
+    /// was lost, or the server ended it. A TCP socket is reset then, and what it has not sent yet
+    /// is lost. The default does nothing, which is right where there is no such difference.
+    fn cut(&mut self) {}
+}
+
+impl TcpConnection for TcpStream {
+    fn cut(&mut self) {
+        // Fails only when the connection is over already.
+        let _ = self.set_zero_linger();
+    }
+}
+
+impl TcpConnection for DuplexStream {}
+
+impl<T: TcpConnection + ?Sized> TcpConnection for Box<T> {
+    fn cut(&mut self) {
+        (**self).cut();
+    }
+}
 
 /// A UDP association of one session: one local socket, any number of destinations (full cone).
 pub trait UdpAssociation: Send + Sync + 'static {

@@ -2,13 +2,16 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
 };
 
 use futures_util::FutureExt;
 use hy2_core::{
-    Server, ServerBuilder,
-    authenticator::Password,
+    BoxFuture, Server, ServerBuilder,
+    authenticator::{AuthContext, AuthDecision, Authenticator, Password},
     masquerade::{Masquerade, NotFound, OrdinarySite, TcpSite, TcpSiteConfig},
     rustls::{
         self, RootCertStore,
@@ -248,6 +251,51 @@ async fn a_wrong_password_gets_what_any_post_gets() {
             .await;
         }
     }
+}
+
+/// Denies, and counts what it is asked.
+#[derive(Default)]
+struct Counting {
+    judged: AtomicU32,
+    pretended: AtomicU32,
+}
+
+impl Counting {
+    fn counts(&self) -> (u32, u32) {
+        (self.judged.load(Relaxed), self.pretended.load(Relaxed))
+    }
+}
+
+impl Authenticator for Counting {
+    fn authenticate<'a>(&'a self, _request: AuthContext<'a>) -> BoxFuture<'a, AuthDecision> {
+        self.judged.fetch_add(1, Relaxed);
+        Box::pin(std::future::ready(AuthDecision::Deny))
+    }
+
+    fn pretend<'a>(&'a self, request: AuthContext<'a>) -> BoxFuture<'a, ()> {
+        assert_eq!(request.auth, "wrong");
+        self.pretended.fetch_add(1, Relaxed);
+        Box::pin(std::future::ready(()))
+    }
+}
+
+/// Both, or neither, do the work of judging a password, so that time tells nothing.
+#[tokio::test]
+async fn any_other_post_costs_what_a_wrong_password_costs() {
+    let counting = Arc::new(Counting::default());
+    let target = target_with(|builder| builder.authenticator(Arc::clone(&counting)));
+    let probe = target.probe().await;
+    let other = post("localhost", "/elsewhere", Some("wrong"));
+    for round in 1..=5 {
+        probe.ask(&other).await;
+        probe.authenticate("wrong").await;
+        probe.ask(&get("/")).await;
+        assert_eq!(counting.counts(), (round, round));
+    }
+    // No more passwords are looked at on this connection, and the others cost no more either.
+    probe.authenticate("wrong").await;
+    probe.ask(&other).await;
+    assert_eq!(counting.counts(), (5, 5));
 }
 
 #[tokio::test]

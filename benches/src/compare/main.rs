@@ -11,7 +11,7 @@ mod scenario;
 
 use clap::{Parser, Subcommand};
 
-#[cfg(not(feature = "system-allocator"))]
+#[cfg(feature = "mimalloc")]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -1,6 +1,6 @@
 //! What is measured, and the bars it has to meet.
 
-use std::{net::SocketAddr, path::Path, process::Command};
+use std::{net::SocketAddr, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -141,13 +141,21 @@ fn run_in(arguments: &Arguments, scratch: &Path) -> Result<()> {
     }
     if "idle".contains(&arguments.only) {
         for (used, bar) in [(false, 48.0), (true, 128.0)] {
-            let kibibytes = idle(&certificate, &key, origin, used)?;
+            let idle = idle(&certificate, &key, origin, used)?;
             let state = if used { "after use" } else { "never used" };
             println!(
-                "\nidle connections, {state}: {kibibytes:.1} KiB of server memory each (bar {bar})"
+                "\nidle connections, {state}: {:.1} KiB of server memory each (bar {bar}); 1,000 of \
+                 them take {:.2} % of a core (bar {IDLE_CPU_BAR})",
+                idle.kibibytes, idle.percent
             );
-            if kibibytes > bar {
-                missed.push(format!("idle {state} ({kibibytes:.1} KiB > {bar})"));
+            if idle.kibibytes > bar {
+                missed.push(format!("idle {state} ({:.1} KiB > {bar})", idle.kibibytes));
+            }
+            if idle.percent > IDLE_CPU_BAR {
+                missed.push(format!(
+                    "idle {state} ({:.2} % > {IDLE_CPU_BAR})",
+                    idle.percent
+                ));
             }
         }
     }
@@ -172,8 +180,21 @@ fn start_ours(base: &Value, origin: SocketAddr) -> Result<Side> {
     side(server, client, &ready["addr"])
 }
 
-/// Server memory per authenticated idle connection, in KiB.
-fn idle(certificate: &Path, key: &Path, origin: SocketAddr, used: bool) -> Result<f64> {
+/// What a server spends on authenticated connections that only keep themselves alive.
+struct Idle {
+    /// Memory per connection.
+    kibibytes: f64,
+    /// CPU of all of them, in percent of a core.
+    percent: f64,
+}
+
+/// For 1,000 connections with a keep-alive every ten seconds.
+const IDLE_CPU_BAR: f64 = 0.5;
+
+/// How long the CPU time of idle connections is measured: three keep-alives.
+const IDLE_SPAN: Duration = Duration::from_secs(30);
+
+fn idle(certificate: &Path, key: &Path, origin: SocketAddr, used: bool) -> Result<Idle> {
     const CONNECTIONS: u64 = 1000;
     let base = json!({"tls_cert": certificate, "tls_key": key, "password": "bench-password"});
     let program = std::env::current_exe()?;
@@ -199,9 +220,15 @@ fn idle(certificate: &Path, key: &Path, origin: SocketAddr, used: bool) -> Resul
     if used {
         many.hear("used")?;
     }
-    std::thread::sleep(std::time::Duration::from_secs(3));
+    std::thread::sleep(Duration::from_secs(3));
     let after = server.resident()?;
-    Ok(after.saturating_sub(before) as f64 / 1024.0 / CONNECTIONS as f64)
+    let spent = server.cpu_seconds()?;
+    std::thread::sleep(IDLE_SPAN);
+    let spent = server.cpu_seconds()? - spent;
+    Ok(Idle {
+        kibibytes: after.saturating_sub(before) as f64 / 1024.0 / CONNECTIONS as f64,
+        percent: spent / IDLE_SPAN.as_secs_f64() * 100.0,
+    })
 }
 
 fn start_reference(peer: &Path, base: &Value, origin: SocketAddr) -> Result<Side> {

@@ -42,7 +42,8 @@ impl Config {
     pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("cannot read {}", path.display()))?;
-        serde_saphyr::from_str(&text).map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))
+        serde_saphyr::from_str(&text)
+            .map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))
     }
 
     /// Returns what the agent is configured with.
@@ -74,7 +75,9 @@ mod tests {
 
     #[test]
     fn the_least_file_is_enough() {
-        let agent = read("dataDir: /var/lib/hy2\nmasters: ['master:50052']\n").expect("right").agent();
+        let agent = read("dataDir: /var/lib/hy2\nmasters: ['master:50052']\n")
+            .expect("right")
+            .agent();
         assert_eq!(agent.local_socket, Some("/var/lib/hy2/agent.sock".into()));
         assert_eq!(agent.spool_cap, 256 << 20);
     }
@@ -85,11 +88,17 @@ mod tests {
             ("masters: ['a:1']", "dataDir"),
             ("dataDir: /x", "masters"),
             ("dataDir: /x\nmasters: ['a:1']\ncolour: red", "colour"),
-            ("dataDir: /x\nmasters: ['a:1']\nlistenPort: 99999", "listenPort"),
+            (
+                "dataDir: /x\nmasters: ['a:1']\nlistenPort: 99999",
+                "listenPort",
+            ),
             ("dataDir: /x\nmasters: ['a:1']\nloopback: here", "loopback"),
         ] {
             let error = read(text).expect_err(text);
-            assert!(error.to_lowercase().contains(&wanted.to_lowercase()), "{wanted} not in {error}");
+            assert!(
+                error.to_lowercase().contains(&wanted.to_lowercase()),
+                "{wanted} not in {error}"
+            );
         }
     }
 }

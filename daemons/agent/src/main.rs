@@ -14,12 +14,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use clap::Parser;
-use hy2_agent_sdk::{
-    Agent, AgentConfig,
-    config::Enrolment,
-    link::LinkState,
-    logs::LogRing,
-};
+use hy2_agent_sdk::{Agent, AgentConfig, config::Enrolment, link::LinkState, logs::LogRing};
 use hy2_daemon_runtime::{Exposition, Signal, Signals, logging, service};
 use tokio::time::timeout;
 use zeroize::Zeroizing;
@@ -90,7 +85,10 @@ async fn enrol(mut config: AgentConfig, flags: &Enrol) -> anyhow::Result<()> {
     });
     let agent = Agent::spawn(config).await?;
     let mut link = agent.handle().link();
-    let up = timeout(ENROLMENT_MAX, link.wait_for(|state| state.connected_since().is_some()));
+    let up = timeout(
+        ENROLMENT_MAX,
+        link.wait_for(|state| state.connected_since().is_some()),
+    );
     let connected = up.await.is_ok_and(|state| state.is_ok());
     let last = agent.handle().link().borrow().clone();
     agent.shutdown().await;

@@ -33,14 +33,37 @@ pub(crate) async fn show(config: &AgentConfig) -> anyhow::Result<()> {
     let metrics = stats.metrics.unwrap_or_default();
     let lines = [
         ("name", info.name.clone()),
-        ("engine", info.engine().as_str_name().trim_start_matches("ENGINE_STATE_").to_lowercase()),
+        (
+            "engine",
+            info.engine()
+                .as_str_name()
+                .trim_start_matches("ENGINE_STATE_")
+                .to_lowercase(),
+        ),
         ("listening", info.listening.join(", ")),
-        ("manifest", format!("{} (epoch {})", info.manifest_rev, info.cluster_epoch)),
-        ("master", if stats.connected_since.is_some() { "connected" } else { "not connected" }.into()),
+        (
+            "manifest",
+            format!("{} (epoch {})", info.manifest_rev, info.cluster_epoch),
+        ),
+        (
+            "master",
+            if stats.connected_since.is_some() {
+                "connected"
+            } else {
+                "not connected"
+            }
+            .into(),
+        ),
         ("connections", metrics.connections.to_string()),
         ("users online", metrics.users_online.to_string()),
-        ("moved", format!("{} B up, {} B down", metrics.tx_bytes, metrics.rx_bytes)),
-        ("spool", format!("{} batches, {} B", stats.spool_batches, stats.spool_bytes)),
+        (
+            "moved",
+            format!("{} B up, {} B down", metrics.tx_bytes, metrics.rx_bytes),
+        ),
+        (
+            "spool",
+            format!("{} batches, {} B", stats.spool_batches, stats.spool_bytes),
+        ),
     ];
     for (name, value) in lines {
         crate::say(&format!("{name:<13} {value}"))?;

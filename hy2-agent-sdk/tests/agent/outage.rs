@@ -85,10 +85,11 @@ async fn a_manifest_past_its_validity_serves_or_drains_as_the_policy_says() {
         if policy == ExpiryPolicy::Drain {
             let agent = world.agent.as_ref().expect("runs").handle();
             let mut status = agent.status();
-            let drains = |status: &hy2_agent_sdk::reconcile::Status| {
-                status.engine == EngineState::Draining
-            };
-            soon("the drain", status.wait_for(drains)).await.expect("alive");
+            let drains =
+                |status: &hy2_agent_sdk::reconcile::Status| status.engine == EngineState::Draining;
+            soon("the drain", status.wait_for(drains))
+                .await
+                .expect("alive");
             world.is_refused(ALICE).await;
         } else {
             world.client(ALICE).await.close().await;

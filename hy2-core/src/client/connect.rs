@@ -82,9 +82,6 @@ async fn attempt(config: &ClientConfig, remote: SocketAddr) -> Result<Session, C
         FallbackCongestion::Reno => Algorithm::Reno,
     };
     let congestion = CongestionHandle::new(fallback);
-    congestion.set_send_window_limit(
-        (config.memory.free() as u64 / 4 * 3).clamp(1 << 20, quic::SEND_WINDOW_MAX),
-    );
     let socket = match &config.abstract_socket {
         Some(socket) => Arc::clone(socket),
         None => open_socket(config, remote)?,
@@ -99,7 +96,7 @@ async fn attempt(config: &ClientConfig, remote: SocketAddr) -> Result<Session, C
     .map_err(|error| ConnectError::Socket(Arc::new(error)))?;
     let mut quic_config = quinn::ClientConfig::new(Arc::new(ClientCrypto(Arc::new(crypto))));
     quic_config.transport_config(quic::transport(
-        &config.quic,
+        &config.quic.within(config.memory.limit()),
         Role::Client,
         &congestion,
         config.obfuscation.overhead(),

@@ -16,7 +16,10 @@ use hy2_proto::{
     tcp::{MAX_ADDRESS_LEN, TcpRequest},
 };
 use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream, WriteError};
-use tokio::time::timeout;
+use tokio::{
+    task::JoinSet,
+    time::{MissedTickBehavior, interval, timeout},
+};
 
 use super::{
     ConnectionInfo,
@@ -27,10 +30,11 @@ use crate::{
     error::OpenError,
     h3::client::ClientFront,
     memory::MemoryBudget,
-    quic::close,
+    quic::{SendWindow, close},
     relay::{
         TcpStream,
         recv::{RelayRecv, RoundTrip},
+        share::{StreamPresence, UdpShare},
     },
 };
 
@@ -66,9 +70,11 @@ pub(super) struct Session {
     _pacing: Pacing,
     _front: ClientFront,
     udp: Option<UdpSessions>,
+    udp_share: Arc<UdpShare>,
     tx: Option<Bandwidth>,
     memory: Arc<MemoryBudget>,
     next_udp: AtomicU32,
+    _supervisor: JoinSet<()>,
 }
 
 impl Session {
@@ -83,15 +89,21 @@ impl Session {
         tx: Option<Bandwidth>,
         memory: &Arc<MemoryBudget>,
     ) -> Self {
+        let memory = memory.share();
+        let mut supervisor = JoinSet::new();
+        supervisor.spawn(supervise(Arc::clone(&memory), congestion.clone()));
+        let udp_share = UdpShare::new(&congestion);
         Self {
-            udp: udp.then(|| UdpSessions::start(connection.clone())),
+            udp: udp.then(|| UdpSessions::start(connection.clone(), Arc::clone(&udp_share))),
+            udp_share,
             endpoint,
             connection,
             congestion,
             _pacing: pacing,
             _front: front,
             tx,
-            memory: memory.share(),
+            memory,
+            _supervisor: supervisor,
             // The official client counts from 1.
             next_udp: AtomicU32::new(1),
         }
@@ -164,7 +176,11 @@ impl Session {
             &self.memory,
             RoundTrip::of(&self.congestion),
         );
-        let mut stream = TcpStream::new(send, recv, false).keeping(Arc::clone(self) as Arc<_>);
+        let owner = StreamOwner {
+            _presence: self.udp_share.enter_stream(),
+            _session: Arc::clone(self),
+        };
+        let mut stream = TcpStream::new(send, recv, false).keeping(Arc::new(owner));
         if !fast_open {
             stream.established().await?;
         }
@@ -179,6 +195,23 @@ impl Session {
         let sessions = self.udp.as_ref().ok_or(OpenError::UdpDisabled)?;
         let id = self.next_udp.fetch_add(1, Relaxed);
         Ok(sessions.open(id, Arc::clone(self) as Arc<_>))
+    }
+}
+
+/// What a stream keeps.
+struct StreamOwner {
+    _presence: StreamPresence,
+    _session: Arc<Session>,
+}
+
+/// Keeps the send window within the memory budget.
+async fn supervise(memory: Arc<MemoryBudget>, congestion: CongestionHandle) {
+    let mut window = SendWindow::new(&memory, &congestion);
+    let mut tick = interval(Duration::from_secs(1));
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        window.adjust(&congestion);
     }
 }
 

@@ -246,6 +246,10 @@ impl Bbr {
         {
             self.records.pop_front();
         }
+        // A burst of the past must not cost memory for the connection's life.
+        if self.records.len() < self.records.capacity() / 4 {
+            self.records.shrink_to(2 * self.records.len());
+        }
     }
 
     fn sample(&mut self, now: Instant, record: &Record) {

@@ -151,7 +151,7 @@ impl Paced {
         figures
             .smoothed_rtt_nanos
             .store(nanos_of(self.smoothed_rtt), Relaxed);
-        figures.in_flight.store(self.in_flight, Relaxed);
+        figures.set_in_flight(self.in_flight);
         figures.window.store(self.own_window(), Relaxed);
         let wanted = self.shared.send_window_target();
         if wanted.abs_diff(self.announced_send_window) > self.announced_send_window / 4 {
@@ -257,6 +257,7 @@ impl Controller for Paced {
     ) {
         self.gate.resynchronise();
         self.in_flight = self.in_flight.saturating_sub(lost_bytes);
+        self.shared.figures.set_in_flight(self.in_flight);
         // An ECN mark comes with no lost bytes; only Reno heeds it.
         let packets = if lost_bytes == 0 {
             0

@@ -1,7 +1,7 @@
 //! The numbers of a connection, readable from any thread.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
 
@@ -52,9 +52,27 @@ pub(super) struct Figures {
     pub(super) packets_lost: AtomicU64,
     pub(super) in_flight: AtomicU64,
     pub(super) window: AtomicU64,
+    /// What was on its way after the latest acknowledgement or loss. Unlike `in_flight`, which also
+    /// counts acknowledgements sent since, it goes down to zero.
+    unacked: AtomicU64,
+    /// That was nothing at some moment since somebody asked.
+    drained: AtomicBool,
 }
 
 impl Figures {
+    /// Notes what is on its way after an acknowledgement or a loss.
+    pub(super) fn set_in_flight(&self, bytes: u64) {
+        self.in_flight.store(bytes, Relaxed);
+        self.unacked.store(bytes, Relaxed);
+        if bytes == 0 {
+            self.drained.store(true, Relaxed);
+        }
+    }
+
+    pub(super) fn take_drained(&self) -> bool {
+        self.drained.swap(false, Relaxed) || self.unacked.load(Relaxed) == 0
+    }
+
     pub(super) fn snapshot(&self, algorithm: Algorithm) -> CongestionSnapshot {
         CongestionSnapshot {
             algorithm,

@@ -118,6 +118,11 @@ impl CongestionHandle {
         self.0.set(algorithm);
     }
 
+    /// Counts the calls of [`set`](Self::set).
+    pub(crate) fn generation(&self) -> u64 {
+        self.0.generation()
+    }
+
     /// The algorithm that was set last.
     pub fn algorithm(&self) -> Algorithm {
         self.0.algorithm()
@@ -135,6 +140,12 @@ impl CongestionHandle {
     /// limit of [`set_send_window_limit`](Self::set_send_window_limit).
     pub fn send_window_target(&self) -> u64 {
         self.0.send_window_target()
+    }
+
+    /// Tells whether everything that was sent has been acknowledged or given up at some moment since
+    /// the last call.
+    pub(crate) fn take_drained(&self) -> bool {
+        self.0.figures.take_drained()
     }
 
     /// Bounds [`send_window_target`](Self::send_window_target), in bytes; 64 MB until it is called.

@@ -89,9 +89,15 @@ impl Shared {
     }
 
     pub(super) fn set_send_window_limit(&self, limit: u64) {
+        let before = self.send_window_target();
         self.send_window_limit
             .store(limit.min(MAX_SEND_WINDOW), Relaxed);
-        self.wake_connection();
+        // The limit is set anew every second, and an idle connection should sleep through that. One that
+        // has something under way is woken as a matter of course: should anything have made it
+        // miss its turn, it is late by a second and not until its peer speaks.
+        if self.send_window_target() != before || self.figures.in_flight.load(Relaxed) > 0 {
+            self.wake_connection();
+        }
     }
 
     pub(super) fn nanos(&self, at: Instant) -> u64 {

@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 use hy2_proto::{tcp, varint};
 use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream};
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::{Notify, Semaphore},
     task::JoinSet,
 };
 
@@ -53,7 +53,9 @@ pub(super) struct Shared {
     pub(super) budget: Arc<Budget>,
     authenticated: Arc<AtomicBool>,
     requests: Semaphore,
-    draining: watch::Sender<bool>,
+    /// Whether no more requests are taken, and the wake-up that tells so.
+    draining: AtomicBool,
+    drained: Notify,
     seen: uni::Seen,
     /// Bytes that were taken from request streams.
     pub(super) taken: Arc<AtomicU64>,
@@ -106,7 +108,8 @@ impl Front {
             budget: Budget::new(limits.header_bytes),
             authenticated,
             requests: Semaphore::new(limits.requests),
-            draining: watch::Sender::new(false),
+            draining: AtomicBool::new(false),
+            drained: Notify::new(),
             seen: uni::Seen::default(),
             taken: Arc::default(),
             begun: AtomicU64::new(0),
@@ -128,7 +131,6 @@ impl Front {
         let conn = &self.shared.conn;
         let mut streams = JoinSet::<Decision>::new();
         let mut next_request = 0;
-        let mut draining = self.shared.draining.subscribe();
         // Opening it waits for the peer's credit, which must not hold up anything else.
         let mut control = Box::pin(open_control(conn)).fuse();
         let mut control_stream: Option<SendStream> = None;
@@ -171,7 +173,7 @@ impl Front {
                     Ok(stream) => control_stream = Some(stream),
                     Err(error) => return lost(&error),
                 },
-                Ok(()) = draining.changed(), if control_stream.is_some() => {
+                () = self.shared.drained.notified(), if control_stream.is_some() => {
                     if let Some(stream) = &mut control_stream {
                         send_goaway(stream, next_request);
                     }
@@ -204,7 +206,8 @@ impl Front {
     ///
     /// Requests being served go on, and relay streams are handed out as before.
     pub(crate) fn shutdown(&self) {
-        self.shared.draining.send_replace(true);
+        self.shared.draining.store(true, Ordering::Release);
+        self.shared.drained.notify_one();
     }
 
     /// Decides at once where the first bytes of a stream came with it, which is the rule, and in a task where not.
@@ -259,7 +262,7 @@ impl Shared {
     }
 
     async fn serve(self: Arc<Self>, peek: Peek, mut send: SendStream, mut recv: RecvStream) {
-        if *self.draining.borrow() {
+        if self.draining.load(Ordering::Acquire) {
             // The only error is that the stream is closed already.
             let _ = recv.stop(codes::REQUEST_REJECTED);
             let _ = send.reset(codes::REQUEST_REJECTED);

@@ -57,6 +57,11 @@ impl FrameReader {
         self
     }
 
+    /// Gives the stream back, without what was taken from it.
+    pub(super) fn into_stream(self) -> RecvStream {
+        self.recv
+    }
+
     /// Returns the next frame, or `None` when the stream ended between two frames.
     ///
     /// `held` is told how many bytes wait for the rest of their frame, and may refuse to hold them.

@@ -9,7 +9,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use quinn::{Connection, RecvStream};
+use quinn::{Connection, RecvStream, VarInt};
 
 use super::{
     codes,
@@ -50,12 +50,21 @@ pub(super) async fn serve(conn: &Connection, seen: &Seen, mut recv: RecvStream) 
         let _open = recv;
         return pending().await;
     }
-    let mut reader = FrameReader::new(recv, Place::Control, peek.behind_value());
-    let code = match reader.next(|_| true).await {
-        Ok(Some(Frame::Settings)) => {
-            let _open = reader;
-            return pending().await;
+    // Boxed: only the stream is kept for the connection's life.
+    match Box::pin(read_settings(recv, &peek)).await {
+        Ok(recv) => {
+            let _open = recv;
+            pending().await
         }
+        Err(code) => conn.close(code, b""),
+    }
+}
+
+/// Reads a control stream up to its SETTINGS and returns it.
+async fn read_settings(recv: RecvStream, peek: &Peek) -> Result<RecvStream, VarInt> {
+    let mut reader = FrameReader::new(recv, Place::Control, peek.behind_value());
+    Err(match reader.next(|_| true).await {
+        Ok(Some(Frame::Settings)) => return Ok(reader.into_stream()),
         Ok(Some(_)) => codes::MISSING_SETTINGS,
         Ok(None)
         | Err(ReadFault::Truncated | ReadFault::Lost(_) | ReadFault::Frame(FrameError::CutShort)) => {
@@ -65,6 +74,5 @@ pub(super) async fn serve(conn: &Connection, seen: &Seen, mut recv: RecvStream) 
         Err(ReadFault::Frame(FrameError::Malformed | FrameError::SectionTooLarge)) => {
             codes::FRAME_ERROR
         }
-    };
-    conn.close(code, b"");
+    })
 }

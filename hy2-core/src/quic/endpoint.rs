@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use aws_lc_rs::{digest, hmac};
-use quinn::{EndpointConfig, crypto::ServerConfig as CryptoConfig};
+use quinn::EndpointConfig;
 use quinn_proto::{ConnectionId, ConnectionIdGenerator, HashedConnectionIdGenerator};
 
 use super::crypto::ServerCrypto;
@@ -75,8 +75,8 @@ pub(crate) fn endpoint_config(reset_key: Option<&ResetKey>) -> EndpointConfig {
 
 /// Builds the server settings around `crypto`, with tight limits on peers that have not proven
 /// their address.
-pub(crate) fn server_config(crypto: Arc<dyn CryptoConfig>) -> quinn::ServerConfig {
-    let mut config = quinn::ServerConfig::with_crypto(Arc::new(ServerCrypto(crypto)));
+pub(crate) fn server_config(crypto: ServerCrypto) -> quinn::ServerConfig {
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
     config
         .max_incoming(4096)
         .incoming_buffer_size(64 << 10)

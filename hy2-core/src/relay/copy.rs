@@ -20,7 +20,7 @@ use crate::quic::close;
 
 use super::{
     limiter::RateLimiter,
-    recv::{BATCH, RecvError, RelayRecv},
+    recv::{BATCH, RecvError, RelayRecv, RoundTrip},
 };
 use crate::meter::UserCounters;
 
@@ -35,11 +35,16 @@ const READ_MAX: usize = 64 << 10;
 /// flow of small writes costs it much more than the same bytes in big ones.
 const SMALL: usize = 16 << 10;
 
-/// After this many small reads in a row, each within [`NEAR`] of the one before and with nothing
-/// flowing back, the relay waits [`GATHER`] so that the socket gathers a bigger read.
+/// After this many small reads in a row, each within [`NEAR`] of the end of the wait before and
+/// with nothing flowing back, the relay waits so that the socket gathers a bigger read.
 const SMALL_RUN: u32 = 16;
 const NEAR: Duration = Duration::from_millis(3);
-const GATHER: Duration = Duration::from_millis(1);
+
+/// How long it waits: this part of the round trip, which nobody notices, within limits. The longer
+/// the path, the longer is the send queue and the dearer are small segments in it.
+const GATHER_PART: u32 = 64;
+const GATHER_MIN: Duration = Duration::from_millis(1);
+const GATHER_MAX: Duration = Duration::from_millis(5);
 
 /// Counts and limits what a relay moves. Directions are the reference's: `tx` towards the
 /// target, `rx` towards the client.
@@ -145,7 +150,7 @@ where
     T: Tally,
 {
     let mut inward = Inward::default();
-    let mut outward = Outward::default();
+    let mut outward = Outward::new(recv.round_trip().clone());
     let result = poll_fn(|cx| {
         let moved_before = inward.moved;
         let inward_done = inward.poll(cx, target, recv, &tally)?;
@@ -311,12 +316,14 @@ struct Outward {
     unsent: Bytes,
     pause: Pause,
     small_run: u32,
+    /// When the last read was, or the wait after it ended.
     last_read: Option<Instant>,
+    round_trip: RoundTrip,
     stopped: Option<Stopped>,
 }
 
-impl Default for Outward {
-    fn default() -> Self {
+impl Outward {
+    fn new(round_trip: RoundTrip) -> Self {
         Self {
             done: false,
             buffer: BytesMut::new(),
@@ -325,12 +332,11 @@ impl Default for Outward {
             pause: Pause::default(),
             small_run: 0,
             last_read: None,
+            round_trip,
             stopped: None,
         }
     }
-}
 
-impl Outward {
     fn poll<S: AsyncRead + Unpin, T: Tally>(
         &mut self,
         cx: &mut Context<'_>,
@@ -408,12 +414,14 @@ impl Outward {
         let now = Instant::now();
         let near = self
             .last_read
-            .is_some_and(|last| now.duration_since(last) < NEAR);
+            .is_some_and(|last| now.saturating_duration_since(last) < NEAR);
         self.last_read = Some(now);
         self.small_run = if near { self.small_run + 1 } else { 0 };
         if self.small_run >= SMALL_RUN {
+            let wait = (self.round_trip.get() / GATHER_PART).clamp(GATHER_MIN, GATHER_MAX);
             self.read_size = READ_MAX;
-            self.pause.until(Some(now + GATHER));
+            self.last_read = Some(now + wait);
+            self.pause.until(Some(now + wait));
         }
     }
 

@@ -4,6 +4,7 @@ pub(crate) mod copy;
 pub(crate) mod limiter;
 mod reassembler;
 pub(crate) mod recv;
+pub(crate) mod share;
 mod stream;
 pub(crate) mod udp;
 

@@ -21,6 +21,8 @@ const CHUNK_OVERHEAD: usize = 96;
 pub(crate) struct Reassembler {
     /// Offset of the byte after the last one in `ready`.
     next: u64,
+    /// Offset of the byte after the last one of all; not before `next`.
+    end: u64,
     ready: VecDeque<Bytes>,
     ready_bytes: usize,
     gapped: BTreeMap<u64, Bytes>,
@@ -32,6 +34,7 @@ impl Reassembler {
     pub(crate) fn starting_at(next: u64) -> Self {
         Self {
             next,
+            end: next,
             ..Self::default()
         }
     }
@@ -49,6 +52,7 @@ impl Reassembler {
         if bytes.is_empty() {
             return;
         }
+        self.end = self.end.max(offset + bytes.len() as u64);
         if offset == self.next {
             // What is next goes out as it is; behind others it may have to wait for long.
             let bytes = if self.ready.is_empty() {
@@ -146,6 +150,17 @@ impl Reassembler {
         self.gapped.len()
     }
 
+    /// The stream offset after the last byte that has come.
+    pub(crate) fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// Memory that is needed to fill every gap, in bytes, book-keeping included.
+    pub(crate) fn claimed(&self) -> usize {
+        let waiting = usize::try_from(self.end - self.next).unwrap_or(usize::MAX);
+        self.held() - self.gapped_bytes + waiting
+    }
+
     /// Memory held, in bytes, book-keeping included.
     pub(crate) fn held(&self) -> usize {
         self.ready_bytes
@@ -192,6 +207,7 @@ mod tests {
         let mut assembler = Reassembler::starting_at(0);
         assembler.insert(3, Bytes::from_static(b"def"));
         assert_eq!((assembler.ready_bytes(), assembler.gapped_chunks()), (0, 1));
+        assert_eq!(assembler.claimed(), 6 + CHUNK_OVERHEAD);
         assembler.insert(0, Bytes::from_static(b"abc"));
         assert_eq!(drain(&mut assembler), b"abcdef");
         assert_eq!(assembler.held(), 0);
@@ -238,6 +254,7 @@ mod tests {
             prop_assert_eq!(out, stream);
             prop_assert_eq!(assembler.ready_bytes(), 0);
             prop_assert_eq!(assembler.gapped_bytes, 0);
+            prop_assert_eq!(assembler.claimed(), 0);
         }
     }
 }

@@ -35,18 +35,25 @@ const UNCOUNTED: usize = 8 << 10;
 /// Step in which memory is reserved.
 const STEP: usize = 32 << 10;
 
-/// Read to see whether the byte that a stream refused memory waits for has come: quinn hands out
-/// the lowest offset first.
+/// Read at a time once memory counts: what one read brings was not reserved before.
+const READ_MAX: usize = 64 << 10;
+
+/// Read by a stream that may take nothing new, to see whether what has come fills a gap: quinn
+/// hands out the lowest offset first.
 const PROBE: usize = 1;
 
-/// Read behind a probe that found it, to the end of the packet.
+/// Read behind a probe that does, to the end of the packet.
 const PACKET: usize = 1500;
 
 /// A stream refused memory for this long without delivering anything is given up.
 const STARVED: Duration = Duration::from_secs(30);
 
-/// How often a held-back reader looks again.
+/// Step of a wind-down: a reader that has used up what it may read looks again after this time.
 const TICK: Duration = Duration::from_millis(10);
+
+/// The longest wait of a reader that is short of memory. It begins with a [`TICK`] and waits twice
+/// as long each time, until something moves.
+const PATIENCE_MAX: Duration = Duration::from_millis(160);
 
 /// Why a relay stream can deliver no more.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -66,6 +73,12 @@ pub(crate) enum RecvError {
 /// Unread gaps are only dangerous while the peer sends at full rate, so reading winds down over
 /// several round trips, in proportion to what is already piled up: flow control then slows the
 /// peer to a rate at which gaps close faster than they appear.
+///
+/// # What is reserved
+///
+/// All that would be held if every gap behind the last byte were filled. So a stream that is refused
+/// memory or winds down goes on reading what fills a gap: that needs none, it is what brings memory
+/// back, and otherwise each such piece would be one more that is unread in quinn.
 #[derive(Debug)]
 pub(crate) struct RelayRecv {
     stream: quinn::RecvStream,
@@ -89,38 +102,80 @@ impl RoundTrip {
         Self(congestion.clone())
     }
 
-    fn get(&self) -> Duration {
+    pub(crate) fn get(&self) -> Duration {
         self.0.snapshot().smoothed_rtt
     }
 }
 
 /// State of a reader that must not read at full speed.
+///
+/// It sleeps until something happens: data to read while it may read some, or a consumer that
+/// takes something. There is a timer only while time alone changes what may be read: in a
+/// wind-down, while what has come may fill a gap, and while memory is short.
 #[derive(Debug)]
 struct Hold {
-    timer: Pin<Box<Sleep>>,
-    /// Bytes that may be read until the next tick.
+    timer: Option<Pin<Box<Sleep>>>,
+    /// New bytes that may be read until the next look.
     quota: usize,
+    /// Bytes of the next look for what fills a gap; 0 when the latest found something else.
+    probe: usize,
     /// What was held when it began.
     base: usize,
-    /// Whether memory is refused.
-    probing: bool,
-    ticked: Instant,
+    /// When `quota` was worked out.
+    looked: Instant,
+    /// Whether the timer was set for the next step of a wind-down since.
+    stepping: bool,
+    /// How long to wait for memory.
+    patience: Duration,
     starved_since: Option<Instant>,
 }
 
 enum Permit {
     /// Read this many bytes at most.
     Upto(usize),
-    /// The timer will wake the task.
+    /// The timer will wake the task, or whoever takes what is there.
     Wait,
 }
 
 impl Hold {
-    /// Accounts for a chunk of `len` bytes; `found` when it is the next in order.
-    fn spend(&mut self, len: usize, found: bool) {
-        self.quota = self.quota.saturating_sub(len);
-        if self.probing && found {
-            self.quota = if len == PROBE { PACKET } else { PROBE };
+    fn begin(now: Instant, claimed: usize) -> Box<Self> {
+        Box::new(Self {
+            timer: None,
+            quota: 0,
+            probe: 0,
+            base: claimed,
+            // The first look is at once.
+            looked: now.checked_sub(TICK).unwrap_or(now),
+            stepping: false,
+            patience: TICK,
+            starved_since: None,
+        })
+    }
+
+    /// Wakes the task at `at`; ready when that has passed.
+    fn wake_at(&mut self, cx: &mut Context<'_>, at: Instant) -> Poll<()> {
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(at)));
+        if timer.deadline() != at {
+            timer.as_mut().reset(at);
+        }
+        timer.as_mut().poll(cx)
+    }
+
+    /// Something moved: memory may come soon.
+    fn progressed(&mut self) {
+        self.patience = TICK;
+        self.starved_since = None;
+    }
+
+    /// Accounts for a chunk of `len` bytes; `fills` when it needs no memory that is not reserved.
+    fn spend(&mut self, len: usize, fills: bool) {
+        if fills {
+            self.patience = TICK;
+            self.probe = if len == PROBE { PACKET } else { PROBE };
+        } else if self.quota > 0 {
+            self.quota = self.quota.saturating_sub(len);
+        } else {
+            self.probe = 0;
         }
     }
 }
@@ -179,8 +234,10 @@ impl RelayRecv {
                 }
                 Poll::Ready(Ok(Some(chunk))) => {
                     if let Some(hold) = &mut self.hold {
-                        let found = chunk.offset <= self.assembler.next_offset();
-                        hold.spend(chunk.bytes.len(), found);
+                        let awaited = self.assembler.ready_bytes() == 0
+                            && chunk.offset <= self.assembler.next_offset();
+                        let fills = awaited || chunk.offset < self.assembler.end();
+                        hold.spend(chunk.bytes.len(), fills);
                     }
                     self.assembler.insert(chunk.offset, chunk.bytes);
                     taken += 1;
@@ -205,68 +262,113 @@ impl RelayRecv {
             self.memory.shrink(usize::MAX);
             return Ok(Permit::Upto(usize::MAX));
         }
-        let counted = self.count(held);
+        let claimed = self.assembler.claimed();
+        let counted = self.count(claimed);
         if counted && ready <= READY_SOFT {
             self.hold = None;
-            return Ok(Permit::Upto(usize::MAX));
+            return Ok(Permit::Upto(READ_MAX));
         }
         let now = Instant::now();
-        let hold = self.hold.get_or_insert_with(|| {
-            Box::new(Hold {
-                timer: Box::pin(sleep_until(now)),
-                quota: 0,
-                base: held,
-                probing: false,
-                ticked: now,
-                starved_since: None,
-            })
-        });
-        hold.probing = !counted;
-        if !counted {
+        let gapped = self.assembler.end() > self.assembler.next_offset();
+        let hold = self.hold.get_or_insert_with(|| Hold::begin(now, claimed));
+        let gives_up = if counted {
+            hold.starved_since = None;
+            None
+        } else {
             let since = *hold.starved_since.get_or_insert(now);
             if now.duration_since(since) >= STARVED {
                 return Err(RecvError::Starved);
             }
-        } else {
-            hold.starved_since = None;
-        }
-        while hold.timer.as_mut().poll(cx).is_ready() {
+            Some(since + STARVED)
+        };
+        loop {
             // What may still pile up: a span, as far as there is memory for it. What was held
             // before does not count; it fills up behind the gaps that close.
             let span = (self.gaps * SPAN_PER_GAP).min(SPAN_MAX);
-            let left = span
-                .saturating_sub(held.saturating_sub(hold.base))
-                .min(self.memory.budget().free());
-            // The share of it that one tick of a wind-down over four round trips covers.
+            let left = span.saturating_sub(claimed.saturating_sub(hold.base));
+            let free = self.memory.budget().free();
+            let short = !counted || free < left.min(STEP);
+            // The share of it that one step of a wind-down over four round trips covers.
             let fall = 4 * self.round_trip.get().max(Duration::from_millis(25));
-            let passed = now.duration_since(hold.ticked).max(TICK);
-            let share = (passed.as_secs_f64() / fall.as_secs_f64()).min(1.0);
-            hold.quota = if counted {
-                (left as f64 * share) as usize
-            } else if ready == 0 {
-                PROBE
-            } else {
-                0
+            let allowance = |step: Duration| {
+                let share = (step.as_secs_f64() / fall.as_secs_f64()).min(1.0);
+                if counted {
+                    (left.min(free) as f64 * share) as usize
+                } else {
+                    0
+                }
             };
-            hold.ticked = now;
-            hold.timer.as_mut().reset(now + TICK);
+            if now >= hold.looked + TICK {
+                // A timer that is late must not slow the wind-down; other waits say nothing.
+                let step = match hold.stepping {
+                    true => now.duration_since(hold.looked),
+                    false => TICK,
+                };
+                hold.quota = allowance(step);
+                // Also when nothing else can be delivered: somebody must find out that it has come.
+                hold.probe = if gapped || ready == 0 { PROBE } else { 0 };
+                hold.looked = now;
+                hold.stepping = false;
+                if short {
+                    hold.patience = (2 * hold.patience).min(PATIENCE_MAX);
+                }
+            }
+            let may = match hold.quota {
+                0 => hold.probe,
+                quota => quota,
+            };
+            if may > 0 {
+                // Nothing may come any more: then only the end of its patience wakes the task.
+                if let Some(end) = gives_up
+                    && hold.wake_at(cx, end).is_ready()
+                {
+                    return Err(RecvError::Starved);
+                }
+                return Ok(Permit::Upto(may));
+            }
+            let at = if short {
+                let at = hold.looked + hold.patience;
+                gives_up.map_or(at, |end| end.min(at))
+            } else if gapped || allowance(TICK) > 0 {
+                hold.stepping = true;
+                hold.looked + TICK
+            } else {
+                // Until the consumer takes something there is nothing to wait for.
+                hold.timer = None;
+                return Ok(Permit::Wait);
+            };
+            if hold.wake_at(cx, at).is_pending() {
+                return Ok(Permit::Wait);
+            }
+            if now < at {
+                // The timer is ahead of the clock that was read above; the task looks again.
+                cx.waker().wake_by_ref();
+                return Ok(Permit::Wait);
+            }
+            if gives_up.is_some_and(|end| now >= end) {
+                return Err(RecvError::Starved);
+            }
         }
-        Ok(match hold.quota {
-            0 => Permit::Wait,
-            quota => Permit::Upto(quota),
-        })
     }
 
-    /// Brings the reservation in line with what is held; `false` when the budget is exhausted.
-    fn count(&mut self, held: usize) -> bool {
+    /// Brings the reservation in line with what is claimed; `false` when the budget is exhausted.
+    fn count(&mut self, claimed: usize) -> bool {
         let reserved = self.memory.bytes();
-        if held > reserved {
-            return self.memory.try_grow(held.next_multiple_of(STEP) - reserved);
+        if claimed > reserved {
+            return self
+                .memory
+                .try_grow(claimed.next_multiple_of(STEP) - reserved);
         }
-        if reserved > held + 2 * STEP {
-            self.memory.shrink(reserved - held.next_multiple_of(STEP));
+        if reserved > claimed + 2 * STEP {
+            self.memory
+                .shrink(reserved - claimed.next_multiple_of(STEP));
         }
         true
+    }
+
+    /// Tells the round trip time of the connection this stream is of.
+    pub(crate) fn round_trip(&self) -> &RoundTrip {
+        &self.round_trip
     }
 
     /// The bytes in order, as chunks.
@@ -292,12 +394,19 @@ impl RelayRecv {
     /// Marks the first `count` ready bytes as delivered.
     pub(crate) fn consume(&mut self, count: usize) {
         self.assembler.consume(count);
-        self.delivered();
+        self.delivered(count);
     }
 
-    fn delivered(&mut self) {
+    fn delivered(&mut self, count: usize) {
+        if self.memory.bytes() > 0 {
+            self.memory.budget().add_moved(count);
+            // Nothing may be read any more that would bring the reservation in line.
+            if self.finished && self.assembler.held() == 0 {
+                self.memory.shrink(usize::MAX);
+            }
+        }
         if let Some(hold) = &mut self.hold {
-            hold.starved_since = None;
+            hold.progressed();
         }
         if self.assembler.gapped_chunks() * 2 < self.gaps {
             self.gaps -= self.gaps.div_ceil(64);
@@ -314,7 +423,7 @@ impl RelayRecv {
             if let Some(mut bytes) = self.assembler.pop() {
                 let rest = bytes.split_off(limit.min(bytes.len()));
                 self.assembler.unpop(rest);
-                self.delivered();
+                self.delivered(bytes.len());
                 return Poll::Ready(Ok(Some(bytes)));
             }
             if self.finished {

@@ -6,9 +6,10 @@ use std::{
         HashMap,
         hash_map::Entry::{Occupied, Vacant},
     },
-    future::poll_fn,
+    future::{poll_fn, ready},
     io,
     net::SocketAddr,
+    pin::pin,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
@@ -29,10 +30,10 @@ use tokio::{
     io::ReadBuf,
     sync::mpsc,
     task::JoinSet,
-    time::{Instant, interval, sleep_until},
+    time::{Instant, sleep_until},
 };
 
-use super::limiter::RateLimiter;
+use super::{limiter::RateLimiter, share::UdpShare};
 use crate::{
     event::{EventSink, Peer},
     memory::{MemoryBudget, Reservation},
@@ -71,8 +72,7 @@ pub(crate) struct UdpContext {
     pub(crate) counters: Arc<UserCounters>,
     pub(crate) tx_limit: Arc<RateLimiter>,
     pub(crate) rx_limit: Arc<RateLimiter>,
-    /// Keeps UDP from taking the whole of a fixed rate: quinn sends datagrams before streams.
-    pub(crate) share: Arc<RateLimiter>,
+    pub(crate) share: Arc<UdpShare>,
     pub(crate) idle_timeout: Duration,
     /// Must outlive the sessions.
     pub(crate) _owner: Arc<dyn Any + Send + Sync>,
@@ -116,9 +116,12 @@ impl Drop for NodeSession {
     }
 }
 
-/// Serves the datagrams of one connection until it is lost, beginning with one that was taken
-/// already.
-pub(crate) async fn serve(context: UdpContext, first: Option<Bytes>) {
+/// How often unfinished fragments are looked at, while there are any.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// Serves the datagrams of one connection, beginning with `first`, until no session is open and no
+/// datagram waits, or until the connection is lost.
+pub(crate) async fn serve(context: UdpContext, first: Bytes) {
     let context = Arc::new(context);
     let mut sessions = Sessions {
         context: Arc::clone(&context),
@@ -126,19 +129,23 @@ pub(crate) async fn serve(context: UdpContext, first: Option<Bytes>) {
         tasks: JoinSet::new(),
         fragment_bytes: 0,
     };
-    if let Some(first) = first {
-        sessions.accept(&first);
-    }
-    let mut sweep = interval(Duration::from_secs(1));
+    sessions.accept(&first);
+    let mut sweep = pin!(sleep_until(Instant::now()));
+    let mut sweeping = false;
     let mut handled = 0;
     loop {
+        if !std::mem::replace(&mut sweeping, sessions.fragment_bytes > 0) && sweeping {
+            sweep.as_mut().reset(Instant::now() + SWEEP);
+        }
         // Each arm is cancel safe: a datagram is only taken when returned, a finished task is
         // only removed when returned.
         tokio::select! {
+            biased;
             datagram = context.connection.read_datagram() => match datagram {
                 Ok(datagram) => sessions.accept(&datagram),
                 Err(_) => return,
             },
+            () = ready(()), if sessions.open.is_empty() => return,
             Some(ended) = sessions.tasks.join_next() => match ended {
                 Ok(id) => sessions.remove(id),
                 Err(error) => {
@@ -147,7 +154,10 @@ pub(crate) async fn serve(context: UdpContext, first: Option<Bytes>) {
                     sessions.remove_ended();
                 }
             },
-            now = sweep.tick() => sessions.expire_fragments(now),
+            () = &mut sweep, if sweeping => {
+                sessions.expire_fragments(Instant::now());
+                sweeping = false;
+            }
         }
         handled += 1;
         if handled % BATCH == 0 {

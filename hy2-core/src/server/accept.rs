@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -16,16 +16,13 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
 
-use super::{Shared, connection};
+use super::{Shared, connection, users::Member};
 use crate::{
     client::FallbackCongestion,
     congestion::{Algorithm, CongestionHandle},
     event::ConnectionId,
     quic::{self, Role, close},
 };
-
-/// How much more a connection may hold unacknowledged than the smallest useful window.
-const SEND_WINDOW_MIN: u64 = 1 << 20;
 
 /// Connections that exist, by stage.
 #[derive(Debug, Default)]
@@ -37,6 +34,8 @@ pub(super) struct Counts {
     pub(super) handshakes_failed: AtomicU64,
     /// Those that are established and that nobody let in, the oldest first.
     strangers: Mutex<BTreeMap<ConnectionId, (Instant, Connection)>>,
+    /// Somebody was turned away for want of memory since the supervisor last looked.
+    turned_away: AtomicBool,
 }
 
 /// How long a stranger's place is its own when places are short. Users log in at once.
@@ -184,7 +183,11 @@ fn admit(
     if *shared.draining.borrow() {
         return incoming.refuse();
     }
-    if shared.config.memory.refuses_connections()
+    let short = shared.config.memory.refuses_connections();
+    if short {
+        counts.turned_away.store(true, Relaxed);
+    }
+    if short
         || counts.connections.load(Relaxed) >= limits.connections
         || (counts.unauthenticated.load(Relaxed) >= limits.unauthenticated
             && !counts.evict_stranger())
@@ -247,47 +250,141 @@ fn admit(
     });
 }
 
-/// Seconds for which the budget may be so short that nobody new is let in. A burst passes sooner;
-/// who holds memory to keep others out does not let go.
+/// Seconds for which the budget may be too short for newcomers while one is wanted, or while what
+/// is held does not move. Whoever turns memory over gives way sooner; who holds it to keep others
+/// out does not let go.
 const PATIENCE: u32 = 5;
 
-/// Once a second, divides what is left of the memory budget among the send windows of the
-/// connections. When there is nothing left, or too little for newcomers and that for some time,
-/// resets the connection that holds most.
+/// Seconds for which connections leave room after somebody was turned away.
+const CONTENDED: u32 = 30;
+
+/// The part of the budget from which on memory that does not move counts as the reason why there
+/// is no more of it.
+const STAGNANT_PART: u64 = 4;
+
+/// What the supervisor remembers from one second to the next.
+#[derive(Debug, Default)]
+struct Pressure {
+    /// Seconds under pressure.
+    pressed: u32,
+    /// Seconds for which room must be left.
+    contended: u32,
+}
+
+impl Pressure {
+    /// Tells whether room must be left, given whether somebody was turned away in this second.
+    fn is_contended(&mut self, turned_away: bool) -> bool {
+        self.contended = match turned_away {
+            true => CONTENDED,
+            false => self.contended.saturating_sub(1),
+        };
+        self.contended > 0
+    }
+
+    /// Judges one second; `stagnant` bytes of `limit` are held without moving. Tells whether a
+    /// connection must go.
+    fn judge(&mut self, short: bool, stagnant: u64, limit: u64) -> bool {
+        if !short {
+            self.pressed = 0;
+        } else if self.contended > 0 || stagnant >= limit / STAGNANT_PART {
+            self.pressed += 1;
+        }
+        let must_go = self.pressed > PATIENCE;
+        if must_go {
+            // A second for its memory to come back, then the next one.
+            self.pressed = PATIENCE - 1;
+        }
+        must_go
+    }
+}
+
+/// Once a second, fits the send windows of all connections into the memory budget and, when there
+/// has been too little left for newcomers for some time, resets the connection that holds most:
+/// of those whose memory does not move, when that is what is missing.
 pub(super) async fn supervise(shared: Arc<Shared>) {
-    let mut pressed = 0;
+    let mut pressure = Pressure::default();
     let mut tick = interval(Duration::from_secs(1));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        let members = shared.registry.members();
         let memory = &shared.config.memory;
-        let sending: Vec<_> = members
-            .iter()
-            .filter(|member| member.congestion.snapshot().in_flight > 0)
-            .collect();
-        // Half of what is free, shared by those who send; the other half is for receiving.
-        let each = memory.free() as u64 / 2 / (sending.len() as u64).max(1);
-        for member in &members {
-            member
-                .congestion
-                .set_send_window_limit(each.clamp(SEND_WINDOW_MIN, quic::SEND_WINDOW_MAX));
-        }
-        pressed = if memory.refuses_connections() {
-            pressed + 1
+        let turned_away = shared.counts.turned_away.swap(false, Relaxed);
+        memory.set_contended(pressure.is_contended(turned_away));
+        let mut stagnant = Vec::new();
+        shared.registry.for_each(|member| {
+            let mut window = member.send_window.lock();
+            window.adjust(&member.congestion);
+            if window.is_stagnant() {
+                stagnant.push(member.clone());
+            }
+        });
+        let held = stagnant.iter().map(Member::held).sum();
+        let limit = memory.limit() as u64;
+        let must_go = pressure.judge(memory.refuses_connections(), held, limit);
+        let largest = if held >= limit / STAGNANT_PART {
+            stagnant
+        } else if must_go {
+            shared.registry.members()
         } else {
-            0
+            continue;
         };
-        if (pressed > PATIENCE || memory.free() < memory.limit() / 64)
-            && let Some(largest) = members.iter().max_by_key(|member| member.held())
-        {
-            pressed = 0;
+        let largest = largest.into_iter().max_by_key(Member::held);
+        if let Some(largest) = largest.filter(|_| must_go) {
             metrics::counter!("hy2_connections_shed_total").increment(1);
             tracing::warn!(
                 connection = %largest.peer.connection,
+                user = %largest.peer.user,
+                held = largest.held(),
                 "memory budget exhausted, connection closed"
             );
             largest.connection.close(close::EXCESSIVE_LOAD, b"");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: u64 = 1 << 24;
+
+    #[test]
+    fn a_budget_that_is_full_of_moving_memory_is_nobodys_fault() {
+        let mut pressure = Pressure::default();
+        for _ in 0..100 {
+            assert!(!pressure.judge(true, LIMIT / 5, LIMIT));
+        }
+    }
+
+    #[test]
+    fn memory_that_does_not_move_is_taken_back_within_seconds() {
+        let mut pressure = Pressure::default();
+        let seconds = (1..20).find(|_| pressure.judge(true, LIMIT / 2, LIMIT));
+        assert_eq!(seconds, Some(PATIENCE + 1));
+        // The next one goes sooner, but not before the memory of the first is back.
+        assert!(!pressure.judge(true, LIMIT / 2, LIMIT));
+        assert!(pressure.judge(true, LIMIT / 2, LIMIT));
+    }
+
+    #[test]
+    fn who_is_turned_away_again_and_again_is_let_in_within_seconds() {
+        let mut pressure = Pressure::default();
+        // A client that tries again every four seconds.
+        let seconds = (1..20).find(|second| {
+            pressure.is_contended(second % 4 == 1);
+            pressure.judge(true, 0, LIMIT)
+        });
+        assert_eq!(seconds, Some(PATIENCE + 1));
+    }
+
+    #[test]
+    fn who_gives_way_stays() {
+        let mut pressure = Pressure::default();
+        for second in 0..100 {
+            // Two seconds of every seven are short, and somebody is turned away each time.
+            let short = second % 7 < 2;
+            pressure.is_contended(short);
+            assert!(!pressure.judge(short, 0, LIMIT));
         }
     }
 }

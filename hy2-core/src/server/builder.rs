@@ -7,7 +7,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use quinn::{AsyncUdpSocket, TokioRuntime, crypto::rustls::QuicServerConfig};
+use quinn::{AsyncUdpSocket, TokioRuntime};
 use tokio::{sync::watch, task::JoinSet};
 
 use super::{
@@ -22,7 +22,7 @@ use crate::{
     event::{EventSink, NoEvents},
     masquerade::{Masquerade, OrdinarySite},
     outbound::{Direct, Outbound},
-    quic::{self, ResetKey},
+    quic::{self, ResetKey, crypto::ServerCrypto},
     relay::udp::NodeSessions,
     tls::{ALPN_H3, CertificateError, ServerTls},
 };
@@ -124,17 +124,16 @@ impl ServerBuilder {
     ///
     /// [`BindError`] when a setting is out of range, the certificate is unusable or an address
     /// cannot be bound.
-    pub fn bind(self) -> Result<Server, BindError> {
+    pub fn bind(mut self) -> Result<Server, BindError> {
         tokio::runtime::Handle::try_current().map_err(|_| BindError::NoRuntime)?;
         self.config.validate()?;
+        self.config.quic = self.config.quic.within(self.config.memory.limit());
         if self.listeners.is_empty() {
             return Err(BindError::NoListener);
         }
         let tls = self.tls.rustls(&[ALPN_H3])?;
-        let crypto = QuicServerConfig::try_from(tls).map_err(|_| {
-            CertificateError::Mismatch(rustls::Error::General("no QUIC cipher suite".into()))
-        })?;
-        let quic_config = quic::server_config(Arc::new(crypto));
+        let crypto = ServerCrypto::new(tls).map_err(CertificateError::Mismatch)?;
+        let quic_config = quic::server_config(crypto);
         let key = self.reset_key.unwrap_or_else(ResetKey::random);
         let udp_sessions = NodeSessions::new(self.config.limits.udp_sessions);
         let shared = Arc::new(Shared {

@@ -1,6 +1,8 @@
 //! One client connection and everything below it.
 
 use std::{
+    future::{Future, poll_fn},
+    pin::Pin,
     sync::{
         Arc,
         atomic::{
@@ -8,20 +10,21 @@ use std::{
             Ordering::{Acquire, Relaxed, Release},
         },
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use hy2_proto::{
-    auth::{AuthResponse, CcRx},
+    auth::{AuthRequest, AuthResponse, CcRx},
     bandwidth::Bandwidth,
 };
 use quinn::{Connection, ConnectionError, VarInt};
 use tokio::{
     sync::{Mutex, Notify, oneshot, watch},
     task::JoinSet,
-    time::{Instant, MissedTickBehavior, interval},
+    time::{Instant, Sleep, sleep},
 };
 
 use super::{Shared, tcp, tcp::StreamEnd, users::Member};
@@ -34,13 +37,13 @@ use crate::{
     masquerade::Body,
     memory::MemoryBudget,
     meter::{Presence, PresenceGuard},
-    quic::{self, close},
-    relay::{limiter::RateLimiter, recv::RoundTrip, udp},
+    quic::{SendWindow, close},
+    relay::{
+        recv::RoundTrip,
+        share::{StreamPresence, UdpShare},
+        udp,
+    },
 };
-
-/// Share of a fixed rate that UDP may take while TCP streams are open, in percent: quinn sends
-/// datagrams before stream data.
-const UDP_SHARE_PERCENT: u64 = 70;
 
 /// Bytes of field sections that an unknown peer may make us hold; shared by all unknown peers like
 /// the receive window (see `quic::transport`).
@@ -73,7 +76,7 @@ pub(crate) struct Relays {
     pub(crate) memory: Arc<MemoryBudget>,
     pub(crate) round_trip: RoundTrip,
     active: AtomicU32,
-    udp_share: Arc<RateLimiter>,
+    udp_share: Arc<UdpShare>,
     membership: Membership,
 }
 
@@ -88,24 +91,22 @@ impl Relays {
 
     /// Counts a TCP stream for as long as the guard lives.
     pub(crate) fn enter_stream(self: &Arc<Self>) -> ActiveStream {
-        if self.active.fetch_add(1, Relaxed) == 0 {
-            let rate = self.member().congestion.snapshot();
-            if let crate::congestion::Algorithm::Brutal { .. } = rate.algorithm {
-                self.udp_share
-                    .set(Some(rate.target_rate / 100 * UDP_SHARE_PERCENT));
-            }
+        self.active.fetch_add(1, Relaxed);
+        ActiveStream {
+            relays: Arc::clone(self),
+            _presence: self.udp_share.enter_stream(),
         }
-        ActiveStream(Arc::clone(self))
     }
 }
 
-pub(crate) struct ActiveStream(Arc<Relays>);
+pub(crate) struct ActiveStream {
+    relays: Arc<Relays>,
+    _presence: StreamPresence,
+}
 
 impl Drop for ActiveStream {
     fn drop(&mut self) {
-        if self.0.active.fetch_sub(1, Relaxed) == 1 {
-            self.0.udp_share.set(None);
-        }
+        self.relays.active.fetch_sub(1, Relaxed);
     }
 }
 
@@ -154,8 +155,10 @@ pub(crate) async fn serve(
     let mut raised = false;
     // At most one: the first that comes after authentication and before it is noticed here.
     let mut early_datagram = None;
-    let mut check = interval(PREAUTH_CHECK);
-    check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // Whether a task takes the datagrams, which one does while there are UDP sessions.
+    let mut udp_served = false;
+    // Ends with authentication.
+    let mut check = Some(Box::pin(sleep(PREAUTH_CHECK)));
     {
         let run = front.run(|stream| arrivals.push(stream));
         tokio::pin!(run);
@@ -166,8 +169,12 @@ pub(crate) async fn serve(
                 () = &mut run => break,
                 Ok(membership) = &mut admission, if relays.is_none() => {
                     unauthenticated.take();
+                    check = None;
                     shared.counts.part(id);
-                    let started = start(&shared, membership, early_datagram.take(), &mut tasks);
+                    let started = start(&shared, membership);
+                    if let Some(datagram) = early_datagram.take() {
+                        udp_served = serve_udp(&started, datagram, &mut tasks);
+                    }
                     if !waiting.is_empty() {
                         started.raise_stream_limit();
                         raised = true;
@@ -194,6 +201,7 @@ pub(crate) async fn serve(
                 Some(ended) = tasks.join_next(), if !tasks.is_empty() => {
                     match ended {
                         Ok(StreamEnd::Served) => {}
+                        Ok(StreamEnd::NoMoreUdp) => udp_served = false,
                         Ok(StreamEnd::Aborted) => if aborts.exceeded() {
                             connection.close(close::EXCESSIVE_LOAD, b"");
                         },
@@ -208,13 +216,18 @@ pub(crate) async fn serve(
                 // Unknown peers have no use for datagrams: taken and dropped, as by a web server
                 // that knows none of them, instead of kept.
                 Ok(datagram) = connection.read_datagram(),
-                    if relays.is_none() && early_datagram.is_none() =>
+                    if !udp_served && early_datagram.is_none() =>
                 {
-                    if authenticated.load(Acquire) {
+                    if let Some(relays) = &relays {
+                        udp_served = serve_udp(relays, datagram, &mut tasks);
+                    } else if authenticated.load(Acquire) {
                         early_datagram = Some(datagram);
                     }
                 }
-                _ = check.tick(), if relays.is_none() => {
+                () = poll_fn(|cx| poll_check(check.as_mut(), cx)), if relays.is_none() => {
+                    if let Some(check) = &mut check {
+                        check.as_mut().reset(Instant::now() + PREAUTH_CHECK);
+                    }
                     if takes_too_much(&front, shared.counts.unauthenticated().max(1)) {
                         metrics::counter!("hy2_connections_shed_total").increment(1);
                         connection.close(close::EXCESSIVE_LOAD, b"");
@@ -234,6 +247,14 @@ pub(crate) async fn serve(
     shared.counts.part(id);
     // What a stream moved is counted when it moves, so nothing is lost with its task.
     tasks.shutdown().await;
+}
+
+/// Ready when it is time to look at an unknown peer again.
+fn poll_check(check: Option<&mut Pin<Box<Sleep>>>, cx: &mut Context<'_>) -> Poll<()> {
+    match check {
+        Some(check) => check.as_mut().poll(cx),
+        None => Poll::Pending,
+    }
 }
 
 /// Relay streams on their way from the front to the connection's task; bounded by the stream limit.
@@ -318,50 +339,48 @@ impl Relays {
 }
 
 /// Opens the connection up after authentication.
-fn start(
-    shared: &Arc<Shared>,
-    membership: Membership,
-    early_datagram: Option<Bytes>,
-    tasks: &mut JoinSet<StreamEnd>,
-) -> Arc<Relays> {
-    let member = membership.member.clone();
+fn start(shared: &Arc<Shared>, membership: Membership) -> Arc<Relays> {
+    let member = &membership.member;
     let settings = shared.settings();
     let window = VarInt::from_u64(settings.quic.receive_window).unwrap_or(VarInt::MAX);
     member.connection.set_receive_window(window);
-    // Until the supervisor divides the budget anew.
-    let send_window = shared.config.memory.free() as u64 / 2;
-    member
-        .congestion
-        .set_send_window_limit(send_window.clamp(1 << 20, quic::SEND_WINDOW_MAX));
-    let relays = Arc::new(Relays {
+    Arc::new(Relays {
         memory: Arc::clone(&member.memory),
         round_trip: RoundTrip::of(&member.congestion),
         shared: Arc::clone(shared),
         active: AtomicU32::new(0),
-        udp_share: Arc::new(RateLimiter::unlimited()),
+        udp_share: UdpShare::new(&member.congestion),
         membership,
-    });
-    if !settings.disable_udp {
-        let context = udp::UdpContext {
-            connection: member.connection,
-            outbound: Arc::clone(&shared.outbound),
-            events: Arc::clone(&shared.events),
-            peer: member.peer,
-            counters: member.counters,
-            tx_limit: Arc::clone(&member.user.tx),
-            rx_limit: Arc::clone(&member.user.rx),
-            share: Arc::clone(&relays.udp_share),
-            idle_timeout: settings.udp_idle_timeout,
-            _owner: Arc::clone(&relays) as Arc<_>,
-            memory: relays.memory.part(udp::MEMORY),
-            node_sessions: Arc::clone(&shared.udp_sessions),
-        };
-        tasks.spawn(async move {
-            udp::serve(context, early_datagram).await;
-            StreamEnd::Served
-        });
+    })
+}
+
+/// Starts a task for the datagrams of a connection, of which `first` is one, for as long as it has
+/// UDP sessions; `false` when UDP is off.
+fn serve_udp(relays: &Arc<Relays>, first: Bytes, tasks: &mut JoinSet<StreamEnd>) -> bool {
+    let shared = &relays.shared;
+    if shared.settings().disable_udp {
+        return false;
     }
-    relays
+    let member = relays.member().clone();
+    let context = udp::UdpContext {
+        connection: member.connection,
+        outbound: Arc::clone(&shared.outbound),
+        events: Arc::clone(&shared.events),
+        peer: member.peer,
+        counters: member.counters,
+        tx_limit: Arc::clone(&member.user.tx),
+        rx_limit: Arc::clone(&member.user.rx),
+        share: Arc::clone(&relays.udp_share),
+        idle_timeout: shared.settings().udp_idle_timeout,
+        _owner: Arc::clone(relays) as Arc<_>,
+        memory: relays.memory.part(udp::MEMORY),
+        node_sessions: Arc::clone(&shared.udp_sessions),
+    };
+    tasks.spawn(async move {
+        udp::serve(context, first).await;
+        StreamEnd::NoMoreUdp
+    });
+    true
 }
 
 /// Counts streams that are given up, per second.
@@ -414,10 +433,12 @@ impl RequestHandler for Gate {
             // The body is not looked at: clients may send its end later, or never.
             let (parts, body) = request.into_parts();
             let head = Request::from_parts(parts, ());
-            if auth::is_auth_request(&head)
-                && let Some(granted) = self.authenticate(&head).await
-            {
-                return auth::accepted(granted);
+            if auth::is_auth_request(&head) {
+                if let Some(granted) = self.authenticate(&head).await {
+                    return auth::accepted(granted);
+                }
+            } else if head.method() == Method::POST {
+                self.pretend(&head).await;
             }
             let request = head.map(|()| body);
             self.shared.masquerade.serve(request).await
@@ -426,6 +447,38 @@ impl RequestHandler for Gate {
 }
 
 impl Gate {
+    /// Does for a request that does not ask for authentication what is done for one that is
+    /// denied, so that the two take the same time.
+    async fn pretend(&self, request: &Request<()>) {
+        let state = self.state.lock().await;
+        if self.authenticated.load(Acquire)
+            || state.attempts >= self.shared.config.limits.auth_attempts
+            || *self.shared.draining.borrow()
+        {
+            return;
+        }
+        let said = auth::read_request(request);
+        let server_name = self.server_name();
+        let context = self.context(&said, server_name.as_deref());
+        self.shared.authenticator.pretend(context).await;
+    }
+
+    fn server_name(&self) -> Option<String> {
+        let data = self.connection.handshake_data()?;
+        data.downcast::<quinn::crypto::rustls::HandshakeData>()
+            .ok()?
+            .server_name
+    }
+
+    fn context<'a>(&self, said: &AuthRequest<'a>, server_name: Option<&'a str>) -> AuthContext<'a> {
+        AuthContext {
+            remote: self.connection.remote_address(),
+            auth: said.auth,
+            client_rx: (!said.rx.is_zero()).then_some(said.rx),
+            server_name,
+        }
+    }
+
     async fn authenticate(&self, request: &Request<()>) -> Option<AuthResponse> {
         // One at a time; the reference holds a lock too.
         let mut state = self.state.lock().await;
@@ -440,18 +493,8 @@ impl Gate {
             return None;
         }
         let said = auth::read_request(request);
-        let client_rx = (!said.rx.is_zero()).then_some(said.rx);
-        let server_name = self.connection.handshake_data().and_then(|data| {
-            data.downcast::<quinn::crypto::rustls::HandshakeData>()
-                .ok()?
-                .server_name
-        });
-        let context = AuthContext {
-            remote: self.connection.remote_address(),
-            auth: said.auth,
-            client_rx,
-            server_name: server_name.as_deref(),
-        };
+        let server_name = self.server_name();
+        let context = self.context(&said, server_name.as_deref());
         let mut grant = match self.shared.authenticator.authenticate(context).await {
             AuthDecision::Accept(grant) => grant,
             AuthDecision::Deny => return None,
@@ -462,6 +505,7 @@ impl Gate {
         } else {
             said.server_rate(config.max_tx.unwrap_or(Bandwidth::ZERO))
         };
+        let memory = config.memory.share();
         let member = self.shared.registry.admit(&grant, |user| Member {
             peer: Peer {
                 connection: self.id,
@@ -470,10 +514,14 @@ impl Gate {
             },
             connection: self.connection.clone(),
             congestion: self.congestion.clone(),
-            memory: config.memory.share(),
             agreed,
             loss_compensation: config.loss_compensation,
             counters: user.counters(),
+            send_window: Arc::new(parking_lot::Mutex::new(SendWindow::new(
+                &memory,
+                &self.congestion,
+            ))),
+            memory,
             user,
         });
         let Ok(member) = member else {

@@ -1,6 +1,13 @@
 //! One TCP relay stream on the server: request, dial, answer, relay.
 
-use std::{error::Error, sync::Arc, time::Duration};
+use std::{
+    error::Error,
+    io::{self, IoSlice},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use hy2_proto::{
@@ -10,12 +17,16 @@ use hy2_proto::{
     tcp::{MAX_REQUEST_LEN, TcpRequest, TcpResponse},
 };
 use quinn::{ReadError, RecvStream, SendStream};
-use tokio::time::{Instant, timeout};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Instant, timeout},
+};
 
 use super::connection::Relays;
 use crate::{
     h3::RelayStream,
     meter::Presence,
+    outbound::TcpConnection,
     relay::{
         copy::{RelayError, STREAM_DONE, UserTally, relay},
         recv::{RecvError, RelayRecv},
@@ -29,13 +40,15 @@ pub(crate) const SPEED_TEST_HOST: &str = "@SpeedTest";
 /// a stream in order, however soon, end it and stop its answer; they do not reset it.
 const SHORT_LIVED: Duration = Duration::from_secs(1);
 
-/// How a stream ended, as far as its connection cares.
+/// How a stream or the UDP side ended, as far as its connection cares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum StreamEnd {
     /// The target was reached or refused.
     Served,
     /// The client gave up before that, or right after.
     Aborted,
+    /// The connection has no UDP session any more.
+    NoMoreUdp,
 }
 
 /// Serves one relay stream.
@@ -92,7 +105,7 @@ pub(crate) async fn serve(relays: Arc<Relays>, stream: RelayStream) -> StreamEnd
         }
     };
     let mut connection = match dialled {
-        Ok(connection) => connection,
+        Ok(connection) => Target::new(connection),
         Err(error) => {
             tracing::debug!(%error, "target not reached");
             answer(&mut send, Err(error.class())).await;
@@ -126,6 +139,73 @@ pub(crate) async fn serve(relays: Arc<Relays>, stream: RelayStream) -> StreamEnd
     };
     report.end = result.err().map(Into::into);
     end
+}
+
+/// A connection to a target that is cut, not ended, unless the client ended its side.
+struct Target {
+    connection: Box<dyn TcpConnection>,
+    /// The client's end was passed on.
+    ended: bool,
+}
+
+impl Target {
+    fn new(connection: Box<dyn TcpConnection>) -> Self {
+        Self {
+            connection,
+            ended: false,
+        }
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.connection.cut();
+        }
+    }
+}
+
+impl AsyncRead for Target {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.connection).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Target {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.connection).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.connection).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.connection.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.connection).poll_flush(cx)
+    }
+
+    /// Only the client's end, once everything before it was written, comes here.
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let shut = Pin::new(&mut self.connection).poll_shutdown(cx);
+        self.ended |= shut.is_ready();
+        shut
+    }
 }
 
 /// What a request names.

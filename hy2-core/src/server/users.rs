@@ -12,7 +12,7 @@ use crate::{
     event::{ConnectionId, Peer},
     memory::MemoryBudget,
     meter::UserCounters,
-    quic::close,
+    quic::{SendWindow, close},
     relay::{copy::UserTally, limiter::RateLimiter},
 };
 
@@ -42,6 +42,7 @@ pub(crate) struct Member {
     pub(crate) loss_compensation: bool,
     /// Where this connection counts. A later grant with other cells does not move them.
     pub(crate) counters: Arc<UserCounters>,
+    pub(crate) send_window: Arc<Mutex<SendWindow>>,
     pub(crate) user: Arc<User>,
 }
 
@@ -59,7 +60,7 @@ impl<'a> UserTally<'a> {
 impl Member {
     /// Bytes that the connection makes the server hold, as far as they are counted.
     pub(crate) fn held(&self) -> u64 {
-        self.memory.used() as u64 + self.congestion.snapshot().in_flight
+        self.memory.used() as u64
     }
 
     /// Puts the agreed rate into force, capped by the user's limit.
@@ -164,6 +165,11 @@ impl Registry {
             .values()
             .map(|entry| Arc::clone(&entry.user))
             .collect()
+    }
+
+    /// Looks at every connection; `look` must be short and must not come back here.
+    pub(crate) fn for_each(&self, look: impl FnMut(&Member)) {
+        self.inner.lock().members.values().for_each(look);
     }
 
     pub(crate) fn members(&self) -> Vec<Member> {

@@ -35,7 +35,7 @@ const MAX_READ_ERRORS: usize = 16;
 
 /// A UDP socket for quinn.
 ///
-/// A transmit that is as large as quinn makes them is held, because more are about to
+/// A transmit that is as large as quinn was asked for is held, because more are about to
 /// follow, and leaves together with those in one system call: at the first transmit that is
 /// not full, when no further full one fits, or when the flush task gets its turn, which is
 /// after the tasks that were ready have had theirs. Everything else leaves at once. Order
@@ -56,18 +56,35 @@ pub(super) struct Shared {
     stats: Arc<SocketStats>,
     /// Most datagrams in one send; only shrinks.
     segments: AtomicUsize,
+    /// Datagrams per transmit offered to quinn while the socket is busy.
+    offer: usize,
     /// Questions for the segment count that are still answered in full.
     busy: AtomicUsize,
+    /// Long datagrams sent lately, less the short ones; while the socket is quiet.
+    streak: AtomicUsize,
     lanes: Box<[Lane]>,
     /// Wakes the flush task.
     held: Notify,
 }
 
-/// Datagrams per transmit offered to quinn while none of them are full: each connection keeps a
-/// buffer of as many packets as it was offered when it first sent two at once, in its handshake.
-const QUIET_TRANSMIT: usize = 2;
+/// The most datagrams that quinn puts into a transmit (`MAX_TRANSMIT_SEGMENTS` in its connection.rs).
+const QUINN_TRANSMIT: usize = 10;
 
-/// For how many more transmits a full one shows that the socket is busy.
+/// Datagrams per transmit offered to quinn while the socket is quiet. Each connection keeps a buffer of
+/// as many packets as it was offered when it first had two to send at once, which is in its
+/// handshake; with one it never grows.
+const QUIET_TRANSMIT: usize = 1;
+
+/// A datagram at least this long is probably one of many, in bytes: QUIC's smallest full packet.
+const LONG_DATAGRAM: usize = 1200;
+
+/// Long datagrams that show that the socket is busy; each short one counts against
+/// [`SHORT_WEIGHT`] of them. A handshake, with the probes of the path's MTU behind it, has about
+/// seven long ones and nearly as many short ones.
+const BUSY_STREAK: usize = 12;
+const SHORT_WEIGHT: usize = 3;
+
+/// For how many more transmits the socket counts as busy after the last full one.
 const BUSY_TRANSMITS: usize = 1024;
 
 /// What waits for the destinations that share a hash. Lanes keep connections that send in
@@ -100,7 +117,12 @@ impl UdpSocket {
         } else if options.merge {
             state.max_gso_segments().min(MAX_RUN_DATAGRAMS)
         } else {
-            state.max_gso_segments().min(FULL_TRANSMIT)
+            state.max_gso_segments().min(QUINN_TRANSMIT)
+        };
+        let offer = if options.merge {
+            FULL_TRANSMIT
+        } else {
+            QUINN_TRANSMIT
         };
         let shared = Arc::new(Shared {
             io: tokio::net::UdpSocket::from_std(socket)?,
@@ -108,7 +130,9 @@ impl UdpSocket {
             obfs: ArcSwap::from_pointee(Spoken::new(obfs)),
             stats,
             segments: AtomicUsize::new(segments),
+            offer,
             busy: AtomicUsize::new(0),
+            streak: AtomicUsize::new(0),
             lanes: (0..lanes.max(1)).map(|_| Lane::new()).collect(),
             held: Notify::new(),
         });
@@ -185,11 +209,7 @@ impl AsyncUdpSocket for UdpSocket {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        if let Some(size) = transmit.segment_size
-            && transmit.contents.len() > size * (QUIET_TRANSMIT - 1)
-        {
-            self.shared.busy.store(BUSY_TRANSMITS, Relaxed);
-        }
+        self.shared.note_load(transmit);
         self.shared.try_send(transmit)
     }
 
@@ -214,7 +234,7 @@ impl AsyncUdpSocket for UdpSocket {
         }
         // A lost update makes it one send longer or shorter.
         self.shared.busy.store(busy - 1, Relaxed);
-        segments
+        segments.min(self.shared.offer)
     }
 
     fn max_receive_segments(&self) -> usize {
@@ -238,13 +258,31 @@ impl Lane {
 }
 
 impl Shared {
+    /// Notices whether the socket carries bulk. Lost updates of other threads do not matter.
+    fn note_load(&self, transmit: &Transmit<'_>) {
+        if outbox::is_full(transmit) {
+            self.busy.store(BUSY_TRANSMITS, Relaxed);
+        } else if self.busy.load(Relaxed) == 0 {
+            let streak = self.streak.load(Relaxed);
+            let streak = if transmit.contents.len() < LONG_DATAGRAM {
+                streak.saturating_sub(SHORT_WEIGHT)
+            } else if streak < BUSY_STREAK {
+                streak + 1
+            } else {
+                self.busy.store(BUSY_TRANSMITS, Relaxed);
+                0
+            };
+            self.streak.store(streak, Relaxed);
+        }
+    }
+
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         let lane = self.lane(&transmit.destination);
         let spoken = self.obfs.load();
         let obfs = spoken.towards(&transmit.destination);
         let mut outbox = lane.outbox.lock();
         let hold = outbox::is_full(transmit)
-            && self.segments.load(Relaxed) > FULL_TRANSMIT
+            && self.segments.load(Relaxed) > QUINN_TRANSMIT
             && !obfs.splits(transmit.contents);
 
         if !outbox.is_empty() && !outbox.accepts(transmit, obfs) {
@@ -345,8 +383,8 @@ impl Shared {
                 // Devices and drivers that cannot segment say so only here. Whether that
                 // is what they say shows when the same bytes go in smaller sends.
                 Err(err) if datagrams > 1 && refuses_segmentation(&err) => {
-                    limit = if datagrams > FULL_TRANSMIT {
-                        FULL_TRANSMIT
+                    limit = if datagrams > QUINN_TRANSMIT {
+                        QUINN_TRANSMIT
                     } else {
                         1
                     };

@@ -4,28 +4,36 @@ use std::time::Duration;
 
 use hy2_link_emulator::model::Reorder;
 
-use crate::harness::{CLIENT, Setup, Transfer, address, brutal_mbps, millis, seconds};
+use crate::harness::{CLIENT, Setup, Transfer, address, brutal_mbps, full_matrix, millis, seconds};
 
 #[tokio::test(start_paused = true)]
 async fn reordering_is_not_loss() {
-    let mut goodput = Vec::new();
-    for share in [0.0, 0.3] {
-        let mut setup = Setup::new(brutal_mbps(100.0), 200.0, millis(100), millis(60));
-        setup.link.reorder = Reorder {
-            probability: share,
-            extra_delay: millis(4),
-        };
-        let transfer = Transfer::start(&setup).await;
-        let before = transfer.until(seconds(5)).await;
-        let after = transfer.until(seconds(15)).await;
-        goodput.push((after.received - before.received) as f64);
-        println!(
-            "{:.0} % late: ack rate {:.3}",
-            share * 100.0,
-            after.snapshot.ack_rate
-        );
+    let rates: &[f64] = if full_matrix() {
+        &[20.0, 100.0, 200.0]
+    } else {
+        &[100.0]
+    };
+    for &mbps in rates {
+        let mut goodput = Vec::new();
+        for share in [0.0, 0.3] {
+            let mut setup = Setup::new(brutal_mbps(mbps), mbps * 2.0, millis(100), millis(60));
+            setup.link.reorder = Reorder {
+                probability: share,
+                extra_delay: millis(4),
+            };
+            let transfer = Transfer::start(&setup).await;
+            let before = transfer.until(seconds(5)).await;
+            let after = transfer.until(seconds(15)).await;
+            goodput.push((after.received - before.received) as f64 * 8e-7);
+            println!(
+                "{mbps} Mbit/s, {:.0} % late: {:.1} Mbit/s, ack rate {:.3}",
+                share * 100.0,
+                goodput[goodput.len() - 1],
+                after.snapshot.ack_rate
+            );
+        }
+        assert!(goodput[1] >= 0.95 * goodput[0], "{goodput:?}");
     }
-    assert!(goodput[1] >= 0.95 * goodput[0], "{goodput:?}");
 }
 
 /// Moves every 5 s through `addresses` and returns, per change, the share of the rate in the two

@@ -7,6 +7,7 @@
 mod accounting;
 mod bulk;
 mod client;
+mod cut;
 mod drain;
 mod kick;
 mod limits;

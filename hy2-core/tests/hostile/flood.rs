@@ -14,7 +14,7 @@ use crate::{
     full,
     honest::{Honest, origin_echo},
     say,
-    server::{ServerProcess, alone, mib},
+    server::{ServerProcess, alone},
     wire,
 };
 
@@ -60,26 +60,27 @@ async fn half_open_connections_leave_room_for_users() {
         sockets.push(half_open(&config, &server));
         if index % 250 == 249 {
             let now = server.figures().await;
-            if now.rss() > most.rss() {
+            if now.since(&before).held > most.since(&before).held {
                 most = now;
             }
             honest.goes_on(0.01).await;
         }
     }
-    let grown = most.rss().saturating_sub(before.rss());
+    let grown = most.since(&before);
     say(format_args!(
-        "at most {:.1} MiB more than before, with {} connections",
-        mib(grown),
+        "at most {grown} more than before, with {} connections",
         most.get("connections")
     ));
     // From 1,000 on, or 500 in a second, an address must be proven first, which these never do.
     assert!(most.get("connections") <= 1_001, "{most:?}");
-    assert!(grown < ALL_PEERS, "{grown}");
+    assert!(grown.held < ALL_PEERS, "{grown}");
     // A user gets in meanwhile, by proving the address.
     server.is_well().await;
     honest.survived("half-open connections").await;
     drop(sockets);
-    server.recovers(&before).await;
+    // A thousand connections at once leave 0.5 to 1.4 MiB of tables and queues, and the next
+    // thousand use them again: eight rounds left the same.
+    server.recovers_but_for(2 << 20, &before).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -246,12 +247,9 @@ async fn floods_of_control_frames_cost_little() {
         }
     }
     let now = server.is_well().await;
-    let grown = now.rss().saturating_sub(before.rss());
-    say(format_args!(
-        "control frames: {:.1} MiB more than before",
-        mib(grown)
-    ));
-    assert!(grown < 48 << 20, "{grown}");
+    let grown = now.since(&before);
+    say(format_args!("control frames: {grown}"));
+    assert!(grown.held < 48 << 20, "{grown}");
     honest.survived("control frames").await;
     server.recovers(&before).await;
 }

@@ -7,7 +7,7 @@ use crate::{
     full,
     honest::Honest,
     say,
-    server::{ServerProcess, alone, mib},
+    server::{ServerProcess, alone},
     wire,
 };
 
@@ -39,14 +39,11 @@ async fn a_field_section_of_a_tebibyte_is_refused_by_its_length() {
         assert!(matches!(answer(recv).await, Answer::Bytes(bytes) if !bytes.is_empty()));
     }
     let now = server.is_well().await;
-    let grown = now.rss().saturating_sub(before.rss());
-    say(format_args!(
-        "HEADERS of 2^40: {:.1} MiB more than before",
-        mib(grown)
-    ));
+    let grown = now.since(&before);
+    say(format_args!("HEADERS of 2^40: {grown}"));
     honest.survived("HEADERS of 2^40").await;
     // The honest user's connection has its own.
-    assert!(grown < PER_PEER + (16 << 20), "{grown}");
+    assert!(grown.held < PER_PEER + (16 << 20), "{grown}");
     drop(attacker);
     server.recovers(&before).await;
 }
@@ -90,12 +87,9 @@ async fn never_ending_requests_cost_what_a_peer_may_cost() {
         attacker.page_may_be_served().await;
     }
     let now = server.is_well().await;
-    let each = now.rss().saturating_sub(before.rss()) / peers;
-    say(format_args!(
-        "never-ending requests: {:.2} MiB per peer",
-        mib(each)
-    ));
-    assert!(each < PER_PEER, "{each}");
+    let each = now.since(&before).each(peers);
+    say(format_args!("never-ending requests, per peer: {each}"));
+    assert!(each.held < PER_PEER, "{each}");
     drop(attackers);
     server.recovers(&before).await;
 }
@@ -133,12 +127,9 @@ async fn a_thousand_silent_streams_stop_nothing() {
     }
     insider.page_is_served().await;
     let now = server.is_well().await;
-    let grown = now.rss().saturating_sub(before.rss());
-    say(format_args!(
-        "2,000 silent streams: {:.1} MiB more than before",
-        mib(grown)
-    ));
-    assert!(grown < 10 * PER_PEER + (24 << 20), "{grown}");
+    let grown = now.since(&before);
+    say(format_args!("2,000 silent streams: {grown}"));
+    assert!(grown.held < 10 * PER_PEER + (24 << 20), "{grown}");
     honest.survived("silent streams").await;
     drop((attackers, insider, streams));
     server.recovers(&before).await;
@@ -170,12 +161,9 @@ async fn answers_that_nobody_takes_cost_what_a_peer_may_cost() {
         attackers.push((attacker, streams));
     }
     let now = server.is_well().await;
-    let each = now.rss().saturating_sub(before.rss()) / 16;
-    say(format_args!(
-        "answers not taken: {:.2} MiB per peer",
-        mib(each)
-    ));
-    assert!(each < PER_PEER, "{each}");
+    let each = now.since(&before).each(16);
+    say(format_args!("answers not taken, per peer: {each}"));
+    assert!(each.held < PER_PEER, "{each}");
     drop(attackers);
     server.recovers(&before).await;
 }

@@ -82,15 +82,14 @@ async fn datagrams_before_authentication_are_dropped_and_not_kept() {
         attackers.push(attacker);
     }
     let now = server.is_well().await;
-    let each = now.rss().saturating_sub(before.rss()) / peers;
+    let each = now.since(&before).each(peers);
     say(format_args!(
-        "datagrams before authentication: {:.2} MiB per peer",
-        mib(each)
+        "datagrams before authentication, per peer: {each}"
     ));
     assert_eq!(now.get("sessions"), 0);
     // None went out.
     assert!(target.try_recv(&mut [0; 2000]).is_err());
-    assert!(each < PER_PEER, "{each}");
+    assert!(each.held < PER_PEER, "{each}");
     honest.survived("datagrams before authentication").await;
     drop(attackers);
     server.recovers(&before).await;
@@ -104,10 +103,15 @@ async fn single_bytes_in_large_packets_cost_what_a_peer_may_cost() {
     let before = server.warmed_up().await;
     let (peers, bytes) = if full() { (16, 300) } else { (4, 20) };
     let mut attackers = Vec::new();
+    let mut most = 0;
     for _ in 0..peers {
+        let idle = server.figures().await;
         let attacker = Attacker::connect(&server).await;
         // Byte 0 of all streams is missing, so nothing is ever read; of the rest, every other byte.
         for stream in (0..100u64).flat_map(|index| [index * 4, index * 4 + 2]) {
+            if stream % 40 == 2 {
+                most = most.max(server.figures().await.since(&idle).held);
+            }
             for index in 0..bytes {
                 let mut frame = wire::varints(&[STREAM_AT, stream, 1 + 2 * index, 1]);
                 frame.push(0x55);
@@ -121,12 +125,14 @@ async fn single_bytes_in_large_packets_cost_what_a_peer_may_cost() {
     for attacker in &attackers {
         assert_eq!(attacker.closed().await, 0x107);
     }
-    let now = server.is_well().await;
-    let each = now.rss().saturating_sub(before.rss()) / peers;
     say(format_args!(
-        "single bytes in large packets: {:.2} MiB per peer",
-        mib(each)
+        "single bytes in large packets: at most {:.2} MiB of one peer",
+        mib(most)
     ));
+    // Until it is put out it may fill the window, and for each stream what QUIC lets packets take
+    // beyond their bytes: 32 KiB, and the packet that goes beyond.
+    assert!(most < (512 << 10) + 200 * (36 << 10), "{most}");
+    server.is_well().await;
     drop(attackers);
     server.recovers(&before).await;
 }
@@ -149,6 +155,7 @@ async fn a_stranger_may_ask_often() {
 async fn memory_does_not_rise_attack_by_attack() {
     let _alone = alone().await;
     let mut server = ServerProcess::start("").await;
+    let before = server.warmed_up().await;
     let mut after = Vec::new();
     let waves = if full() { 12 } else { 4 };
     for _ in 0..waves {
@@ -172,17 +179,24 @@ async fn memory_does_not_rise_attack_by_attack() {
             attackers.push(attacker);
         }
         drop(attackers);
-        server
-            .until("quiet", |now| now.get("connections") == 0)
-            .await;
+        server.recovers(&before).await;
         after.push(server.warmed_up().await.rss());
     }
     let shown: Vec<_> = after
         .iter()
         .map(|rss| format!("{:.1}", mib(*rss)))
         .collect();
-    say(format_args!("MiB after each wave: {}", shown.join(", ")));
-    let (first, last) = (after[waves / 2 - 1], after[waves - 1]);
-    assert!(last < first + first / 10, "{after:?}");
+    say(format_args!(
+        "MiB resident after each wave: {}",
+        shown.join(", ")
+    ));
+    // Resident size goes up and down by what the allocator keeps; what rises wave by wave leaves
+    // the range of the first half behind.
+    let (early, late) = after.split_at(waves / 2);
+    let highest = early.iter().max().expect("waves");
+    assert!(
+        late.iter().any(|rss| *rss < highest + highest / 10),
+        "{after:?}"
+    );
     server.is_well().await;
 }

@@ -3,9 +3,10 @@
 //! The first byte of the relayed data (or of the stream itself) never leaves the attacker; see
 //! [`crate::forge`]. Everything after it arrives and is acknowledged.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use hy2_core::Client;
 use quinn::{RecvStream, SendStream};
 use tokio::task::JoinSet;
 
@@ -16,7 +17,7 @@ use crate::{
     honest::{Honest, origin_echo, origin_stalled},
     relay::connected,
     say,
-    server::{ServerProcess, alone, mib},
+    server::{HONEST, ServerProcess, alone, mib},
     wire,
 };
 
@@ -25,6 +26,10 @@ const MEMORY: u64 = 64;
 
 /// The part of it that one connection may take: three quarters.
 const SHARE: u64 = (MEMORY << 20) / 4 * 3;
+
+/// What the honest user's download counts for at most: twelve round trips of twice its rate, which
+/// may take 25 ms where the machine is busy.
+const HONEST_WINDOW: u64 = 4 << 20;
 
 /// What is not counted: QUIC's own state of a connection with 1,024 streams, their tasks and
 /// sockets, QUIC's receive window, and the packets that the counted bytes came in.
@@ -76,18 +81,17 @@ async fn the_first_byte_withheld_on_1024_streams_pins_no_more_than_the_budget() 
     }
     let written = fill(&mut streams, &Bytes::from(vec![0x5a; 64 << 10])).await;
     let now = server.figures().await;
-    let grown = now.rss().saturating_sub(before.rss());
+    let grown = now.since(&before);
     say(format_args!(
-        "1,024 streams: {:.1} MiB idle, {:.1} MiB with {:.1} MiB of written bytes held back; {:.1} MiB counted of {:.1}",
-        mib(idle.rss().saturating_sub(before.rss())),
-        mib(grown),
+        "1,024 streams: {} idle, {grown} with {:.1} MiB of written bytes held back; {:.1} MiB counted of {:.1}",
+        idle.since(&before),
         mib(written),
         mib(now.get("budget")),
         mib(MEMORY << 20),
     ));
     assert!(written > 8 << 20, "the attack did not happen: {written}");
-    assert!(now.get("budget") <= SHARE, "{now:?}");
-    assert!(grown < SHARE + UNCOUNTED, "{grown}");
+    assert!(now.get("budget") <= SHARE + HONEST_WINDOW, "{now:?}");
+    assert!(grown.held < SHARE + UNCOUNTED, "{grown}");
     honest.goes_on(0.3).await;
     honest.survived("byte 0 withheld on 1,024 streams").await;
     // The share of one connection does not keep others out.
@@ -119,14 +123,13 @@ async fn the_first_byte_of_the_streams_themselves_withheld_pins_the_quic_window(
     }
     let written = fill(&mut first[1..], &Bytes::from(vec![0x44; 64 << 10])).await;
     let now = server.is_well().await;
-    let grown = now.rss().saturating_sub(before.rss());
+    let grown = now.since(&before);
     say(format_args!(
-        "byte 0 of streams withheld: {:.1} MiB for {:.1} MiB written",
-        mib(grown),
+        "byte 0 of streams withheld: {grown} for {:.1} MiB written",
         mib(written)
     ));
     // The connection's window and as much again for packets half used.
-    assert!(grown < 64 << 20, "{grown}");
+    assert!(grown.held < 64 << 20, "{grown}");
     drop((attacker, first));
     server.recovers(&before).await;
 }
@@ -156,16 +159,15 @@ async fn single_bytes_that_nobody_takes_do_not_pin_packets() {
     }
     attacker.page_is_served().await;
     let now = server.is_well().await;
-    let grown = now.rss().saturating_sub(idle.rss());
+    let grown = now.since(&idle);
     say(format_args!(
-        "{count} single bytes to a stalled target after {:.1} MiB: {:.1} MiB, connection {:?}",
+        "{count} single bytes to a stalled target after {:.1} MiB: {grown}, connection {:?}",
         mib(filled),
-        mib(grown),
         attacker.conn.close_reason()
     ));
     // Not a packet of 1,200 for each byte: quinn lets unread frames take one and a half times what
     // is buffered, at most the stream's window, and then packs them.
-    assert!(grown < 32 << 20, "{grown}");
+    assert!(grown.held < 32 << 20, "{grown}");
     drop((attacker, send, recv));
     server.recovers(&before).await;
 }
@@ -226,11 +228,18 @@ async fn who_takes_the_whole_budget_is_put_out() {
             now.get("budget") < (MEMORY << 20) / 100 * 90
         })
         .await;
-    server.is_well().await;
+    // What the others had on its way may fill the room again at once, so the first try may be
+    // turned away.
+    let start = Instant::now();
+    while let Err(error) = Client::connect(server.client_config(HONEST)).await {
+        assert!(start.elapsed() < Duration::from_secs(60), "{error:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     let put_out = attackers
         .iter()
         .filter(|(attacker, _)| attacker.conn.close_reason().is_some());
     assert!(put_out.count() >= 1);
     drop(attackers);
     server.recovers(&before).await;
+    server.is_well().await;
 }

@@ -1,10 +1,15 @@
 //! TCP relay streams of a user who means harm.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use hy2_core::proto::{codec::DecodeError, tcp::TcpResponse};
-use quinn::{RecvStream, SendStream};
-use tokio::{net::TcpListener, task::JoinSet};
+use quinn::{RecvStream, SendStream, VarInt};
+use tokio::{
+    io::AsyncReadExt,
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+    time::timeout,
+};
 
 use crate::{
     attacker::{Answer, Attacker, answer},
@@ -46,6 +51,81 @@ pub(crate) async fn connected(attacker: &Attacker, target: &str) -> (SendStream,
     let (send, mut recv) = attacker.open(&wire::relay(target, 0)).await;
     accepted(&mut recv).await;
     (send, recv)
+}
+
+/// Reads to the end of `target` and tells how it came.
+async fn end_of(target: &mut TcpStream) -> io::Result<()> {
+    let mut buffer = vec![0; 64 << 10];
+    let end = async {
+        loop {
+            match target.read(&mut buffer).await {
+                Ok(0) => return Ok(()),
+                Ok(_) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    };
+    timeout(Duration::from_secs(20), end)
+        .await
+        .expect("the target sees an end")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reset_reaches_the_target_as_a_reset_and_an_end_as_an_end() {
+    let server = ServerProcess::start("").await;
+    let attacker = Attacker::let_in(&server).await;
+    let origin = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let target = origin.local_addr().expect("an address").to_string();
+    // What the client says at last, and whether that is an end. The official client ends a stream
+    // by STOP_SENDING with code 0 and the end of its own direction.
+    for (code, stop) in [
+        (Some(0), false),
+        (Some(7), true),
+        (None, true),
+        (None, false),
+    ] {
+        let (mut send, mut recv) = connected(&attacker, &target).await;
+        let (mut stream, _) = origin.accept().await.expect("a connection");
+        send.write_all(b"before").await.expect("written");
+        stream.read_exact(&mut [0; 6]).await.expect("it arrives");
+        if stop {
+            recv.stop(0_u32.into()).expect("stopped");
+        }
+        match code {
+            Some(code) => send.reset(VarInt::from_u32(code)).expect("reset"),
+            None => send.finish().expect("finished"),
+        }
+        let end = end_of(&mut stream).await;
+        let is_reset = end.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset);
+        assert_eq!(is_reset, code.is_some(), "code {code:?}, stop {stop}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reset_behind_a_target_that_took_nothing_is_still_a_reset() {
+    let server = ServerProcess::start("").await;
+    let attacker = Attacker::let_in(&server).await;
+    let origin = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let target = origin.local_addr().expect("an address").to_string();
+    let (mut send, _recv) = connected(&attacker, &target).await;
+    let (mut stream, _) = origin.accept().await.expect("a connection");
+    // More than the sockets hold and the server reads ahead: the reader is held back.
+    let block = vec![7; 64 << 10];
+    let mut written = 0_u64;
+    while written < 64 << 20
+        && let Ok(block) = timeout(Duration::from_secs(2), send.write(&block)).await
+    {
+        written += block.expect("the tunnel stands") as u64;
+    }
+    assert!(written < 64 << 20, "nothing held it back");
+    send.reset(VarInt::from_u32(1)).expect("reset");
+    // What was read ahead arrives, and then not an end.
+    let end = end_of(&mut stream).await;
+    assert!(
+        end.as_ref()
+            .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset),
+        "{end:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -100,11 +180,7 @@ async fn ports_beyond_65535_reach_nobody() {
             );
         }
     }
-    assert!(
-        tokio::time::timeout(Duration::ZERO, target.accept())
-            .await
-            .is_err()
-    );
+    assert!(timeout(Duration::ZERO, target.accept()).await.is_err());
     server.is_well().await;
 }
 
@@ -153,11 +229,7 @@ async fn private_targets_are_refused_by_default() {
             "{host}: {message}"
         );
     }
-    assert!(
-        tokio::time::timeout(Duration::ZERO, target.accept())
-            .await
-            .is_err()
-    );
+    assert!(timeout(Duration::ZERO, target.accept()).await.is_err());
     server.is_well().await;
 }
 

@@ -12,7 +12,7 @@ use crate::{
     honest::Honest,
     relay::PRIVATE,
     say,
-    server::{ServerProcess, alone, mib},
+    server::{ServerProcess, alone},
     wire,
 };
 
@@ -222,9 +222,9 @@ async fn sessions_beyond_the_limit_are_not_opened() {
     let now = server.is_well().await;
     assert_eq!(now.get("sessions"), u64::from(SESSIONS));
     assert_eq!(now.get("hy2_udp_sessions_refused_total"), 100);
-    let grown = now.rss().saturating_sub(before.rss());
-    say(format_args!("1,024 UDP sessions: {:.1} MiB", mib(grown)));
-    assert!(grown < 64 << 20, "{grown}");
+    let grown = now.since(&before);
+    say(format_args!("1,024 UDP sessions: {grown}"));
+    assert!(grown.held < 64 << 20, "{grown}");
     attacker.conn.close(0x100u32.into(), b"");
     server.until("over", |now| now.get("sessions") == 0).await;
     server.recovers(&before).await;
@@ -239,7 +239,7 @@ async fn fragments_that_never_become_a_message_are_not_piled_up() {
     let attacker = Attacker::let_in(&server).await;
     let target = Target::start().await;
     let rounds = if full() { 100 } else { 4 };
-    let mut most = 0;
+    let mut most = before.clone();
     for round in 0..rounds {
         for session in 0..SESSIONS {
             // The largest that fits, of the largest count, never complete.
@@ -251,15 +251,15 @@ async fn fragments_that_never_become_a_message_are_not_piled_up() {
             .await;
         }
         attacker.page_is_served().await;
-        most = most.max(server.figures().await.rss());
+        let now = server.figures().await;
+        if now.since(&before).held > most.since(&before).held {
+            most = now;
+        }
     }
-    let grown = most.saturating_sub(before.rss());
-    say(format_args!(
-        "fragments in 1,024 sessions: {:.1} MiB",
-        mib(grown)
-    ));
+    let grown = most.since(&before);
+    say(format_args!("fragments in 1,024 sessions: {grown}"));
     // One MiB of fragments, and the sessions themselves.
-    assert!(grown < 32 << 20, "{grown}");
+    assert!(grown.held < 32 << 20, "{grown}");
     target.is_untouched();
     honest.survived("fragment bombs").await;
     server.is_well().await;
@@ -288,12 +288,9 @@ async fn what_waits_for_names_is_bounded() {
     }
     attacker.page_is_served().await;
     let now = server.is_well().await;
-    let grown = now.rss().saturating_sub(before.rss());
-    say(format_args!(
-        "datagrams that wait for names: {:.1} MiB",
-        mib(grown)
-    ));
-    assert!(grown < 32 << 20, "{grown}");
+    let grown = now.since(&before);
+    say(format_args!("datagrams that wait for names: {grown}"));
+    assert!(grown.held < 32 << 20, "{grown}");
     attacker.conn.close(0x100u32.into(), b"");
     server.recovers(&before).await;
 }

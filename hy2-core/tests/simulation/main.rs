@@ -3,15 +3,14 @@
 //!
 //! A quick subset runs always, shorter and slower. `HY2_FULL_MATRIX=1` runs the bars at their full length
 //! and rate (`make bars`).
-#![allow(
-    dead_code,
-    reason = "the world has handles that no case pulls yet: moving clients, datagrams"
-)]
 #![allow(clippy::print_stdout, reason = "the figures are the point")]
 
+mod fairness;
 mod flow;
+mod migration;
 mod origin;
 mod pattern;
+mod sleep;
 mod stall;
 mod survival;
 mod world;

@@ -111,11 +111,17 @@ async fn a_stalled_application_hurts_no_other_stream() {
 
 #[tokio::test(start_paused = true)]
 async fn stalls_of_every_kind_end_well() {
-    let mut cells = vec![Stall {
-        target: 100.0,
-        rtt_ms: 300,
-        ..Stall::bar()
-    }];
+    let mut cells = vec![
+        Stall {
+            target: 100.0,
+            rtt_ms: 300,
+            ..Stall::bar()
+        },
+        Stall {
+            rtt_ms: 300,
+            ..Stall::bar()
+        },
+    ];
     if full_matrix() {
         for target in [20.0, 100.0, 200.0] {
             for rtt_ms in [20, 100, 300] {

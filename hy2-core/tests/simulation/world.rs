@@ -98,9 +98,11 @@ pub(crate) struct World {
     pub(crate) origins: Origins,
     /// Of the client and of the server.
     pub(crate) memory: [Arc<MemoryBudget>; 2],
+    network: Network,
+    roots: Arc<RootCertStore>,
     start: Instant,
     peaks: watch::Receiver<[usize; 2]>,
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
 }
 
 impl World {
@@ -128,13 +130,7 @@ impl World {
             .expect("server");
 
         let socket = network.socket(address(CLIENT), Some(&path));
-        let mut config = ClientConfig::new(ServerAddress::new("10.0.0.1", 443), PASSWORD);
-        config.tls.roots = Some(roots);
-        config.tls.sni = Some("localhost".to_owned());
-        config.up = (setup.client_up > 0.0).then(|| mbps(setup.client_up));
-        config.down = (setup.client_down > 0.0).then(|| mbps(setup.client_down));
-        config.memory = Arc::clone(&memory[0]);
-        config.abstract_socket = Some(Arc::clone(&socket) as _);
+        let config = client_config(setup, &roots, &socket, &memory[0]);
         let client = Client::connect(config).await.expect("client");
 
         let mut tasks = JoinSet::new();
@@ -147,10 +143,30 @@ impl World {
             client,
             origins,
             memory,
+            network,
+            roots,
             start: Instant::now(),
             peaks,
-            _tasks: tasks,
+            tasks,
         }
+    }
+
+    /// Ends the task that looks at the memory all the time.
+    pub(crate) async fn stop_watching(&mut self) {
+        self.tasks.shutdown().await;
+    }
+
+    /// Makes a client on a path of its own that has not connected yet.
+    pub(crate) fn another_client(&self, setup: &Setup, at: &str) -> Client {
+        let path = self.network.path(setup.up, setup.down);
+        let socket = self.network.socket(address(at), Some(&path));
+        let memory = MemoryBudget::of_machine();
+        Client::lazy(client_config(setup, &self.roots, &socket, &memory))
+    }
+
+    /// Waits until `at` after the start.
+    pub(crate) async fn sleep_until(&self, at: Duration) {
+        sleep_until(self.start + at).await;
     }
 
     /// Waits until `at` after the start, and checks that the connection lives.
@@ -198,6 +214,24 @@ impl World {
     }
 }
 
+fn client_config(
+    setup: &Setup,
+    roots: &Arc<RootCertStore>,
+    socket: &Arc<MemorySocket>,
+    memory: &Arc<MemoryBudget>,
+) -> ClientConfig {
+    let mut config = ClientConfig::new(ServerAddress::new("10.0.0.1", 443), PASSWORD);
+    config.tls.roots = Some(Arc::clone(roots));
+    config.tls.sni = Some("localhost".to_owned());
+    config.up = (setup.client_up > 0.0).then(|| mbps(setup.client_up));
+    config.down = (setup.client_down > 0.0).then(|| mbps(setup.client_down));
+    config.memory = Arc::clone(memory);
+    // A handshake takes many attempts where a third of its packets is lost in both directions.
+    config.connect_timeout = seconds(60);
+    config.abstract_socket = Some(Arc::clone(socket) as _);
+    config
+}
+
 async fn watch_memory(memory: [Arc<MemoryBudget>; 2], report: watch::Sender<[usize; 2]>) {
     let mut tick = interval(millis(5));
     loop {
@@ -228,11 +262,11 @@ pub(crate) fn mbps(rate: f64) -> Bandwidth {
     Bandwidth::from_bytes_per_sec((rate * 1e6 / 8.0) as u64)
 }
 
-pub(crate) fn seconds(count: u64) -> Duration {
+pub(crate) const fn seconds(count: u64) -> Duration {
     Duration::from_secs(count)
 }
 
-pub(crate) fn millis(count: u64) -> Duration {
+pub(crate) const fn millis(count: u64) -> Duration {
     Duration::from_millis(count)
 }
 

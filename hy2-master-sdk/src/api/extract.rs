@@ -22,7 +22,9 @@ pub(crate) struct Auth(pub Caller);
 impl Auth {
     /// Returns the proof that the caller may do that.
     pub(crate) fn access(&self, operation: Operation) -> Result<Access<'_>, Problem> {
-        self.0.access(operation).map_err(|denied| ServiceError::from(denied).into())
+        self.0
+            .access(operation)
+            .map_err(|denied| ServiceError::from(denied).into())
     }
 }
 
@@ -67,7 +69,8 @@ impl<T: DeserializeOwned, const MAX: usize> FromRequest<ApiState> for Body<T, MA
                 false => Problem::malformed(format!("the body is not JSON: {inner}")),
             }
         })?;
-        json.end().map_err(|_| Problem::malformed("something follows the JSON value"))?;
+        json.end()
+            .map_err(|_| Problem::malformed("something follows the JSON value"))?;
         Ok(Self(value))
     }
 }
@@ -75,8 +78,13 @@ impl<T: DeserializeOwned, const MAX: usize> FromRequest<ApiState> for Body<T, MA
 /// Says what serde has against a value, without the value: it may be a secret.
 fn message_of(error: &serde_json::Error) -> String {
     let text = error.to_string();
-    let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(text, _)| text);
-    match text.strip_prefix("invalid type: ").or_else(|| text.strip_prefix("invalid value: ")) {
+    let text = text
+        .rsplit_once(" at line ")
+        .map_or(text.as_str(), |(text, _)| text);
+    match text
+        .strip_prefix("invalid type: ")
+        .or_else(|| text.strip_prefix("invalid value: "))
+    {
         Some(rest) => match rest.rsplit_once("expected ") {
             Some((_, expected)) => format!("expected {expected}"),
             None => "is not valid".to_owned(),
@@ -87,11 +95,18 @@ fn message_of(error: &serde_json::Error) -> String {
 
 pub(crate) fn too_large(most: usize) -> Problem {
     let detail = format!("the body has more than {most} bytes");
-    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", "Body too large", detail)
+    Problem::new(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        "too_large",
+        "Body too large",
+        detail,
+    )
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
-    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let value = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok());
     let essence = value.map(|value| value.split(';').next().unwrap_or_default().trim());
     essence.is_some_and(|essence| essence.eq_ignore_ascii_case("application/json"))
 }

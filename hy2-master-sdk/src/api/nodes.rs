@@ -11,7 +11,7 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use super::admins::PageQuery;
-use super::extract::{Auth, Body, IfMatch, Path, Params, Tagged};
+use super::extract::{Auth, Body, IfMatch, Params, Path, Tagged};
 use super::problem::Problem;
 use super::users::LiveSessions;
 use super::{ApiState, Items, PageOf, errors};
@@ -45,7 +45,9 @@ async fn list_nodes(
     Params(query): Params<PageQuery>,
 ) -> Result<Json<PageOf<NodeView>>, Problem> {
     let access = auth.access(Operation::ListNodes)?;
-    Ok(PageOf::of(state.service.nodes(access, &query.into()).await?))
+    Ok(PageOf::of(
+        state.service.nodes(access, &query.into()).await?,
+    ))
 }
 
 /// Returns a node.
@@ -56,7 +58,10 @@ async fn get_node(
     auth: Auth,
     Path(id): Path<i64>,
 ) -> Result<Tagged<NodeView>, Problem> {
-    let row = state.service.node(auth.access(Operation::GetNode)?, NodeId(id)).await?;
+    let row = state
+        .service
+        .node(auth.access(Operation::GetNode)?, NodeId(id))
+        .await?;
     Ok(Tagged(row.rev, row.into()))
 }
 
@@ -72,7 +77,10 @@ async fn update_node(
     Body(change): Body<UpdateNode>,
 ) -> Result<Tagged<NodeView>, Problem> {
     let access = auth.access(Operation::UpdateNode)?;
-    let row = state.service.update_node(access, NodeId(id), expected, change).await?;
+    let row = state
+        .service
+        .update_node(access, NodeId(id), expected, change)
+        .await?;
     Ok(Tagged(row.rev, row.into()))
 }
 
@@ -87,7 +95,10 @@ async fn delete_node(
     IfMatch(expected): IfMatch,
 ) -> Result<StatusCode, Problem> {
     let access = auth.access(Operation::DeleteNode)?;
-    state.service.delete_node(access, NodeId(id), expected).await?;
+    state
+        .service
+        .delete_node(access, NodeId(id), expected)
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -114,7 +125,10 @@ async fn set_node_state(
 ) -> Result<Tagged<NodeView>, Problem> {
     let access = auth.access(Operation::SetNodeState)?;
     let (wanted, deadline) = (request.state, request.drain_deadline);
-    let row = state.service.set_node_state(access, NodeId(id), wanted, deadline).await?;
+    let row = state
+        .service
+        .set_node_state(access, NodeId(id), wanted, deadline)
+        .await?;
     Ok(Tagged(row.rev, row.into()))
 }
 
@@ -197,7 +211,11 @@ async fn get_node_metrics(
     let resolution = query.resolution_s.unwrap_or(15);
     let size = query.size.unwrap_or(500);
     let service = &state.service;
-    Ok(Items::of(service.node_metrics(access, NodeId(id), resolution, query.from, size).await?))
+    Ok(Items::of(
+        service
+            .node_metrics(access, NodeId(id), resolution, query.from, size)
+            .await?,
+    ))
 }
 
 /// Lists a node's live connections.
@@ -209,7 +227,9 @@ async fn list_node_sessions(
     Path(id): Path<i64>,
 ) -> Result<Json<LiveSessions>, Problem> {
     let access = auth.access(Operation::ListNodeSessions)?;
-    Ok(LiveSessions::of(state.service.node_sessions(access, NodeId(id)).await?))
+    Ok(LiveSessions::of(
+        state.service.node_sessions(access, NodeId(id)).await?,
+    ))
 }
 
 /// Lists a node's certificates.
@@ -221,7 +241,9 @@ async fn list_node_certificates(
     Path(id): Path<i64>,
 ) -> Result<Json<Items<CertificateView>>, Problem> {
     let access = auth.access(Operation::ListNodeCertificates)?;
-    Ok(Items::of(state.service.node_certificates(access, NodeId(id)).await?))
+    Ok(Items::of(
+        state.service.node_certificates(access, NodeId(id)).await?,
+    ))
 }
 
 /// Why an identity is revoked.
@@ -245,7 +267,9 @@ async fn revoke_node_certificates(
 ) -> Result<Tagged<NodeView>, Problem> {
     let access = auth.access(Operation::RevokeNodeCertificates)?;
     let service = &state.service;
-    let row = service.revoke_node_certificates(access, NodeId(id), &request.reason).await?;
+    let row = service
+        .revoke_node_certificates(access, NodeId(id), &request.reason)
+        .await?;
     Ok(Tagged(row.rev, row.into()))
 }
 
@@ -284,7 +308,14 @@ async fn create_enrolment_token(
     let access = auth.access(Operation::CreateEnrolmentToken)?;
     let (row, token, ca_pin) = state.service.create_enrolment_token(access, new).await?;
     let token = token.expose_secret().to_owned();
-    Ok((StatusCode::CREATED, Json(CreatedEnrolmentToken { token, ca_pin, view: row.into() })))
+    Ok((
+        StatusCode::CREATED,
+        Json(CreatedEnrolmentToken {
+            token,
+            ca_pin,
+            view: row.into(),
+        }),
+    ))
 }
 
 /// Makes an unused enrolment token worthless.

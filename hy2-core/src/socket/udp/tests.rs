@@ -94,9 +94,36 @@ async fn lone_datagram_leaves_at_once() {
     bench.writable().await;
     bench.send(b"lone", None).unwrap();
     assert_eq!(bench.receive(), b"lone");
-    bench.send(&batch(1, 3, SIZE), Some(SIZE)).unwrap();
+    bench.send(&batch(1, 2, SIZE), Some(SIZE)).unwrap();
     assert_eq!(bench.receive(), [1; SIZE]);
     assert_eq!(bench.stats.snapshot().tx_sends, 2);
+}
+
+#[tokio::test]
+async fn quinn_is_asked_for_more_at_a_time_while_the_socket_is_busy() {
+    let bench = Bench::new(&Obfuscation::Plain);
+    bench.writable().await;
+    let offered = || bench.socket.max_transmit_segments();
+    // Many handshakes: few long datagrams, then short ones.
+    for _ in 0..100 {
+        for _ in 0..7 {
+            bench.send(&[1; SIZE], None).unwrap();
+        }
+        for _ in 0..5 {
+            bench.send(&[2; 60], None).unwrap();
+        }
+    }
+    assert_eq!(offered(), QUIET_TRANSMIT);
+    for _ in 0..=BUSY_STREAK {
+        bench.send(&[1; SIZE], None).unwrap();
+    }
+    assert_eq!(offered(), FULL_TRANSMIT);
+    // It stays so while full transmits come, and for a while after the last.
+    bench.send(&full(0), Some(SIZE)).unwrap();
+    for _ in 0..BUSY_TRANSMITS {
+        assert_eq!(offered(), FULL_TRANSMIT);
+    }
+    assert_eq!(offered(), QUIET_TRANSMIT);
 }
 
 #[tokio::test]
@@ -108,7 +135,7 @@ async fn full_transmit_is_held_and_flushed_by_the_task() {
     while bench.stats.snapshot().tx_sends == 0 {
         tokio::task::yield_now().await;
     }
-    for i in 1..=10 {
+    for i in 1..=FULL_TRANSMIT as u8 {
         assert_eq!(bench.receive(), [i; SIZE]);
     }
 }
@@ -118,37 +145,37 @@ async fn full_transmits_share_a_send_and_a_short_one_ends_it() {
     let bench = Bench::new(&Obfuscation::Plain);
     bench.writable().await;
     for i in 0..3 {
-        bench.send(&full(i * 10), Some(SIZE)).unwrap();
+        bench.send(&full(i * 3), Some(SIZE)).unwrap();
     }
     assert!(bench.nothing_arrived());
-    let mut tail = batch(30, 2, SIZE);
-    tail.extend([32; 7]);
+    let mut tail = batch(9, 1, SIZE);
+    tail.extend([10; 7]);
     bench.send(&tail, Some(SIZE)).unwrap();
-    for i in 0..32 {
+    for i in 0..10 {
         assert_eq!(bench.receive(), [i; SIZE]);
     }
-    assert_eq!(bench.receive(), [32; 7]);
+    assert_eq!(bench.receive(), [10; 7]);
     let sent = bench.stats.snapshot();
-    assert_eq!((sent.tx_sends, sent.tx_datagrams), (1, 33));
-    assert_eq!(sent.tx_bytes as usize, 32 * SIZE + 7);
+    assert_eq!((sent.tx_sends, sent.tx_datagrams), (1, 11));
+    assert_eq!(sent.tx_bytes as usize, 10 * SIZE + 7);
 }
 
 #[tokio::test]
 async fn run_leaves_when_no_further_full_transmit_fits() {
     let bench = Bench::new(&Obfuscation::Plain);
     bench.writable().await;
-    for i in 0..4 {
-        bench.send(&full(i * 10), Some(SIZE)).unwrap();
+    for i in 0..14 {
+        bench.send(&full(i * 3), Some(SIZE)).unwrap();
     }
-    // 44 datagrams are allowed, so a fifth full one would not fit.
+    // 44 datagrams are allowed, so a fifteenth full one would not fit.
     let sent = bench.stats.snapshot();
-    assert_eq!((sent.tx_sends, sent.tx_datagrams), (1, 40));
-    // And neither do 50 of a size at which 65,000 bytes come first.
-    for i in 0..2 {
-        bench.send(&batch(i * 10, 10, 2500), Some(2500)).unwrap();
+    assert_eq!((sent.tx_sends, sent.tx_datagrams), (1, 42));
+    // And neither would a ninth of a size at which 65,000 bytes come first.
+    for i in 0..8 {
+        bench.send(&batch(i * 3, 3, 2500), Some(2500)).unwrap();
     }
     let sent = bench.stats.snapshot();
-    assert_eq!((sent.tx_sends, sent.tx_datagrams), (2, 60));
+    assert_eq!((sent.tx_sends, sent.tx_datagrams), (2, 66));
 }
 
 #[tokio::test]
@@ -189,7 +216,7 @@ async fn another_size_destination_or_codepoint_does_not_join_and_does_not_overta
         bench.socket.try_send(&base).unwrap();
         assert!(bench.nothing_arrived());
         bench.socket.try_send(&stranger).unwrap();
-        for i in 1..=10 {
+        for i in 1..=FULL_TRANSMIT as u8 {
             assert_eq!(bench.receive(), [i; SIZE]);
         }
         bench.socket.flush();
@@ -255,11 +282,11 @@ async fn what_was_held_when_the_socket_blocked_is_sent_later_and_first() {
     assert_eq!(err.kind(), io::ErrorKind::WouldBlock);
     assert!(bench.nothing_arrived());
     bench.unblock();
-    while bench.stats.snapshot().tx_datagrams < 11 {
+    while bench.stats.snapshot().tx_datagrams < 4 {
         tokio::task::yield_now().await;
     }
     bench.send(&[12; SIZE + 5], None).unwrap();
-    for i in 1..=10 {
+    for i in 1..=FULL_TRANSMIT as u8 {
         assert_eq!(bench.receive(), [i; SIZE]);
     }
     assert_eq!(bench.receive(), [11; 5]);
@@ -295,11 +322,11 @@ async fn refused_offload_falls_back_without_loss() {
         bench.writable().await;
         assert_eq!(bench.socket.max_transmit_segments(), QUIET_TRANSMIT);
         bench.send(&full(0), Some(SIZE)).unwrap();
-        bench.send(&full(10), Some(SIZE)).unwrap();
-        bench.send(&batch(20, 2, SIZE), Some(SIZE)).unwrap();
+        bench.send(&full(3), Some(SIZE)).unwrap();
+        bench.send(&batch(6, 2, SIZE), Some(SIZE)).unwrap();
         assert_eq!(bench.socket.max_transmit_segments(), 1);
         let overhead = usize::from(obfs.overhead());
-        for i in 0..22 {
+        for i in 0..8 {
             let datagram = bench.receive();
             assert_eq!(datagram.len(), SIZE + overhead);
             if overhead == 0 {
@@ -307,12 +334,12 @@ async fn refused_offload_falls_back_without_loss() {
             }
         }
         // quinn may have one more batch in hand that it made before the change.
-        bench.send(&full(22), Some(SIZE)).unwrap();
-        for _ in 22..32 {
+        bench.send(&full(8), Some(SIZE)).unwrap();
+        for _ in 8..11 {
             assert_eq!(bench.receive().len(), SIZE + overhead);
         }
         let sent = bench.stats.snapshot();
-        assert_eq!((sent.tx_datagrams, sent.tx_sends, sent.errors), (32, 32, 0));
+        assert_eq!((sent.tx_datagrams, sent.tx_sends, sent.errors), (11, 11, 0));
     }
 }
 
@@ -331,11 +358,11 @@ async fn datagram_the_kernel_refuses_is_counted_and_does_not_reduce_offload() {
     };
     bench.socket.try_send(&transmit).unwrap();
     bench.socket.flush();
-    assert_eq!(bench.stats.snapshot().errors, 10);
-    assert_eq!(bench.socket.max_transmit_segments(), MAX_RUN_DATAGRAMS);
+    assert_eq!(bench.stats.snapshot().errors, 3);
+    assert_eq!(bench.socket.max_transmit_segments(), FULL_TRANSMIT);
     // Too long for the interface, as a probe of the path MTU may be.
     bench.send(&vec![0; 65_530], None).unwrap();
-    assert_eq!(bench.stats.snapshot().errors, 11);
+    assert_eq!(bench.stats.snapshot().errors, 4);
     bench.send(b"still works", None).unwrap();
     assert_eq!(bench.receive(), b"still works");
 }
@@ -348,7 +375,7 @@ async fn dropping_the_socket_sends_what_is_held() {
     let Bench { socket, peer, .. } = bench;
     drop(socket);
     let mut buf = [0; 2048];
-    for i in 1..=10 {
+    for i in 1..=FULL_TRANSMIT as u8 {
         assert_eq!(peer.recv(&mut buf).unwrap(), SIZE);
         assert_eq!(buf[..SIZE], [i; SIZE]);
     }

@@ -78,6 +78,25 @@ async fn two_hundred_sessions_live_together() -> Checked {
     Ok(())
 }
 
+/// The protocol has no message for the end of a session: the client notices nothing and the next
+/// datagram of its session opens another at the server.
+#[tokio::test]
+async fn an_idle_session_ends_and_its_next_datagram_opens_another() -> Checked {
+    let origin = Origin::start().await;
+    let mut config = plain();
+    config.udp_idle_timeout_ms = 2000;
+    let (server, client) = reference_and_client(config, |_| ()).await?;
+    let session = soon(client.udp()).await?;
+    udp_echo(&session, &origin.udp_echo[0], b"once").await?;
+    let number = server.udp_requested(&origin.udp_echo[0]).await;
+    let fault = soon(server.udp_ended(number)).await;
+    assert!(fault.is_none(), "{fault:?}");
+    udp_echo(&session, &origin.udp_echo[1], b"back").await?;
+    let again = server.udp_requested(&origin.udp_echo[1]).await;
+    assert_eq!(again, number, "the client's number of the session");
+    Ok(())
+}
+
 #[tokio::test]
 async fn without_udp_the_client_knows() -> Checked {
     let mut config = plain();

@@ -1,0 +1,74 @@
+//! Who waits sleeps: connections and streams on which nothing happens wake nobody.
+
+use tokio::runtime::Handle;
+
+use crate::{
+    flow::{Flow, FlowKind},
+    world::{Setup, World, millis, seconds},
+};
+
+/// How often the runtime goes to sleep, and so wakes, in a minute from now. In virtual time that
+/// depends on timers and packets only.
+async fn wakes_in_a_minute() -> u64 {
+    let parked = || Handle::current().metrics().worker_park_count(0);
+    let before = parked();
+    tokio::time::sleep(seconds(60)).await;
+    parked() - before
+}
+
+/// What six keep-alives, each a packet and its acknowledgement, may cost in wakes. One timer that
+/// fires every second would cost 60 more at least.
+const KEEP_ALIVES: u64 = 6 * 16;
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_connection_has_no_timer_of_its_own() {
+    let mut world = World::start(&Setup::new(100.0, 200.0, millis(40))).await;
+    world.stop_watching().await;
+    // One that has been used: a stream and a session that are over leave no timer behind.
+    let flow = Flow::start(&world, 1, FlowKind::new(false)).await;
+    world.until(seconds(2)).await;
+    flow.finish().await;
+    let session = world.client.udp().await.expect("session");
+    session.send(b"one", "192.0.2.1:53").expect("send");
+    drop(session);
+    // The server forgets the session after its idle timeout.
+    world.until(seconds(120)).await;
+    let with = wakes_in_a_minute().await;
+    world.until(seconds(180)).await;
+    // What the server does anyway.
+    let World { client, server, .. } = world;
+    drop(client);
+    while !server.handle().connections().is_empty() {
+        tokio::time::sleep(seconds(1)).await;
+    }
+    let without = wakes_in_a_minute().await;
+    println!("an idle minute: {with} wakes, {without} without the connection");
+    assert!(with > without, "keep-alives");
+    assert!(with <= without + KEEP_ALIVES, "{with} and {without}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_is_held_back_sleeps_until_its_consumer_moves() {
+    for download in [false, true] {
+        let mut world = World::start(&Setup::new(100.0, 200.0, millis(40))).await;
+        world.stop_watching().await;
+        let flow = Flow::start(&world, 1, FlowKind::new(download)).await;
+        world.until(seconds(2)).await;
+        flow.set_reading(false);
+        // The windows fill up.
+        world.until(seconds(10)).await;
+        let had = flow.received();
+        let stalled = wakes_in_a_minute().await;
+        world.until(seconds(70)).await;
+        assert_eq!(flow.received(), had, "it stalls");
+        // It continues where it was: every byte is compared.
+        flow.set_reading(true);
+        world.until(seconds(72)).await;
+        assert!(flow.received() > had + (10 << 20), "it goes on");
+        flow.finish().await;
+        world.until(seconds(80)).await;
+        let idle = wakes_in_a_minute().await;
+        println!("a stalled minute: {stalled} wakes, an idle one {idle}");
+        assert!(stalled <= idle + KEEP_ALIVES, "{stalled} and {idle}");
+    }
+}
