@@ -170,7 +170,11 @@ impl AgentBuilder {
         let traffic = Traffic::open(&counters, self.config.spool_cap, Arc::clone(&clock));
         let traffic = Arc::new(traffic.map_err(fail)?);
         let leases = Arc::new(Leases::open(&folder, Arc::clone(&clock)).map_err(fail)?);
-        let users = UserTable::new(Arc::clone(&clock), Arc::clone(&traffic), Arc::clone(&leases));
+        let users = UserTable::new(
+            Arc::clone(&clock),
+            Arc::clone(&traffic),
+            Arc::clone(&leases),
+        );
         let users = Arc::new(users);
         let parts = EngineParts {
             authenticator: Arc::new(Gate(Arc::clone(&users))),

@@ -47,8 +47,9 @@ impl Clock for ManualClock {
 
 /// Milliseconds since 1970; 0 for what lies before.
 pub(crate) fn unix_ms(at: SystemTime) -> u64 {
-    at.duration_since(UNIX_EPOCH)
-        .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    at.duration_since(UNIX_EPOCH).map_or(0, |since| {
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    })
 }
 
 pub(crate) fn from_unix_ms(ms: u64) -> SystemTime {

@@ -13,7 +13,14 @@ use tokio::{
 use crate::{agent::Node, files, report};
 
 /// Names of all checks.
-pub const CHECKS: [&str; 6] = ["dns", "clock", "disk", "udp_buffers", "listeners", "outbound"];
+pub const CHECKS: [&str; 6] = [
+    "dns",
+    "clock",
+    "disk",
+    "udp_buffers",
+    "listeners",
+    "outbound",
+];
 
 /// How long one check may take.
 const CHECK_MAX: Duration = Duration::from_secs(10);
@@ -101,9 +108,14 @@ fn udp_buffers() -> Result<String, String> {
     let options = SocketOptions::default();
     let socket = bind((Ipv4Addr::UNSPECIFIED, 0).into(), &options).map_err(|e| e.to_string())?;
     let granted = options.apply_buffers(&socket);
-    let text = format!("receive {} bytes, send {} bytes", granted.recv, granted.send);
+    let text = format!(
+        "receive {} bytes, send {} bytes",
+        granted.recv, granted.send
+    );
     if granted.recv.min(granted.send) < BUFFER_MIN {
-        Err(format!("{text}; raise net.core.rmem_max and net.core.wmem_max"))
+        Err(format!(
+            "{text}; raise net.core.rmem_max and net.core.wmem_max"
+        ))
     } else {
         Ok(text)
     }

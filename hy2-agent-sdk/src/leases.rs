@@ -83,7 +83,11 @@ impl Slice {
 
     fn end(&self) -> u64 {
         let end = self.start.saturating_add(self.length());
-        if self.ended == 0 { end } else { end.min(self.ended) }
+        if self.ended == 0 {
+            end
+        } else {
+            end.min(self.ended)
+        }
     }
 
     /// Billed bytes up to a place of the counter. Rounded once from the start on, so that parts
@@ -210,7 +214,11 @@ impl Leases {
         let inner = self.inner.lock();
         let places = inner.places.get(&user);
         places.map_or(0, |places| {
-            if expired(places.expires_ms, now) { 0 } else { places.slots }
+            if expired(places.expires_ms, now) {
+                0
+            } else {
+                places.slots
+            }
         })
     }
 
@@ -264,7 +272,9 @@ impl Leases {
     /// Puts back what could not be asked.
     pub(crate) fn again(&self, request: LeaseRequest) {
         let mut inner = self.inner.lock();
-        inner.wants.extend(request.quotas.iter().map(|want| want.user_id));
+        inner
+            .wants
+            .extend(request.quotas.iter().map(|want| want.user_id));
         for want in request.devices {
             inner.device_wants.entry(want.user_id).or_insert(want);
         }
@@ -284,7 +294,10 @@ impl Leases {
                     slice.ended = total.clamp(slice.start + 1, slice.end().max(slice.start + 1));
                 }
             }
-            match slices.iter_mut().find(|slice| slice.lease == quota.lease_id) {
+            match slices
+                .iter_mut()
+                .find(|slice| slice.lease == quota.lease_id)
+            {
                 // The same again, or longer.
                 Some(known) => {
                     known.granted = known.granted.max(quota.granted_bytes);
@@ -410,7 +423,10 @@ mod tests {
                 lease_id,
                 user_id: 1,
                 granted_bytes,
-                expires_at: Some(prost_types::Timestamp { seconds: 2000, nanos: 0 }),
+                expires_at: Some(prost_types::Timestamp {
+                    seconds: 2000,
+                    nanos: 0,
+                }),
                 billing_multiplier: multiplier,
             }],
             ..Default::default()
@@ -445,7 +461,13 @@ mod tests {
         drop(leases);
         let (leases, _) = open(folder.path());
         assert_eq!(leases.allowance(1), 2500);
-        assert_eq!(leases.used(1, 0, 600), [LeaseUse { lease_id: 7, billed_bytes: 100 }]);
+        assert_eq!(
+            leases.used(1, 0, 600),
+            [LeaseUse {
+                lease_id: 7,
+                billed_bytes: 100
+            }]
+        );
     }
 
     #[test]
@@ -471,7 +493,13 @@ mod tests {
         at.0.set(300);
         assert_eq!(leases.recall(&[1], &at), BTreeSet::from([1]));
         assert_eq!(leases.allowance(1), 0);
-        assert_eq!(leases.used(1, 0, 900), [LeaseUse { lease_id: 1, billed_bytes: 300 }]);
+        assert_eq!(
+            leases.used(1, 0, 900),
+            [LeaseUse {
+                lease_id: 1,
+                billed_bytes: 300
+            }]
+        );
         leases.grant(&quota(2, 1000, MULTIPLIER_ONE), &at);
         assert_eq!(leases.allowance(1), 1300);
         clock.advance(Duration::from_secs(1001));

@@ -123,7 +123,11 @@ impl Ledger {
 
     /// Reads the copy on disk and checks it like an update from the master, but for its validity:
     /// what to do past it is policy. `Ok(false)` without one.
-    pub(crate) fn load(&mut self, credentials: &Credentials, now: SystemTime) -> Result<bool, LedgerError> {
+    pub(crate) fn load(
+        &mut self,
+        credentials: &Credentials,
+        now: SystemTime,
+    ) -> Result<bool, LedgerError> {
         let Some(mut bytes) = files::read(&self.path).map_err(LedgerError::Read)? else {
             return Ok(false);
         };
@@ -148,7 +152,10 @@ impl Ledger {
             }
             Ok(Judged::Known) => Ok(true),
             Err(errors) => Err(LedgerError::Refused(
-                errors.first().map(|e| e.message.clone()).unwrap_or_default(),
+                errors
+                    .first()
+                    .map(|e| e.message.clone())
+                    .unwrap_or_default(),
             )),
         }
     }
@@ -161,7 +168,11 @@ impl Ledger {
             config: snapshot.config_blob.clone(),
             has_config: true,
             users_snapshot: true,
-            upsert_users: snapshot.users.values().map(|user| user.encoded.clone()).collect(),
+            upsert_users: snapshot
+                .users
+                .values()
+                .map(|user| user.encoded.clone())
+                .collect(),
             last: true,
             ..Default::default()
         };
@@ -169,7 +180,10 @@ impl Ledger {
         let mut sealed = update.encode_to_vec();
         let mut nonce = [0; NONCE_LEN];
         rand::fill(&mut nonce);
-        let (head, at) = ([MAGIC, &nonce].concat(), Nonce::assume_unique_for_key(nonce));
+        let (head, at) = (
+            [MAGIC, &nonce].concat(),
+            Nonce::assume_unique_for_key(nonce),
+        );
         self.key
             .seal_in_place_append_tag(at, Aad::from(MAGIC), &mut sealed)
             .map_err(|_| io::Error::other("encryption failed"))?;
@@ -190,11 +204,19 @@ impl Ledger {
             .ok_or_else(|| one(ErrorCode::InvalidField, "manifest", "missing"))?;
         let manifest = verified(signed, credentials, now)?;
         if manifest.node_uid != credentials.node_uid.as_slice() {
-            return Err(one(ErrorCode::InvalidField, "manifest.node_uid", "names another node"));
+            return Err(one(
+                ErrorCode::InvalidField,
+                "manifest.node_uid",
+                "names another node",
+            ));
         }
         let valid_until = moment(manifest.valid_until.as_ref());
         if matches!(freshness, Freshness::Valid) && valid_until.is_none_or(|until| until <= now) {
-            return Err(one(ErrorCode::Expired, "manifest.valid_until", "has passed"));
+            return Err(one(
+                ErrorCode::Expired,
+                "manifest.valid_until",
+                "has passed",
+            ));
         }
         if let Some(current) = &self.current {
             let ours = &current.manifest;
@@ -245,13 +267,18 @@ impl Ledger {
             }
         };
         if hash::blob(&blob) != *wanted.sha256 {
-            return Err(one(ErrorCode::HashMismatch, "config", "is not what the manifest names"));
+            return Err(one(
+                ErrorCode::HashMismatch,
+                "config",
+                "is not what the manifest names",
+            ));
         }
         let config = match &self.current {
             Some(current) if current.config_blob == blob => Arc::clone(&current.config),
-            _ => Arc::new(NodeConfig::decode(blob.clone()).map_err(|error| {
-                one(ErrorCode::InvalidField, "config", &error.to_string())
-            })?),
+            _ => Arc::new(
+                NodeConfig::decode(blob.clone())
+                    .map_err(|error| one(ErrorCode::InvalidField, "config", &error.to_string()))?,
+            ),
         };
         Ok((blob, config))
     }
@@ -272,7 +299,10 @@ impl Ledger {
         if update.users_snapshot {
             changes.all = true;
         } else {
-            let base = self.current.as_ref().map_or(0, |current| current.rev_of(RESOURCE_USERS));
+            let base = self
+                .current
+                .as_ref()
+                .map_or(0, |current| current.rev_of(RESOURCE_USERS));
             let changed = !update.upsert_users.is_empty() || !update.remove_users.is_empty();
             if changed && base != update.users_base_rev {
                 let text = format!("base {} is not here, {base} is", update.users_base_rev);
@@ -281,7 +311,11 @@ impl Ledger {
         }
         for (at, encoded) in update.upsert_users.iter().enumerate() {
             let entry = UserEntry::decode(encoded.clone()).map_err(|error| {
-                one(ErrorCode::InvalidField, &format!("users[{at}]"), &error.to_string())
+                one(
+                    ErrorCode::InvalidField,
+                    &format!("users[{at}]"),
+                    &error.to_string(),
+                )
             })?;
             if let Some((field, text)) = mistake(&entry) {
                 let path = format!("users[{at}].{field}");
@@ -290,14 +324,25 @@ impl Ledger {
             changes.upsert.push(entry.user_id);
             let digest = hash::blob(encoded);
             let encoded = encoded.clone();
-            users.insert(entry.user_id, StoredUser { entry, encoded, digest });
+            users.insert(
+                entry.user_id,
+                StoredUser {
+                    entry,
+                    encoded,
+                    digest,
+                },
+            );
         }
         for id in &update.remove_users {
             users.remove(id);
             changes.remove.push(*id);
         }
         if hash::user_set(users.values().map(|user| &user.digest)) != *wanted.sha256 {
-            return Err(one(ErrorCode::HashMismatch, "users", "are not what the manifest names"));
+            return Err(one(
+                ErrorCode::HashMismatch,
+                "users",
+                "are not what the manifest names",
+            ));
         }
         Ok((users, changes))
     }

@@ -145,7 +145,11 @@ impl Reconciler {
             || (0, 0, Vec::new()),
             |current| {
                 let manifest = &current.manifest;
-                (manifest.cluster_epoch, manifest.rev, manifest.resources.clone())
+                (
+                    manifest.cluster_epoch,
+                    manifest.rev,
+                    manifest.resources.clone(),
+                )
             },
         )
     }
@@ -208,26 +212,41 @@ impl Reconciler {
             return Err(refuse(vec![error]));
         };
         let now = self.clock.now();
-        let judged = state.ledger.judge(update, &credentials, now, Freshness::Valid);
+        let judged = state
+            .ledger
+            .judge(update, &credentials, now, Freshness::Valid);
         let (snapshot, mut changes) = match judged.map_err(refuse)? {
             Judged::Known => {
                 if state.applied {
-                    return Ok(Accepted { epoch, rev, unsaved: None });
+                    return Ok(Accepted {
+                        epoch,
+                        rev,
+                        unsaved: None,
+                    });
                 }
                 // The engine could not start before; the master asks to try again.
                 let Some(current) = state.ledger.current.clone() else {
-                    return Ok(Accepted { epoch, rev, unsaved: None });
+                    return Ok(Accepted {
+                        epoch,
+                        rev,
+                        unsaved: None,
+                    });
                 };
-                let all = UserChanges { all: true, ..UserChanges::default() };
+                let all = UserChanges {
+                    all: true,
+                    ..UserChanges::default()
+                };
                 (Box::new(current), all)
             }
             Judged::New { snapshot, users } => (snapshot, users),
         };
         changes.all |= state.ahead || !state.applied;
         let unchanged = state.applied
-            && state.ledger.current.as_ref().is_some_and(|current| {
-                Arc::ptr_eq(&current.config, &snapshot.config)
-            });
+            && state
+                .ledger
+                .current
+                .as_ref()
+                .is_some_and(|current| Arc::ptr_eq(&current.config, &snapshot.config));
         let settings = NodeSettings::parse(&snapshot.config);
         let applied = match &settings {
             // Users first: whoever is revoked does not wait for a certificate to load.
@@ -251,7 +270,11 @@ impl Reconciler {
                 state.ahead = false;
                 let kept = state.ledger.commit(*snapshot);
                 state.unsaved = kept.is_err();
-                Ok(Accepted { epoch, rev, unsaved: kept.err() })
+                Ok(Accepted {
+                    epoch,
+                    rev,
+                    unsaved: kept.err(),
+                })
             }
             (_, Err(errors)) | (Err(errors), _) => {
                 self.revoke_anyway(&mut state, &snapshot, &changes);
@@ -272,9 +295,10 @@ impl Reconciler {
         settings: &NodeSettings,
         changes: &UserChanges,
     ) {
-        let same = state.ledger.current.as_ref().is_some_and(|current| {
-            current.config.verifier_keys == settings.message.verifier_keys
-        });
+        let same =
+            state.ledger.current.as_ref().is_some_and(|current| {
+                current.config.verifier_keys == settings.message.verifier_keys
+            });
         if same {
             self.users.apply(&snapshot.users, changes);
         }
@@ -291,7 +315,10 @@ impl Reconciler {
             // Its verifiers mean nothing under the keys in force, but who is gone is gone.
             let mut left = std::collections::BTreeMap::clone(&current.users);
             left.retain(|id, _| snapshot.users.contains_key(id));
-            let all = UserChanges { all: true, ..UserChanges::default() };
+            let all = UserChanges {
+                all: true,
+                ..UserChanges::default()
+            };
             self.users.apply(&left, &all);
         }
         state.ahead = true;
@@ -301,7 +328,10 @@ impl Reconciler {
         *self.orders.lock() = Orders {
             desired: snapshot.manifest.desired_state(),
             deadline: moment(snapshot.manifest.drain_deadline.as_ref()),
-            stale_from: settings.drain_when_expired.then(|| snapshot.valid_until()).flatten(),
+            stale_from: settings
+                .drain_when_expired
+                .then(|| snapshot.valid_until())
+                .flatten(),
         };
         self.tick();
     }
@@ -327,13 +357,15 @@ impl Reconciler {
         let now = self.clock.now();
         let stale = orders.stale_from.is_some_and(|from| from <= now);
         let (closed, everybody_out) = match orders.desired {
-            NodeDesiredState::Draining => {
-                (true, orders.deadline.is_some_and(|deadline| deadline <= now))
-            }
+            NodeDesiredState::Draining => (
+                true,
+                orders.deadline.is_some_and(|deadline| deadline <= now),
+            ),
             NodeDesiredState::Maintenance | NodeDesiredState::Disabled => (true, true),
             _ => (stale, false),
         };
-        self.users.set_doors(if closed { Doors::Closed } else { Doors::Open });
+        self.users
+            .set_doors(if closed { Doors::Closed } else { Doors::Open });
         if everybody_out || orders.desired == NodeDesiredState::Draining {
             for session in self.engine.sessions() {
                 // A client without a stream loses nothing and finds another node.
@@ -395,7 +427,12 @@ impl Reconciler {
     }
 
     fn serving(&self, snapshot: &Snapshot) {
-        let listening = self.engine.listening().iter().map(ToString::to_string).collect();
+        let listening = self
+            .engine
+            .listening()
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         let manifest = &snapshot.manifest;
         self.status.send_replace(Status {
             engine: EngineState::Serving,
@@ -452,7 +489,10 @@ impl Assembly {
     /// # Errors
     ///
     /// What the master should be told when parts do not fit together.
-    pub(crate) fn add(&mut self, part: ResourceUpdate) -> Result<Option<ResourceUpdate>, FieldError> {
+    pub(crate) fn add(
+        &mut self,
+        part: ResourceUpdate,
+    ) -> Result<Option<ResourceUpdate>, FieldError> {
         if part.part == 0 {
             *self = Self::default();
             self.update.users_snapshot = part.users_snapshot;

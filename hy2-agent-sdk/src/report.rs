@@ -77,13 +77,19 @@ impl Reporter {
             rx,
             packets,
         };
-        let before = sampler.before.replace(now.clone()).unwrap_or_else(|| now.clone());
+        let before = sampler
+            .before
+            .replace(now.clone())
+            .unwrap_or_else(|| now.clone());
         let span = now.at.duration_since(before.at).as_secs_f64();
         let rate = |now: u64, before: u64| match span {
             span if span > 0.0 => (now.saturating_sub(before) as f64 / span) as u64,
             _ => 0,
         };
-        let mut rtts: Vec<f64> = sessions.iter().map(|one| one.rtt.as_secs_f64() * 1000.0).collect();
+        let mut rtts: Vec<f64> = sessions
+            .iter()
+            .map(|one| one.rtt.as_secs_f64() * 1000.0)
+            .collect();
         rtts.sort_by(f64::total_cmp);
         let system = sampler.system.as_ref();
         let process = pid.and_then(|pid| system?.process(pid));
@@ -118,13 +124,15 @@ impl Reporter {
 
 /// Packets lost of those sent since the sample before, in thousandths.
 fn loss(now: &HashMap<u64, (u64, u64)>, before: &HashMap<u64, (u64, u64)>) -> u32 {
-    let (lost, sent) = now.iter().fold((0, 0), |(lost, sent), (connection, figures)| {
-        let old = before.get(connection).copied().unwrap_or_default();
-        (
-            lost + figures.0.saturating_sub(old.0),
-            sent + figures.1.saturating_sub(old.1),
-        )
-    });
+    let (lost, sent) = now
+        .iter()
+        .fold((0, 0), |(lost, sent), (connection, figures)| {
+            let old = before.get(connection).copied().unwrap_or_default();
+            (
+                lost + figures.0.saturating_sub(old.0),
+                sent + figures.1.saturating_sub(old.1),
+            )
+        });
     u32::try_from((lost * 1000).checked_div(sent).unwrap_or(0)).unwrap_or(u32::MAX)
 }
 
@@ -220,7 +228,12 @@ impl SessionsDelta {
     pub(crate) fn next(&mut self, now: Vec<LiveSession>) -> Option<SessionsReport> {
         let complete = !std::mem::replace(&mut self.begun, true);
         let figures = |one: &LiveSession| {
-            (one.tx_bytes, one.rx_bytes, one.tcp_streams, one.udp_sessions)
+            (
+                one.tx_bytes,
+                one.rx_bytes,
+                one.tcp_streams,
+                one.udp_sessions,
+            )
         };
         let present: std::collections::HashSet<u64> =
             now.iter().map(|one| one.connection_id).collect();
@@ -233,9 +246,9 @@ impl SessionsDelta {
         for connection in &ended {
             self.known.remove(connection);
         }
-        let changed = now.into_iter().filter(|one| {
-            self.known.get(&one.connection_id) != Some(&figures(one))
-        });
+        let changed = now
+            .into_iter()
+            .filter(|one| self.known.get(&one.connection_id) != Some(&figures(one)));
         let upsert: Vec<_> = changed.take(SESSIONS_MAX).collect();
         for one in &upsert {
             self.known.insert(one.connection_id, figures(one));

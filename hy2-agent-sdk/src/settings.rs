@@ -82,6 +82,23 @@ pub enum CertificateSource {
     },
 }
 
+impl fmt::Debug for CertificateSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Files { certificate, key } => f
+                .debug_struct("Files")
+                .field("certificate", certificate)
+                .field("key", key)
+                .finish(),
+            Self::Issued { chain, .. } => f
+                .debug_struct("Issued")
+                .field("chain", &chain.len())
+                .field("key", &"***")
+                .finish(),
+        }
+    }
+}
+
 impl CertificateSource {
     pub(crate) fn issued_key(der: &[u8]) -> PrivateKeyDer<'static> {
         PrivatePkcs8KeyDer::from(der.to_vec()).into()
@@ -165,7 +182,13 @@ impl NodeSettings {
             |policy: rpc::ExpiryPolicy| policy == rpc::ExpiryPolicy::Drain,
         );
         check_server(config, &mut check);
-        match (check.errors.is_empty(), certificate, obfuscation, site, keys) {
+        match (
+            check.errors.is_empty(),
+            certificate,
+            obfuscation,
+            site,
+            keys,
+        ) {
             (true, Some(certificate), Some(obfuscation), Some(site), Some(keys)) => Ok(Self {
                 message: Arc::clone(config),
                 listen,
@@ -204,8 +227,10 @@ impl NodeSettings {
         };
         let quic = config.quic.unwrap_or_default();
         let or = |value: u64, default: u64| if value == 0 { default } else { value };
-        server.quic.stream_receive_window =
-            or(quic.stream_receive_window, defaults.quic.stream_receive_window);
+        server.quic.stream_receive_window = or(
+            quic.stream_receive_window,
+            defaults.quic.stream_receive_window,
+        );
         server.quic.receive_window =
             or(quic.connection_receive_window, defaults.quic.receive_window);
         server.quic.max_idle_timeout =
@@ -298,7 +323,10 @@ fn listen(addresses: &[String], check: &mut Check) -> Vec<SocketAddr> {
             None => text.parse().ok(),
         };
         match address {
-            None => check.wrong(&path, format!("{text:?} is not \":port\" or \"address:port\"")),
+            None => check.wrong(
+                &path,
+                format!("{text:?} is not \":port\" or \"address:port\""),
+            ),
             Some(address) if address.port() != 0 && listen.contains(&address) => {
                 check.wrong(&path, format!("{text:?} is listed before"));
             }
@@ -337,7 +365,9 @@ fn certificate(tls: Option<&rpc::Tls>, check: &mut Check) -> Option<CertificateS
             }
             let chain = issued.chain.iter();
             Some(CertificateSource::Issued {
-                chain: chain.map(|der| CertificateDer::from(der.to_vec())).collect(),
+                chain: chain
+                    .map(|der| CertificateDer::from(der.to_vec()))
+                    .collect(),
                 key: zeroize::Zeroizing::new(issued.key.to_vec()),
             })
         }
@@ -421,7 +451,11 @@ fn site(masquerade: Option<&rpc::Masquerade>, check: &mut Check) -> Option<Site>
             };
             let path = "masquerade.string.status";
             // 233 tells clients that they are in (reference §1.2).
-            if status < 200 || status == 233 || StatusCode::from_u16(status).is_err() || status > 599 {
+            if status < 200
+                || status == 233
+                || StatusCode::from_u16(status).is_err()
+                || status > 599
+            {
                 check.wrong(path, "must be an HTTP status from 200 to 599 and not 233");
             }
             let mut headers = HeaderMap::new();
@@ -489,15 +523,36 @@ fn keys(keys: Option<&rpc::VerifierKeys>, check: &mut Check) -> Option<VerifierK
 fn check_server(config: &NodeConfig, check: &mut Check) {
     let bandwidth = config.bandwidth.unwrap_or_default();
     let bytes = "bytes per second";
-    check.at_least("bandwidth.up_bytes_per_s", bandwidth.up_bytes_per_s, 65_536, bytes);
-    check.at_least("bandwidth.down_bytes_per_s", bandwidth.down_bytes_per_s, 65_536, bytes);
+    check.at_least(
+        "bandwidth.up_bytes_per_s",
+        bandwidth.up_bytes_per_s,
+        65_536,
+        bytes,
+    );
+    check.at_least(
+        "bandwidth.down_bytes_per_s",
+        bandwidth.down_bytes_per_s,
+        65_536,
+        bytes,
+    );
     let congestion = config.congestion.unwrap_or_default();
-    check.choice("congestion.type", congestion.r#type, |_: rpc::CongestionType| ());
-    check.choice("congestion.bbr_profile", congestion.bbr_profile, |_: rpc::BbrProfile| ());
+    check.choice(
+        "congestion.type",
+        congestion.r#type,
+        |_: rpc::CongestionType| (),
+    );
+    check.choice(
+        "congestion.bbr_profile",
+        congestion.bbr_profile,
+        |_: rpc::BbrProfile| (),
+    );
     let quic = config.quic.unwrap_or_default();
     for (path, window) in [
         ("quic.stream_receive_window", quic.stream_receive_window),
-        ("quic.connection_receive_window", quic.connection_receive_window),
+        (
+            "quic.connection_receive_window",
+            quic.connection_receive_window,
+        ),
     ] {
         check.at_least(path, window, 16_384, "bytes");
         if window > MAX_WINDOW {
@@ -506,9 +561,18 @@ fn check_server(config: &NodeConfig, check: &mut Check) {
     }
     if quic.max_idle_timeout.is_some() {
         let range = Duration::from_secs(4)..=Duration::from_secs(120);
-        check.span("quic.max_idle_timeout", quic.max_idle_timeout.as_ref(), range);
+        check.span(
+            "quic.max_idle_timeout",
+            quic.max_idle_timeout.as_ref(),
+            range,
+        );
     }
-    check.at_least("quic.max_incoming_streams", quic.max_incoming_streams.into(), 8, "streams");
+    check.at_least(
+        "quic.max_incoming_streams",
+        quic.max_incoming_streams.into(),
+        8,
+        "streams",
+    );
     let udp = config.udp.unwrap_or_default();
     if udp.idle_timeout.is_some() {
         let range = Duration::from_secs(2)..=Duration::from_secs(600);

@@ -83,7 +83,9 @@ type Change = fn(&mut NodeConfig);
 fn every_wrong_field_is_named_by_its_path() {
     let cases: &[(&str, Change)] = &[
         ("listen", |c| c.listen.clear()),
-        ("listen", |c| c.listen = (1..=65).map(|n| format!(":{n}")).collect()),
+        ("listen", |c| {
+            c.listen = (1..=65).map(|n| format!(":{n}")).collect()
+        }),
         ("listen[0]", |c| c.listen = vec!["nonsense".into()]),
         ("listen[0]", |c| c.listen = vec![":99999".into()]),
         ("listen[0]", |c| c.listen = vec!["example.com:443".into()]),
@@ -111,9 +113,15 @@ fn every_wrong_field_is_named_by_its_path() {
             });
         }),
         ("tls.sni_guard", |c| c.tls.as_mut().unwrap().sni_guard = 77),
-        ("obfuscation", |c| c.obfuscation = Some(rpc::Obfuscation::default())),
-        ("obfuscation.salamander.password", |c| c.obfuscation = Some(salamander("abc"))),
-        ("obfuscation.gecko.password", |c| c.obfuscation = Some(gecko("abc", 0, 0))),
+        ("obfuscation", |c| {
+            c.obfuscation = Some(rpc::Obfuscation::default())
+        }),
+        ("obfuscation.salamander.password", |c| {
+            c.obfuscation = Some(salamander("abc"))
+        }),
+        ("obfuscation.gecko.password", |c| {
+            c.obfuscation = Some(gecko("abc", 0, 0))
+        }),
         ("obfuscation.gecko.min_packet_size", |c| {
             c.obfuscation = Some(gecko("long enough", 900, 800));
         }),
@@ -126,12 +134,18 @@ fn every_wrong_field_is_named_by_its_path() {
                 until: None,
             });
         }),
-        ("previous_obfuscation.obfuscation.salamander.password", |c| {
-            c.previous_obfuscation = Some(rpc::PreviousObfuscation {
-                obfuscation: Some(salamander("abc")),
-                until: Some(Timestamp { seconds: 1, nanos: 0 }),
-            });
-        }),
+        (
+            "previous_obfuscation.obfuscation.salamander.password",
+            |c| {
+                c.previous_obfuscation = Some(rpc::PreviousObfuscation {
+                    obfuscation: Some(salamander("abc")),
+                    until: Some(Timestamp {
+                        seconds: 1,
+                        nanos: 0,
+                    }),
+                });
+            },
+        ),
         ("bandwidth.up_bytes_per_s", |c| {
             c.bandwidth = Some(rpc::ServerBandwidth {
                 up_bytes_per_s: 1,
@@ -186,16 +200,26 @@ fn every_wrong_field_is_named_by_its_path() {
                 idle_timeout: seconds(-5),
             });
         }),
-        ("masquerade", |c| c.masquerade = Some(rpc::Masquerade::default())),
-        ("masquerade.string.status", |c| c.masquerade = Some(text(233, ("a", "b")))),
-        ("masquerade.string.status", |c| c.masquerade = Some(text(99_999, ("a", "b")))),
-        ("masquerade.string.headers[\"a b\"]", |c| c.masquerade = Some(text(0, ("a b", "c")))),
+        ("masquerade", |c| {
+            c.masquerade = Some(rpc::Masquerade::default())
+        }),
+        ("masquerade.string.status", |c| {
+            c.masquerade = Some(text(233, ("a", "b")))
+        }),
+        ("masquerade.string.status", |c| {
+            c.masquerade = Some(text(99_999, ("a", "b")))
+        }),
+        ("masquerade.string.headers[\"a b\"]", |c| {
+            c.masquerade = Some(text(0, ("a b", "c")))
+        }),
         ("masquerade.file.directory", |c| {
             c.masquerade = Some(rpc::Masquerade {
                 site: Some(Site::File(rpc::MasqueradeFile::default())),
             });
         }),
-        ("masquerade.proxy.url", |c| c.masquerade = Some(proxy("ftp://example.com"))),
+        ("masquerade.proxy.url", |c| {
+            c.masquerade = Some(proxy("ftp://example.com"))
+        }),
         ("masquerade.proxy.url", |c| c.masquerade = Some(proxy(""))),
         ("drain_grace", |c| c.drain_grace = seconds(1 << 40)),
         ("verifier_keys", |c| c.verifier_keys = None),

@@ -1,12 +1,6 @@
 //! The engine on hy2-core.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    net::SocketAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt, net::SocketAddr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
 use hy2_core::{
@@ -152,7 +146,11 @@ impl CoreEngine {
         })
     }
 
-    async fn change(&self, running: &mut Running, settings: &NodeSettings) -> Result<(), Vec<FieldError>> {
+    async fn change(
+        &self,
+        running: &mut Running,
+        settings: &NodeSettings,
+    ) -> Result<(), Vec<FieldError>> {
         let (tls, site) = blocking(settings).await?;
         let handle = running.server.handle();
         let before = handle.config();
@@ -219,7 +217,11 @@ async fn blocking(
     let settings = settings.clone();
     let loaded = tokio::task::spawn_blocking(move || load(&settings)).await;
     loaded.unwrap_or_else(|error| {
-        Err(vec![field_error(ErrorCode::Storage, "", &error.to_string())])
+        Err(vec![field_error(
+            ErrorCode::Storage,
+            "",
+            &error.to_string(),
+        )])
     })
 }
 
@@ -244,7 +246,10 @@ impl Engine for CoreEngine {
         Box::pin(async move {
             blocking(settings).await?;
             let running = self.running.lock().await;
-            Ok(effect(running.as_ref().map(|running| &running.settings), settings))
+            Ok(effect(
+                running.as_ref().map(|running| &running.settings),
+                settings,
+            ))
         })
     }
 
@@ -270,7 +275,10 @@ impl Engine for CoreEngine {
 
     fn listening(&self) -> Vec<SocketAddr> {
         let handle = self.handle.load();
-        handle.as_ref().map(|handle| handle.local_addrs()).unwrap_or_default()
+        handle
+            .as_ref()
+            .map(|handle| handle.local_addrs())
+            .unwrap_or_default()
     }
 
     fn kick_user(&self, user: u64) -> usize {
@@ -322,7 +330,9 @@ impl Engine for CoreEngine {
 
     fn handshakes_failed(&self) -> u64 {
         let handle = self.handle.load();
-        handle.as_ref().map_or(0, |handle| handle.handshakes_failed())
+        handle
+            .as_ref()
+            .map_or(0, |handle| handle.handshakes_failed())
     }
 
     fn stop(&self, grace: Duration) -> BoxFuture<'_, ()> {
@@ -349,10 +359,7 @@ fn permille(share: f64) -> u32 {
 struct SharedSite(Arc<SiteSwitch>);
 
 impl Masquerade for SharedSite {
-    fn serve(
-        &self,
-        request: Request<Body>,
-    ) -> BoxFuture<'_, Response<Body>> {
+    fn serve(&self, request: Request<Body>) -> BoxFuture<'_, Response<Body>> {
         self.0.serve(request)
     }
 }

@@ -6,7 +6,9 @@ use arc_swap::ArcSwap;
 use hy2_core::{
     Address, BoxFuture,
     http::{Request, Response},
-    masquerade::{Body, Content, Files, Masquerade, NotFound, OrdinarySite, ProxyConfig, ReverseProxy},
+    masquerade::{
+        Body, Content, Files, Masquerade, NotFound, OrdinarySite, ProxyConfig, ReverseProxy,
+    },
     outbound::{AddressPolicy, DialError, Direct, Outbound, TcpConnection, UdpAssociation},
     tls::{CertificateError, ServerTls},
 };
@@ -84,7 +86,9 @@ pub(super) fn direct(allow_private: bool) -> Box<dyn Outbound> {
 }
 
 /// Reads the certificate and makes the site. Blocks on files.
-pub(super) fn load(settings: &NodeSettings) -> Result<(ServerTls, Box<dyn Masquerade>), Vec<FieldError>> {
+pub(super) fn load(
+    settings: &NodeSettings,
+) -> Result<(ServerTls, Box<dyn Masquerade>), Vec<FieldError>> {
     let (tls, site) = (load_tls(settings), load_site(&settings.site));
     match (tls, site) {
         (Ok(tls), Ok(site)) => Ok((tls, site)),
@@ -94,7 +98,9 @@ pub(super) fn load(settings: &NodeSettings) -> Result<(ServerTls, Box<dyn Masque
 
 fn load_tls(settings: &NodeSettings) -> Result<ServerTls, FieldError> {
     let loaded = match &settings.certificate {
-        CertificateSource::Files { certificate, key } => ServerTls::from_pem_files(certificate, key),
+        CertificateSource::Files { certificate, key } => {
+            ServerTls::from_pem_files(certificate, key)
+        }
         CertificateSource::Issued { chain, key } => {
             ServerTls::from_der(chain.clone(), CertificateSource::issued_key(key))
         }

@@ -120,9 +120,8 @@ impl Identity {
             move |source| IdentityError::File { path, source }
         };
         let key = match files::read(&path).map_err(fail(&path))? {
-            Some(der) => NodeKey::from_pkcs8(&der).map_err(|_| IdentityError::Damaged {
-                path: path.clone(),
-            })?,
+            Some(der) => NodeKey::from_pkcs8(&der)
+                .map_err(|_| IdentityError::Damaged { path: path.clone() })?,
             None => {
                 let key = NodeKey::generate().map_err(IdentityError::Crypto)?;
                 // On disk before it is used: a repeated enrolment has to come with the same key.
@@ -299,7 +298,10 @@ pub(crate) fn renewal_request(
         let at = crate::clock::unix_ms(now) / 1000;
         let context = hy2_proto::control::RENEW_SIGNATURE_CONTEXT;
         let signed = [context, &request.csr, at.to_string().as_bytes()].concat();
-        let signature = identity.key().sign(&signed).map_err(IdentityError::Crypto)?;
+        let signature = identity
+            .key()
+            .sign(&signed)
+            .map_err(IdentityError::Crypto)?;
         request.signature = signature.into();
         request.expired_certificate = current
             .chain

@@ -103,7 +103,15 @@ pub(crate) fn verify_signer(
     let usages = [KeyUsage::server_auth(), KeyUsage::client_auth()];
     let certified = usages.into_iter().any(|usage| {
         certificate
-            .verify_for_usage(webpki::ALL_VERIFICATION_ALGS, &anchors, &[], now, usage, None, None)
+            .verify_for_usage(
+                webpki::ALL_VERIFICATION_ALGS,
+                &anchors,
+                &[],
+                now,
+                usage,
+                None,
+                None,
+            )
             .is_ok()
     });
     let name = ServerName::try_from(SIGNER_NAME).ok()?;

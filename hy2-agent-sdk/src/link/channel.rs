@@ -90,10 +90,7 @@ fn tls(identity: &Identity, dial: Dial) -> Result<ClientConfig, LinkError> {
             match dial {
                 Dial::Anonymous => builder.with_no_client_auth(),
                 _ => builder
-                    .with_client_auth_cert(
-                        credentials.chain.clone(),
-                        identity.key().private_key(),
-                    )
+                    .with_client_auth_cert(credentials.chain.clone(), identity.key().private_key())
                     .map_err(LinkError::Tls)?,
             }
         }

@@ -52,7 +52,9 @@ pub(crate) async fn run(node: Arc<Node>) {
         node.leases.set_online(false);
         let text = crate::engine::chain_of(&error);
         let was_up = node.link.borrow().connected_since().is_some();
-        node.link.send_replace(LinkState::Down { error: text.clone() });
+        node.link.send_replace(LinkState::Down {
+            error: text.clone(),
+        });
         if was_up {
             tracing::warn!(master, error = text, "session to the master ended");
             if begun.elapsed() > PROVEN {
@@ -62,9 +64,10 @@ pub(crate) async fn run(node: Arc<Node>) {
             tracing::debug!(master, error = text, "no session to the master");
         }
         let pause = match error {
-            LinkError::Goodbye { retry_after: Some(pause), .. } => {
-                pause.clamp(node.config.reconnect.0, node.config.reconnect.1)
-            }
+            LinkError::Goodbye {
+                retry_after: Some(pause),
+                ..
+            } => pause.clamp(node.config.reconnect.0, node.config.reconnect.1),
             _ => backoff.pause(),
         };
         sleep(pause).await;
@@ -78,7 +81,9 @@ async fn one(node: &Arc<Node>, master: &str) -> Result<(), LinkError> {
     }
     let expired = |node: &Node| {
         let now = node.clock.now();
-        node.identity.credentials().is_some_and(|current| current.is_expired(now))
+        node.identity
+            .credentials()
+            .is_some_and(|current| current.is_expired(now))
     };
     if expired(node) {
         enrol::renew(node, master).await?;
@@ -104,7 +109,11 @@ async fn one(node: &Arc<Node>, master: &str) -> Result<(), LinkError> {
         since: node.clock.now(),
     });
     node.leases.set_online(true);
-    tracing::info!(master, epoch = welcome.cluster_epoch, "session to the master");
+    tracing::info!(
+        master,
+        epoch = welcome.cluster_epoch,
+        "session to the master"
+    );
 
     let mut tasks = JoinSet::new();
     let period = |of: Option<&prost_types::Duration>, default: u64| {
@@ -114,7 +123,11 @@ async fn one(node: &Arc<Node>, master: &str) -> Result<(), LinkError> {
     let heartbeat = period(welcome.heartbeat_interval.as_ref(), 10);
     let metrics = period(welcome.metrics_interval.as_ref(), 15);
     tasks.spawn(heartbeats(Arc::clone(node), to.clone(), heartbeat));
-    tasks.spawn(report_metrics(Arc::clone(node), connection.master.clone(), metrics));
+    tasks.spawn(report_metrics(
+        Arc::clone(node),
+        connection.master.clone(),
+        metrics,
+    ));
     tasks.spawn(report_sessions(Arc::clone(node), to.clone()));
     tasks.spawn(report_status(Arc::clone(node), to.clone()));
     tasks.spawn(report_alerts(Arc::clone(node), to.clone()));
@@ -197,7 +210,11 @@ async fn greeted(node: &Arc<Node>, welcome: &Welcome) -> Result<(), LinkError> {
     }
     let spool = node.traffic.waiting().spool_id;
     let known = |cursor: &&Cursor| cursor.spool_id == spool.as_slice();
-    let cursor = welcome.cursors.iter().find(known).map_or(0, |cursor| cursor.durable_seq);
+    let cursor = welcome
+        .cursors
+        .iter()
+        .find(known)
+        .map_or(0, |cursor| cursor.durable_seq);
     resync(node, cursor).await
 }
 
@@ -240,7 +257,8 @@ async fn handle(
             Err(error) => say(to, nack(0, 0, vec![error])).await?,
         },
         session_response::Event::Certificates(update) => {
-            node.identity.update(None, &update.trusted_cas, &update.signing_keys)?;
+            node.identity
+                .update(None, &update.trusted_cas, &update.signing_keys)?;
             if update.renew_now {
                 node.renew_now.notify_one();
             }
@@ -273,7 +291,12 @@ async fn update_with(node: &Arc<Node>, update: ResourceUpdate, to: &To) -> Resul
         Ok(accepted) => {
             let (_, _, have) = node.reconciler.have().await;
             let (config, users) = revisions(&have);
-            tracing::info!(revision = accepted.rev, config, users, "desired state in force");
+            tracing::info!(
+                revision = accepted.rev,
+                config,
+                users,
+                "desired state in force"
+            );
             if let Some(error) = accepted.unsaved {
                 let text = format!("in force but not on disk: {error}");
                 node.alert("ledger_not_written", "error", &text);

@@ -9,7 +9,9 @@ use std::{
     time::Duration,
 };
 
-use hy2_proto::control::{MAX_MESSAGE, NODE_NAME_SUFFIX, rpc::node_manager_server::NodeManagerServer};
+use hy2_proto::control::{
+    MAX_MESSAGE, NODE_NAME_SUFFIX, rpc::node_manager_server::NodeManagerServer,
+};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     service::TowerToHyperService,
@@ -147,9 +149,10 @@ fn acceptor(node: &Node) -> Option<TlsAcceptor> {
         roots.add(ca.clone()).ok()?;
     }
     let provider = link::provider();
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
-        .build()
-        .ok()?;
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+            .build()
+            .ok()?;
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .ok()?
@@ -172,8 +175,8 @@ fn is_operator<S>(stream: &tokio_rustls::server::TlsStream<S>) -> bool {
     };
     let names = certificate.subject_alternative_name().ok().flatten();
     !names.is_some_and(|names| {
-        names.value.general_names.iter().any(|name| {
-            matches!(name, GeneralName::DNSName(name) if name.ends_with(NODE_NAME_SUFFIX))
-        })
+        names.value.general_names.iter().any(
+            |name| matches!(name, GeneralName::DNSName(name) if name.ends_with(NODE_NAME_SUFFIX)),
+        )
     })
 }

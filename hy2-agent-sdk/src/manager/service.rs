@@ -85,9 +85,15 @@ impl NodeManager for Service {
     ) -> Result<Response<rpc::KickSessionsResponse>, Status> {
         let request = request.into_inner();
         let engine = &self.0.engine;
-        let users: usize = request.user_ids.iter().map(|user| engine.kick_user(*user)).sum();
+        let users: usize = request
+            .user_ids
+            .iter()
+            .map(|user| engine.kick_user(*user))
+            .sum();
         let connections = request.connection_ids.iter();
-        let connections = connections.filter(|id| engine.kick_connection(**id)).count();
+        let connections = connections
+            .filter(|id| engine.kick_connection(**id))
+            .count();
         Ok(Response::new(rpc::KickSessionsResponse {
             closed: u32::try_from(users + connections).unwrap_or(u32::MAX),
         }))
@@ -134,7 +140,9 @@ impl NodeManager for Service {
             .ok()
             .filter(|state| *state != NodeDesiredState::Unspecified)
             .ok_or_else(|| Status::invalid_argument("state: not a state"))?;
-        self.0.reconciler.order(state, moment(request.deadline.as_ref()));
+        self.0
+            .reconciler
+            .order(state, moment(request.deadline.as_ref()));
         let connections = self.0.engine.sessions().len();
         Ok(Response::new(rpc::SetStateResponse {
             connections: u32::try_from(connections).unwrap_or(u32::MAX),
@@ -153,7 +161,11 @@ impl NodeManager for Service {
             "warn" => Level::WARN,
             "" | "info" => Level::INFO,
             "debug" => Level::DEBUG,
-            _ => return Err(Status::invalid_argument("level: error, warn, info or debug")),
+            _ => {
+                return Err(Status::invalid_argument(
+                    "level: error, warn, info or debug",
+                ));
+            }
         };
         let ring = self.0.logs.as_ref();
         let ring = ring.ok_or_else(|| Status::unimplemented("this agent keeps no log"))?;

@@ -8,12 +8,7 @@
 mod cells;
 mod spool;
 
-use std::{
-    io,
-    path::Path,
-    sync::Arc,
-    time::SystemTime,
-};
+use std::{io, path::Path, sync::Arc, time::SystemTime};
 
 use hy2_proto::control::rpc::UserTraffic;
 use parking_lot::Mutex;

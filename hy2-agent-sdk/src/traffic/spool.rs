@@ -382,8 +382,11 @@ fn hex_id(text: &[u8]) -> Option<[u8; 16]> {
 
 /// Adds two neighbours up.
 fn merged(one: TrafficBatch, two: TrafficBatch) -> TrafficBatch {
-    let mut users: std::collections::BTreeMap<u64, UserTraffic> =
-        one.users.into_iter().map(|user| (user.user_id, user)).collect();
+    let mut users: std::collections::BTreeMap<u64, UserTraffic> = one
+        .users
+        .into_iter()
+        .map(|user| (user.user_id, user))
+        .collect();
     for newer in two.users {
         match users.entry(newer.user_id) {
             std::collections::btree_map::Entry::Vacant(entry) => {

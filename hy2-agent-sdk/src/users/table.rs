@@ -239,7 +239,12 @@ impl UserTable {
         let mut actions = Vec::new();
         let mut inner = self.inner.write();
         if changes.all {
-            let gone: Vec<u64> = inner.by_id.keys().copied().filter(|id| !users.contains_key(id)).collect();
+            let gone: Vec<u64> = inner
+                .by_id
+                .keys()
+                .copied()
+                .filter(|id| !users.contains_key(id))
+                .collect();
             for id in gone {
                 self.remove(&mut inner, id, &mut actions);
             }
@@ -330,7 +335,8 @@ impl UserTable {
             return;
         }
         let allowance = self.leases.allowance(user.id);
-        user.renew_at.store(self.leases.renew_at(user.id).min(allowance), Relaxed);
+        user.renew_at
+            .store(self.leases.renew_at(user.id).min(allowance), Relaxed);
         let before = user.allowance.swap(allowance, AcqRel);
         if let Some(at) = self.leases.due(user.id) {
             inner.due.insert((at, user.id));
@@ -359,7 +365,13 @@ impl UserTable {
     /// Does what is due by the clock: expiry, ends of ordered rates, leases that ran out.
     pub(crate) fn tick(&self) {
         let now = unix_ms(self.clock.now());
-        if self.inner.read().due.first().is_none_or(|(at, _)| *at > now) {
+        if self
+            .inner
+            .read()
+            .due
+            .first()
+            .is_none_or(|(at, _)| *at > now)
+        {
             return;
         }
         let mut actions = Vec::new();
@@ -497,19 +509,29 @@ impl UserTable {
 
     pub(crate) fn online(&self) -> u32 {
         let inner = self.inner.read();
-        let online = inner.by_id.values().filter(|user| !user.live.lock().is_empty());
+        let online = inner
+            .by_id
+            .values()
+            .filter(|user| !user.live.lock().is_empty());
         u32::try_from(online.count()).unwrap_or(u32::MAX)
     }
 }
 
 impl Counters for UserTable {
     fn total(&self, user: u64) -> u64 {
-        self.traffic.cells.of(user).map_or(u64::MAX, |cell| cell.total())
+        self.traffic
+            .cells
+            .of(user)
+            .map_or(u64::MAX, |cell| cell.total())
     }
 }
 
 fn forget_verifier(inner: &mut Inner, verifier: &Verifier, id: u64) {
-    if inner.by_verifier.get(verifier).is_some_and(|user| user.id == id) {
+    if inner
+        .by_verifier
+        .get(verifier)
+        .is_some_and(|user| user.id == id)
+    {
         inner.by_verifier.remove(verifier);
     }
 }

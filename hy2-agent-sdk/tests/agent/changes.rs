@@ -6,7 +6,10 @@ use std::{
 };
 
 use hy2_agent_sdk::{
-    hy2_core::{Client, ClientConfig, error::{ConnectError, OpenError}},
+    hy2_core::{
+        Client, ClientConfig,
+        error::{ConnectError, OpenError},
+    },
     hy2_proto::control::rpc::{self, masquerade::Site as Wanted},
 };
 
@@ -84,8 +87,14 @@ async fn five_hundred_changes_reset_none_of_five_hundred_streams() {
     let mut live = Vec::new();
     for (_, credential) in &users[..CLIENTS] {
         let client = world.client(credential).await;
-        let traffic =
-            Traffic::start_slow(&client, &echo.target(), STREAMS_EACH, 300, Duration::from_millis(400)).await;
+        let traffic = Traffic::start_slow(
+            &client,
+            &echo.target(),
+            STREAMS_EACH,
+            300,
+            Duration::from_millis(400),
+        )
+        .await;
         live.push((client, traffic));
     }
     let seed = env_seed();
@@ -142,7 +151,9 @@ async fn five_hundred_changes_reset_none_of_five_hundred_streams() {
 /// Random, but for whoever wants a run again.
 fn env_seed() -> u64 {
     let named = std::env::var("HY2_SEED").ok();
-    named.map_or_else(rand::random, |seed| seed.parse().expect("HY2_SEED is a number"))
+    named.map_or_else(rand::random, |seed| {
+        seed.parse().expect("HY2_SEED is a number")
+    })
 }
 
 impl Model {
@@ -157,19 +168,40 @@ impl Model {
 
     fn config(&self, port: u16, credential: &str) -> ClientConfig {
         let config = client_config(&self.world.site, port, credential);
-        if self.covered { obfuscated(config, KEY) } else { config }
+        if self.covered {
+            obfuscated(config, KEY)
+        } else {
+            config
+        }
     }
 
     async fn probe(&self) -> Client {
         let config = self.config(self.port, &self.probe_credential);
-        soon("connect", Client::connect(config)).await.expect("let in")
+        soon("connect", Client::connect(config))
+            .await
+            .expect("let in")
+    }
+
+    /// Waits until the node has seen the last probe go.
+    async fn nobody_left(&self) {
+        let agent = self.world.agent.as_ref().expect("runs").handle();
+        soon("the last probe's end", async {
+            while agent.sessions().iter().any(|one| one.user_id == self.probe) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
     }
 
     async fn is_refused(&self, credential: &str) -> u16 {
-        let connected = soon("refusal", Client::connect(self.config(self.port, credential))).await;
+        let connected = soon(
+            "refusal",
+            Client::connect(self.config(self.port, credential)),
+        )
+        .await;
         match connected {
             Err(ConnectError::AuthRejected { status }) => status,
-            other => panic!("{other:?}"),
+            other => panic!("{credential:?}: {other:?}"),
         }
     }
 
@@ -180,25 +212,40 @@ impl Model {
                 self.next_user += 1;
                 let credential = format!("added {id}");
                 let entry = user(id, &credential);
-                self.world.master.publish_acked(|desired| {
-                    desired.users.insert(id, entry);
-                }).await;
+                self.world
+                    .master
+                    .publish_acked(|desired| {
+                        desired.users.insert(id, entry);
+                    })
+                    .await;
                 let config = self.config(self.port, &credential);
-                soon("connect", Client::connect(config)).await.expect("let in").close().await;
+                soon("connect", Client::connect(config))
+                    .await
+                    .expect("let in")
+                    .close()
+                    .await;
             }
             Kind::UserRemoved => {
                 let id = self.next_user;
                 self.next_user += 1;
                 let credential = format!("removed {id}");
                 let entry = user(id, &credential);
-                self.world.master.publish_acked(|desired| {
-                    desired.users.insert(id, entry);
-                }).await;
+                self.world
+                    .master
+                    .publish_acked(|desired| {
+                        desired.users.insert(id, entry);
+                    })
+                    .await;
                 let config = self.config(self.port, &credential);
-                let client = soon("connect", Client::connect(config)).await.expect("let in");
-                self.world.master.publish_acked(|desired| {
-                    desired.users.remove(&id);
-                }).await;
+                let client = soon("connect", Client::connect(config))
+                    .await
+                    .expect("let in");
+                self.world
+                    .master
+                    .publish_acked(|desired| {
+                        desired.users.remove(&id);
+                    })
+                    .await;
                 soon("the end", client.disconnected()).await;
                 self.is_refused(&credential).await;
             }
@@ -209,38 +256,55 @@ impl Model {
                 );
                 let new = verifier(&self.probe_credential);
                 let id = self.probe;
-                self.world.master.publish_acked(|desired| {
-                    let entry = desired.users.get_mut(&id).expect("there");
-                    entry.verifier = new.into();
-                    entry.rev += 1;
-                }).await;
+                self.world
+                    .master
+                    .publish_acked(|desired| {
+                        let entry = desired.users.get_mut(&id).expect("there");
+                        entry.verifier = new.into();
+                        entry.rev += 1;
+                    })
+                    .await;
                 self.is_refused(&old).await;
                 self.probe().await.close().await;
             }
             Kind::Limits => {
                 let id = self.probe;
+                self.nobody_left().await;
                 let first = self.probe().await;
-                self.world.master.publish_acked(|desired| {
-                    desired.users.get_mut(&id).expect("there").max_connections = 1;
-                }).await;
+                self.world
+                    .master
+                    .publish_acked(|desired| {
+                        desired.users.get_mut(&id).expect("there").max_connections = 1;
+                    })
+                    .await;
                 self.is_refused(&self.probe_credential.clone()).await;
-                self.world.master.publish_acked(|desired| {
-                    desired.users.get_mut(&id).expect("there").max_connections = 0;
-                }).await;
+                self.world
+                    .master
+                    .publish_acked(|desired| {
+                        desired.users.get_mut(&id).expect("there").max_connections = 0;
+                    })
+                    .await;
                 self.probe().await.close().await;
                 first.close().await;
             }
             Kind::Bandwidth => {
                 let up = 1_000_000 + self.below(1_000_000);
-                self.world.master.publish_acked(|desired| {
-                    desired.config.bandwidth = Some(rpc::ServerBandwidth {
-                        up_bytes_per_s: up,
-                        ..Default::default()
-                    });
-                }).await;
+                self.world
+                    .master
+                    .publish_acked(|desired| {
+                        desired.config.bandwidth = Some(rpc::ServerBandwidth {
+                            up_bytes_per_s: up,
+                            ..Default::default()
+                        });
+                    })
+                    .await;
                 let mut config = self.config(self.port, &self.probe_credential);
-                config.down = Some(hy2_agent_sdk::hy2_core::Bandwidth::from_bytes_per_sec(50_000_000));
-                let client = soon("connect", Client::connect(config)).await.expect("let in");
+                config.down = Some(hy2_agent_sdk::hy2_core::Bandwidth::from_bytes_per_sec(
+                    50_000_000,
+                ));
+                let client = soon("connect", Client::connect(config))
+                    .await
+                    .expect("let in");
                 let sessions = self.world.agent.as_ref().expect("runs").handle().sessions();
                 let mine = sessions.iter().filter(|one| one.user_id == self.probe);
                 let rates: Vec<_> = mine.map(|one| one.send_rate_bytes_per_s).collect();
@@ -250,13 +314,19 @@ impl Model {
             Kind::Certificate => {
                 let site = Site::new();
                 let tls = site.tls();
-                self.world.master.publish_acked(|desired| desired.config.tls = Some(tls)).await;
+                self.world
+                    .master
+                    .publish_acked(|desired| desired.config.tls = Some(tls))
+                    .await;
                 let old = std::mem::replace(&mut self.world.site, site);
                 self.probe().await.close().await;
                 let new = std::mem::replace(&mut self.world.site, old);
                 let config = self.config(self.port, &self.probe_credential);
                 let distrusted = soon("refusal", Client::connect(config)).await;
-                assert!(matches!(distrusted, Err(ConnectError::Tls(_))), "{distrusted:?}");
+                assert!(
+                    matches!(distrusted, Err(ConnectError::Tls(_))),
+                    "{distrusted:?}"
+                );
                 self.world.site = new;
             }
             Kind::Obfuscation => self.obfuscation().await,
@@ -276,12 +346,15 @@ impl Model {
             Kind::Udp => {
                 self.udp = !self.udp;
                 let disabled = !self.udp;
-                self.world.master.publish_acked(|desired| {
-                    desired.config.udp = Some(rpc::UdpRelay {
-                        disabled,
-                        idle_timeout: None,
-                    });
-                }).await;
+                self.world
+                    .master
+                    .publish_acked(|desired| {
+                        desired.config.udp = Some(rpc::UdpRelay {
+                            disabled,
+                            idle_timeout: None,
+                        });
+                    })
+                    .await;
                 let client = self.probe().await;
                 match client.udp().await {
                     Ok(_) => assert!(self.udp),
@@ -292,9 +365,12 @@ impl Model {
             }
             Kind::PrivateTargets => {
                 for allowed in [false, true] {
-                    self.world.master.publish_acked(|desired| {
-                        desired.config.allow_private_targets = allowed;
-                    }).await;
+                    self.world
+                        .master
+                        .publish_acked(|desired| {
+                            desired.config.allow_private_targets = allowed;
+                        })
+                        .await;
                     let client = self.probe().await;
                     let opened = client.tcp(&self.echo).await;
                     assert_eq!(opened.is_ok(), allowed);
@@ -303,15 +379,25 @@ impl Model {
             }
             Kind::Invalid => {
                 let before = self.world.master.shared.desired.lock().config.clone();
-                let rev = self.world.master.publish(|desired| {
-                    desired.config.udp = Some(rpc::UdpRelay {
-                        disabled: false,
-                        idle_timeout: prost_types::Duration::try_from(Duration::from_secs(9999)).ok(),
-                    });
-                }).await;
+                let rev = self
+                    .world
+                    .master
+                    .publish(|desired| {
+                        desired.config.udp = Some(rpc::UdpRelay {
+                            disabled: false,
+                            idle_timeout: prost_types::Duration::try_from(Duration::from_secs(
+                                9999,
+                            ))
+                            .ok(),
+                        });
+                    })
+                    .await;
                 let nack = self.world.master.nacked(rev).await;
                 assert_eq!(nack.errors[0].path, "udp.idle_timeout");
-                self.world.master.publish_acked(|desired| desired.config = before).await;
+                self.world
+                    .master
+                    .publish_acked(|desired| desired.config = before)
+                    .await;
                 self.probe().await.close().await;
             }
         }
@@ -321,15 +407,18 @@ impl Model {
     async fn obfuscation(&mut self) {
         self.covered = !self.covered;
         let covered = self.covered;
-        self.world.master.publish_acked(|desired| {
-            let key = Some(salamander(KEY));
-            let (current, previous) = if covered { (key, None) } else { (None, key) };
-            desired.config.obfuscation = current;
-            desired.config.previous_obfuscation = Some(rpc::PreviousObfuscation {
-                obfuscation: previous,
-                until: Some((SystemTime::now() + Duration::from_secs(3600)).into()),
-            });
-        }).await;
+        self.world
+            .master
+            .publish_acked(|desired| {
+                let key = Some(salamander(KEY));
+                let (current, previous) = if covered { (key, None) } else { (None, key) };
+                desired.config.obfuscation = current;
+                desired.config.previous_obfuscation = Some(rpc::PreviousObfuscation {
+                    obfuscation: previous,
+                    until: Some((SystemTime::now() + Duration::from_secs(3600)).into()),
+                });
+            })
+            .await;
         self.probe().await.close().await;
         self.covered = !covered;
         self.probe().await.close().await;
@@ -340,14 +429,17 @@ impl Model {
         self.status = 400 + self.below(100) as u32;
         let site = rpc::MasqueradeString {
             content: "no".into(),
-            headers: Default::default(),
+            headers: std::collections::HashMap::new(),
             status: self.status,
         };
-        self.world.master.publish_acked(|desired| {
-            desired.config.masquerade = Some(rpc::Masquerade {
-                site: Some(Wanted::String(site)),
-            });
-        }).await;
+        self.world
+            .master
+            .publish_acked(|desired| {
+                desired.config.masquerade = Some(rpc::Masquerade {
+                    site: Some(Wanted::String(site)),
+                });
+            })
+            .await;
         assert_eq!(u32::from(self.is_refused("nobody's").await), self.status);
     }
 
@@ -355,18 +447,28 @@ impl Model {
         let free = UdpSocket::bind(("127.0.0.1", 0)).expect("a port");
         let port = free.local_addr().expect("bound").port();
         drop(free);
-        self.world.master.publish_acked(|desired| {
-            desired.config.listen.truncate(1);
-            desired.config.listen.push(format!("127.0.0.1:{port}"));
-        }).await;
+        self.world
+            .master
+            .publish_acked(|desired| {
+                desired.config.listen.truncate(1);
+                desired.config.listen.push(format!("127.0.0.1:{port}"));
+            })
+            .await;
         self.extra = Some(port);
         let config = self.config(port, &self.probe_credential);
-        soon("connect", Client::connect(config)).await.expect("let in").close().await;
+        soon("connect", Client::connect(config))
+            .await
+            .expect("let in")
+            .close()
+            .await;
     }
 
     async fn remove_listener(&mut self) {
         let port = self.extra.take().expect("added before");
-        self.world.master.publish_acked(|desired| desired.config.listen.truncate(1)).await;
+        self.world
+            .master
+            .publish_acked(|desired| desired.config.listen.truncate(1))
+            .await;
         let agent = self.world.agent.as_ref().expect("runs").handle();
         assert_eq!(agent.listening().len(), 1);
         // Nobody is on it: it closes at once, and the port is free again.

@@ -47,7 +47,11 @@ impl AgentProcess {
             world.master.shared.pki.pin()
         );
         let mut child = Command::new(env::current_exe().expect("this test"))
-            .args(["--exact", "crash::the_agent_process_serves_until_it_ends", "--nocapture"])
+            .args([
+                "--exact",
+                "crash::the_agent_process_serves_until_it_ends",
+                "--nocapture",
+            ])
             .env(VARIABLE, options)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -57,7 +61,11 @@ impl AgentProcess {
         let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
         let port = soon("the agent's port", async {
             loop {
-                let line = lines.next_line().await.expect("readable").expect("it lives");
+                let line = lines
+                    .next_line()
+                    .await
+                    .expect("readable")
+                    .expect("it lives");
                 if let Some(port) = line.strip_prefix(MARK) {
                     return port.trim().parse().expect("a port");
                 }
@@ -160,8 +168,16 @@ async fn a_killed_agent_loses_and_doubles_no_byte_that_it_counted() {
     assert_eq!(world.master.shared.store.lock().total(), counted);
     let (taken, given) = (echo.taken.load(Relaxed), echo.given.load(Relaxed));
     let bound = KILLS * STREAMS * CHUNK;
-    assert!(taken.abs_diff(counted.0) <= bound, "{taken} and {}", counted.0);
-    assert!(given.abs_diff(counted.1) <= bound, "{given} and {}", counted.1);
+    assert!(
+        taken.abs_diff(counted.0) <= bound,
+        "{taken} and {}",
+        counted.0
+    );
+    assert!(
+        given.abs_diff(counted.1) <= bound,
+        "{given} and {}",
+        counted.1
+    );
     assert!(counted.0 > bound, "enough was moved to tell: {}", counted.0);
     assert!(spool_is_small(world.folder.path()));
 }

@@ -45,18 +45,28 @@ async fn on_a_full_disk_counting_goes_on_and_every_byte_arrives_when_there_is_ro
     let echo = Echo::start().await;
     let alice = world.client(ALICE).await;
     let traffic = Traffic::start(&alice, &echo.target(), 2, 1000).await;
-    world.master.until_stored("a first batch", |store| store.batches > 0).await;
+    world
+        .master
+        .until_stored("a first batch", |store| store.batches > 0)
+        .await;
     let filler = place.path().join("filler");
     // Fails when there is no room left, which is what it is for.
     let _ = std::fs::write(&filler, vec![1; 8 << 20]);
     let full = |seen: &crate::master::Seen| {
-        seen.alerts.iter().any(|alert| alert.rule == "spool_not_written")
+        seen.alerts
+            .iter()
+            .any(|alert| alert.rule == "spool_not_written")
     };
     world.master.until_seen("the alert", full).await;
     // A revocation does not wait for room on the disk.
-    world.master.publish_acked(|desired| {
-        desired.users.insert(2, crate::fleet::user(2, "bob's credential"));
-    }).await;
+    world
+        .master
+        .publish_acked(|desired| {
+            desired
+                .users
+                .insert(2, crate::fleet::user(2, "bob's credential"));
+        })
+        .await;
     world.client("bob's credential").await.close().await;
     let before = traffic.rounds.load(std::sync::atomic::Ordering::Relaxed);
     soon("traffic on a full disk", async {
@@ -69,7 +79,9 @@ async fn on_a_full_disk_counting_goes_on_and_every_byte_arrives_when_there_is_ro
     let moved = traffic.finish().await;
     world
         .master
-        .until_stored("every byte", |store| store.bytes.get(&1) == Some(&(moved, moved)))
+        .until_stored("every byte", |store| {
+            store.bytes.get(&1) == Some(&(moved, moved))
+        })
         .await;
     world.shutdown().await;
     assert_eq!(world.master.shared.store.lock().bytes[&1], (moved, moved));

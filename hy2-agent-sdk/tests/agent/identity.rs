@@ -21,7 +21,11 @@ async fn link_error(agent: &hy2_agent_sdk::AgentHandle, part: &str) {
         _ => false,
     };
     let waited = tokio::time::timeout(crate::PATIENCE, link.wait_for(says)).await;
-    assert!(waited.is_ok(), "{part:?} not in {:?}", agent.link().borrow());
+    assert!(
+        waited.is_ok(),
+        "{part:?} not in {:?}",
+        agent.link().borrow()
+    );
 }
 
 #[tokio::test]
@@ -29,7 +33,9 @@ async fn a_wrong_pin_gives_the_token_to_nobody() {
     let mut world = World::with_users(&[]).await;
     let mut config = world.agent_config();
     let enrolment = config.enrolment.as_mut().expect("set");
-    enrolment.ca_pin = format!("sha256:{}", "ab".repeat(32)).parse::<CaPin>().expect("a pin");
+    enrolment.ca_pin = format!("sha256:{}", "ab".repeat(32))
+        .parse::<CaPin>()
+        .expect("a pin");
     let agent = Agent::spawn(config).await.expect("starts");
     link_error(&agent.handle(), "UnknownIssuer").await;
     assert!(world.master.shared.used_tokens.lock().is_empty());
@@ -50,7 +56,10 @@ async fn a_wrong_token_is_refused_and_the_token_is_written_nowhere() {
     let key = world.folder.path().join("node.key");
     let mode = std::fs::metadata(&key).expect("a key").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
-    let mode = std::fs::metadata(world.folder.path()).expect("it").permissions().mode();
+    let mode = std::fs::metadata(world.folder.path())
+        .expect("it")
+        .permissions()
+        .mode();
     assert_eq!(mode & 0o777, 0o700);
     let found = crate::refusals::files_with(world.folder.path(), crate::master::TOKEN.as_bytes());
     assert_eq!(found, Vec::<String>::new());
@@ -61,7 +70,10 @@ async fn one_folder_has_one_agent() {
     let mut world = World::with_users(&[]).await;
     world.start().await;
     let second = Agent::spawn(world.agent_config()).await;
-    assert!(matches!(second, Err(StartError::Folder { .. })), "{second:?}");
+    assert!(
+        matches!(second, Err(StartError::Folder { .. })),
+        "{second:?}"
+    );
 }
 
 #[tokio::test]
@@ -76,10 +88,14 @@ async fn a_certificate_is_renewed_when_it_is_due_also_after_it_has_run_out() {
     world.shutdown().await;
     clock.advance(Duration::from_secs(31 * 86_400));
     *world.master.shared.certificate_life.lock() = Duration::from_secs(90 * 86_400);
-    world.master.shared.desired.lock().valid_until = SystemTime::now() + Duration::from_secs(90 * 86_400);
+    world.master.shared.desired.lock().valid_until =
+        SystemTime::now() + Duration::from_secs(90 * 86_400);
     let ticking = Arc::clone(&clock);
     let agent = world.start_with(|builder| builder.clock(ticking)).await;
-    world.master.until_seen("a session", |seen| seen.sessions == 2).await;
+    world
+        .master
+        .until_seen("a session", |seen| seen.sessions == 2)
+        .await;
     assert_eq!(world.master.shared.renewals.load(SeqCst), 1);
     let second = agent.identity().credentials().expect("enrolled");
     assert!(second.not_after > first.not_after);
@@ -88,7 +104,10 @@ async fn a_certificate_is_renewed_when_it_is_due_also_after_it_has_run_out() {
         renew_now: true,
         ..Default::default()
     };
-    world.master.send(session_response::Event::Certificates(renew)).await;
+    world
+        .master
+        .send(session_response::Event::Certificates(renew))
+        .await;
     soon("renewal", async {
         while world.master.shared.renewals.load(SeqCst) < 2 {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -104,13 +123,23 @@ async fn a_session_that_ends_is_opened_again() {
     for round in 2..5 {
         world.master.stop().await;
         let mut link = agent.link();
-        soon("down", link.wait_for(|state| state.connected_since().is_none()))
-            .await
-            .expect("alive");
+        soon(
+            "down",
+            link.wait_for(|state| state.connected_since().is_none()),
+        )
+        .await
+        .expect("alive");
         world.client("alice's credential").await.close().await;
         world.master.resume().await;
-        world.master.until_seen("a session", |seen| seen.sessions == round).await;
+        world
+            .master
+            .until_seen("a session", |seen| seen.sessions == round)
+            .await;
     }
     let seen = world.master.shared.seen.borrow().clone();
-    assert_eq!(seen.hello.expect("one").manifest_rev, 1, "it knows what it has");
+    assert_eq!(
+        seen.hello.expect("one").manifest_rev,
+        1,
+        "it knows what it has"
+    );
 }

@@ -43,10 +43,15 @@ async fn a_quota_is_used_slice_by_slice_and_ends_every_connection() {
     // Each slice was consumed to the byte in the batches.
     world
         .master
-        .until_stored("the slices", |store| store.leases.values().sum::<u64>() == quota)
+        .until_stored("the slices", |store| {
+            store.leases.values().sum::<u64>() == quota
+        })
         .await;
     {
-        let (store, quotas) = (world.master.shared.store.lock(), world.master.shared.quotas.lock());
+        let (store, quotas) = (
+            world.master.shared.store.lock(),
+            world.master.shared.quotas.lock(),
+        );
         assert_eq!(store.leases, quotas.granted);
         assert!(quotas.granted.len() >= 4);
     }
@@ -96,7 +101,15 @@ async fn a_slice_that_is_taken_back_ends_the_user_here() {
     let alice = world.client(ALICE).await;
     let traffic = Traffic::start(&alice, &echo.target(), 2, 1000).await;
     world.master.shared.quotas.lock().left.insert(1, 0);
-    let lease_ids = world.master.shared.quotas.lock().granted.keys().copied().collect();
+    let lease_ids = world
+        .master
+        .shared
+        .quotas
+        .lock()
+        .granted
+        .keys()
+        .copied()
+        .collect();
     let recall = session_response::Event::Recall(LeaseRecall { lease_ids });
     world.master.send(recall).await;
     soon("the end", traffic.until_cut()).await;
@@ -116,5 +129,6 @@ async fn devices_take_places_that_the_master_lends() {
     let first = world.client(ALICE).await;
     // The same device once more, which on this host shares its address.
     let again = world.client(ALICE).await;
-    drop((first, again));
+    first.close().await;
+    again.close().await;
 }

@@ -20,7 +20,10 @@ const ALICE: &str = "alice's credential";
 
 async fn local(world: &World) -> NodeClient {
     let path = world.folder.path().join("agent.sock");
-    let mode = std::fs::metadata(&path).expect("a socket").permissions().mode();
+    let mode = std::fs::metadata(&path)
+        .expect("a socket")
+        .permissions()
+        .mode();
     assert_eq!(mode & 0o777, 0o600);
     node_client(UnixStream::connect(path).await.expect("connects")).await
 }
@@ -36,7 +39,11 @@ async fn master_and_host_command_the_same_node() {
         } else {
             world.master.reverse().await
         };
-        let info = node.get_info(rpc::GetInfoRequest {}).await.expect("info").into_inner();
+        let info = node
+            .get_info(rpc::GetInfoRequest {})
+            .await
+            .expect("info")
+            .into_inner();
         let info = info.info.expect("info");
         assert_eq!((&*info.name, info.manifest_rev), ("node-1", 1));
         assert!(!info.listening.is_empty() && info.cpus > 0);
@@ -49,17 +56,37 @@ async fn master_and_host_command_the_same_node() {
             Traffic::start(&two, &echo.target(), 1, 100).await,
         );
         let request = rpc::ListSessionsRequest { user_id: 1 };
-        let mut listed = node.list_sessions(request).await.expect("sessions").into_inner();
-        let sessions = listed.next().await.expect("one chunk").expect("sessions").sessions;
+        let mut listed = node
+            .list_sessions(request)
+            .await
+            .expect("sessions")
+            .into_inner();
+        let sessions = listed
+            .next()
+            .await
+            .expect("one chunk")
+            .expect("sessions")
+            .sessions;
         assert_eq!(sessions.len(), 2);
-        assert!(sessions.iter().all(|one| one.user_id == 1 && one.tcp_streams == 1));
+        assert!(
+            sessions
+                .iter()
+                .all(|one| one.user_id == 1 && one.tcp_streams == 1)
+        );
 
         // One connection by its number, then the user.
         let request = rpc::KickSessionsRequest {
             connection_ids: vec![sessions[0].connection_id],
             ..Default::default()
         };
-        assert_eq!(node.kick_sessions(request).await.expect("kicked").into_inner().closed, 1);
+        assert_eq!(
+            node.kick_sessions(request)
+                .await
+                .expect("kicked")
+                .into_inner()
+                .closed,
+            1
+        );
         let request = rpc::KickSessionsRequest {
             user_ids: vec![1],
             ..Default::default()
@@ -76,18 +103,32 @@ async fn master_and_host_command_the_same_node() {
         soon("the end", second.until_cut()).await;
         of_bob.finish().await;
 
-        let stats = node.get_stats(rpc::GetStatsRequest {}).await.expect("stats").into_inner();
+        let stats = node
+            .get_stats(rpc::GetStatsRequest {})
+            .await
+            .expect("stats")
+            .into_inner();
         assert!(stats.metrics.expect("figures").tx_bytes > 0);
         assert!(stats.connected_since.is_some() && stats.certificate_not_after.is_some());
 
         let mut wrong = world.master.shared.desired.lock().config.clone();
         wrong.listen = vec!["nowhere".into()];
-        let request = rpc::CheckConfigRequest { config: Some(wrong) };
-        let checked = node.check_config(request).await.expect("checked").into_inner();
+        let request = rpc::CheckConfigRequest {
+            config: Some(wrong),
+        };
+        let checked = node
+            .check_config(request)
+            .await
+            .expect("checked")
+            .into_inner();
         assert_eq!(checked.errors[0].path, "listen[0]");
         let same = world.master.shared.desired.lock().config.clone();
         let request = rpc::CheckConfigRequest { config: Some(same) };
-        let checked = node.check_config(request).await.expect("checked").into_inner();
+        let checked = node
+            .check_config(request)
+            .await
+            .expect("checked")
+            .into_inner();
         assert_eq!(checked.effect(), ApplyEffect::Nothing, "{checked:?}");
     }
 }
@@ -102,12 +143,25 @@ async fn an_ordered_rate_slows_a_user_and_ends() {
         down_bytes_per_s,
         ..Default::default()
     };
-    let refused = node.set_user_rate(request(9, 5000)).await.expect_err("nobody");
+    let refused = node
+        .set_user_rate(request(9, 5000))
+        .await
+        .expect_err("nobody");
     assert_eq!(refused.code(), tonic::Code::NotFound);
-    let refused = node.set_user_rate(request(1, 1)).await.expect_err("too slow");
-    assert!(refused.message().starts_with("down_bytes_per_s"), "{refused}");
+    let refused = node
+        .set_user_rate(request(1, 1))
+        .await
+        .expect_err("too slow");
+    assert!(
+        refused.message().starts_with("down_bytes_per_s"),
+        "{refused}"
+    );
     let alice = world.client(ALICE).await;
-    let answer = node.set_user_rate(request(1, 100_000)).await.expect("set").into_inner();
+    let answer = node
+        .set_user_rate(request(1, 100_000))
+        .await
+        .expect("set")
+        .into_inner();
     assert_eq!(answer.connections, 1);
     // 300 KB at 100 KB/s, but for a burst: seconds.
     let echo = Echo::start().await;
@@ -165,12 +219,21 @@ async fn states_are_ordered_logs_are_followed_and_checks_are_run() {
         state: state.into(),
         deadline: None,
     };
-    node.set_state(order(NodeDesiredState::Draining)).await.expect("ordered");
+    node.set_state(order(NodeDesiredState::Draining))
+        .await
+        .expect("ordered");
     world.is_refused(ALICE).await;
-    node.set_state(order(NodeDesiredState::Active)).await.expect("ordered");
+    node.set_state(order(NodeDesiredState::Active))
+        .await
+        .expect("ordered");
     world.client(ALICE).await.close().await;
     let refused = node.set_state(order(NodeDesiredState::Unspecified)).await;
-    assert!(refused.expect_err("no state").message().starts_with("state"));
+    assert!(
+        refused
+            .expect_err("no state")
+            .message()
+            .starts_with("state")
+    );
 
     let checks = rpc::RunDiagnosticsRequest { checks: Vec::new() };
     let results: Vec<_> = node
@@ -180,11 +243,17 @@ async fn states_are_ordered_logs_are_followed_and_checks_are_run() {
         .into_inner()
         .collect::<Vec<_>>()
         .await;
-    let results: Vec<_> = results.into_iter().map(|one| one.expect("a result")).collect();
+    let results: Vec<_> = results
+        .into_iter()
+        .map(|one| one.expect("a result"))
+        .collect();
     let names: Vec<_> = results.iter().map(|one| &*one.check).collect();
     assert_eq!(names, hy2_agent_sdk::diagnostics::CHECKS);
     for check in ["dns", "clock", "listeners", "outbound"] {
-        let result = results.iter().find(|one| one.check == check).expect("there");
+        let result = results
+            .iter()
+            .find(|one| one.check == check)
+            .expect("there");
         assert!(result.passed, "{result:?}");
     }
     let request = rpc::RunDiagnosticsRequest {
@@ -192,7 +261,9 @@ async fn states_are_ordered_logs_are_followed_and_checks_are_run() {
     };
     node.run_diagnostics(request).await.expect_err("unknown");
 
-    node.restart_engine(rpc::RestartEngineRequest::default()).await.expect("restarted");
+    node.restart_engine(rpc::RestartEngineRequest::default())
+        .await
+        .expect("restarted");
     world.client(ALICE).await.close().await;
 }
 
@@ -223,7 +294,9 @@ async fn the_loopback_port_wants_a_certificate_and_no_node_s() {
             .with_root_certificates(roots);
         let mut tls = match identity {
             None => builder.with_no_client_auth(),
-            Some((leaf, key)) => builder.with_client_auth_cert(vec![leaf], key).expect("a pair"),
+            Some((leaf, key)) => builder
+                .with_client_auth_cert(vec![leaf], key)
+                .expect("a pair"),
         };
         tls.alpn_protocols = vec![b"h2".to_vec()];
         let connector = tokio_rustls::TlsConnector::from(Arc::new(tls));
@@ -234,6 +307,10 @@ async fn the_loopback_port_wants_a_certificate_and_no_node_s() {
             let mut node = node_client(stream).await;
             node.get_info(rpc::GetInfoRequest {}).await.ok()
         };
-        assert_eq!(soon("an answer", asked).await.is_some(), welcome, "case {at}");
+        assert_eq!(
+            soon("an answer", asked).await.is_some(),
+            welcome,
+            "case {at}"
+        );
     }
 }

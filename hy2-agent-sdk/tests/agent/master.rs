@@ -5,7 +5,10 @@ use std::{
     collections::{BTreeMap, HashSet},
     net::SocketAddr,
     pin::Pin,
-    sync::{Arc, atomic::{AtomicBool, AtomicU64, Ordering::SeqCst}},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -248,7 +251,11 @@ impl Master {
         let mut acks = self.shared.acks.subscribe();
         let has = |acks: &Vec<ResourceAck>| acks.iter().any(|ack| ack.manifest_rev >= rev);
         let waited = tokio::time::timeout(crate::PATIENCE, acks.wait_for(has)).await;
-        assert!(waited.is_ok(), "revision {rev} not acknowledged: {:?}", nacks.borrow());
+        assert!(
+            waited.is_ok(),
+            "revision {rev} not acknowledged: {:?}",
+            nacks.borrow()
+        );
     }
 
     pub(crate) async fn nacked(&self, rev: u64) -> ResourceNack {
@@ -273,7 +280,10 @@ impl Master {
     pub(crate) async fn until_seen(&self, what: &str, enough: impl FnMut(&Seen) -> bool) -> Seen {
         let mut seen = self.shared.seen.subscribe();
         let waited = tokio::time::timeout(crate::PATIENCE, seen.wait_for(enough)).await;
-        waited.unwrap_or_else(|_| panic!("never {what}")).expect("alive").clone()
+        waited
+            .unwrap_or_else(|_| panic!("never {what}"))
+            .expect("alive")
+            .clone()
     }
 
     /// Waits until the store has `enough`.
@@ -281,7 +291,10 @@ impl Master {
         let until = tokio::time::Instant::now() + crate::PATIENCE;
         while !enough(&self.shared.store.lock()) {
             let total = self.shared.store.lock().total();
-            assert!(tokio::time::Instant::now() < until, "never {what}: {total:?}");
+            assert!(
+                tokio::time::Instant::now() < until,
+                "never {what}: {total:?}"
+            );
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -396,7 +409,9 @@ impl Shared {
         let mut store = self.store.lock();
         let cursor = store.cursors.get(&batch.spool_id[..]).copied().unwrap_or(0);
         let durable = if batch.first_seq == cursor + 1 {
-            store.cursors.insert(batch.spool_id.to_vec(), batch.last_seq);
+            store
+                .cursors
+                .insert(batch.spool_id.to_vec(), batch.last_seq);
             store.batches += 1;
             for row in &batch.users {
                 let bytes = store.bytes.entry(row.user_id).or_default();
@@ -552,7 +567,9 @@ impl MasterService for Service {
             // The known key has to have signed.
             let (_, old) = x509_parser::parse_x509_certificate(&request.expired_certificate)
                 .map_err(|_| Status::unauthenticated("no certificate"))?;
-            let at = request.at.ok_or_else(|| Status::unauthenticated("no time"))?;
+            let at = request
+                .at
+                .ok_or_else(|| Status::unauthenticated("no time"))?;
             let message = [
                 RENEW_SIGNATURE_CONTEXT,
                 &request.csr,
@@ -610,12 +627,15 @@ impl MasterService for Service {
             cursors,
         };
         let say = |event| Ok(SessionResponse { event: Some(event) });
-        let _ = to.send(say(session_response::Event::Welcome(welcome))).await;
+        let _ = to
+            .send(say(session_response::Event::Welcome(welcome)))
+            .await;
         let (epoch, rev) = {
             let desired = self.shared.desired.lock();
             (desired.epoch, desired.rev)
         };
-        if !self.shared.quiet.load(SeqCst) && (hello.cluster_epoch, hello.manifest_rev) != (epoch, rev)
+        if !self.shared.quiet.load(SeqCst)
+            && (hello.cluster_epoch, hello.manifest_rev) != (epoch, rev)
         {
             for part in self.shared.update(true) {
                 let _ = to.send(Ok(part)).await;
@@ -698,7 +718,9 @@ impl MasterService for Service {
     ) -> Result<Response<rpc::ReportMetricsResponse>, Status> {
         self.node()?;
         let samples = request.into_inner().samples;
-        self.shared.seen.send_modify(|seen| seen.metrics.extend(samples));
+        self.shared
+            .seen
+            .send_modify(|seen| seen.metrics.extend(samples));
         Ok(Response::new(rpc::ReportMetricsResponse {}))
     }
 

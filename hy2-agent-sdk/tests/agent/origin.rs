@@ -118,8 +118,14 @@ impl Traffic {
                     let sent: Vec<u8> = (0..chunk as u64)
                         .map(|at| (seed.wrapping_mul(0x9e37_79b9) ^ at.wrapping_mul(0x85eb)) as u8)
                         .collect();
-                    stream.write_all(&sent).await.map_err(|e| format!("write: {e}"))?;
-                    stream.read_exact(&mut buf).await.map_err(|e| format!("read: {e}"))?;
+                    stream
+                        .write_all(&sent)
+                        .await
+                        .map_err(|e| format!("write: {e}"))?;
+                    stream
+                        .read_exact(&mut buf)
+                        .await
+                        .map_err(|e| format!("read: {e}"))?;
                     if buf != sent {
                         return Err(format!("stream {number} round {round}: other bytes"));
                     }
@@ -129,8 +135,15 @@ impl Traffic {
                     tokio::time::sleep(pause).await;
                 }
                 stream.shutdown().await.map_err(|e| format!("end: {e}"))?;
-                let rest = stream.read(&mut buf).await.map_err(|e| format!("end: {e}"))?;
-                if rest == 0 { Ok(moved) } else { Err("bytes after the end".to_owned()) }
+                let rest = stream
+                    .read(&mut buf)
+                    .await
+                    .map_err(|e| format!("end: {e}"))?;
+                if rest == 0 {
+                    Ok(moved)
+                } else {
+                    Err("bytes after the end".to_owned())
+                }
             });
         }
         traffic

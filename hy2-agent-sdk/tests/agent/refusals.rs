@@ -1,10 +1,13 @@
-use std::{path::Path, time::{Duration, SystemTime}};
+use std::{
+    path::Path,
+    time::{Duration, SystemTime},
+};
 
 use hy2_agent_sdk::hy2_proto::control::{
     hash,
     rpc::{
-        EngineState, ErrorCode, Manifest, ResourceNack, ResourceUpdate, SignedManifest,
-        session_response,
+        EngineState, ErrorCode, Manifest, Obfuscation, ResourceAck, ResourceNack, ResourceUpdate,
+        Salamander, SignedManifest, obfuscation::Kind, session_response,
     },
 };
 use prost::Message;
@@ -55,7 +58,9 @@ async fn send(master: &Master, manifest: SignedManifest, change: impl FnOnce(&mu
 async fn next_nack(master: &Master, before: usize) -> ResourceNack {
     let mut nacks = master.shared.nacks.subscribe();
     let more = |nacks: &Vec<ResourceNack>| nacks.len() > before;
-    let nacks = soon("a refusal", nacks.wait_for(more)).await.expect("alive");
+    let nacks = soon("a refusal", nacks.wait_for(more))
+        .await
+        .expect("alive");
     nacks[before].clone()
 }
 
@@ -64,9 +69,11 @@ async fn what_is_not_signed_for_this_node_in_order_is_refused_and_changes_nothin
     let mut world = World::with_users(&[(1, ALICE)]).await;
     world.start().await;
     let master = &world.master;
-    master.publish_acked(|desired| {
-        desired.users.insert(2, user(2, "bob"));
-    }).await;
+    master
+        .publish_acked(|desired| {
+            desired.users.insert(2, user(2, "bob"));
+        })
+        .await;
     let echo = Echo::start().await;
     let alice = world.client(ALICE).await;
     let traffic = Traffic::start(&alice, &echo.target(), 2, 500).await;
@@ -81,22 +88,45 @@ async fn what_is_not_signed_for_this_node_in_order_is_refused_and_changes_nothin
     let mut unknown_key = sign(good());
     unknown_key.key_id = b"another".as_slice().into();
     let cases = [
-        (foreign.sign(&good()), ErrorCode::BadSignature, "manifest.signature"),
-        (other_signature, ErrorCode::BadSignature, "manifest.signature"),
+        (
+            foreign.sign(&good()),
+            ErrorCode::BadSignature,
+            "manifest.signature",
+        ),
+        (
+            other_signature,
+            ErrorCode::BadSignature,
+            "manifest.signature",
+        ),
         (unknown_key, ErrorCode::BadSignature, "manifest.signature"),
         (
-            sign(Manifest { node_uid: vec![8; 16].into(), ..good() }),
+            sign(Manifest {
+                node_uid: vec![8; 16].into(),
+                ..good()
+            }),
             ErrorCode::InvalidField,
             "manifest.node_uid",
         ),
-        (sign(Manifest { rev: 1, ..good() }), ErrorCode::StaleRevision, "manifest.rev"),
         (
-            sign(Manifest { rev: 2, issued_at: None, ..good() }),
+            sign(Manifest { rev: 1, ..good() }),
+            ErrorCode::StaleRevision,
+            "manifest.rev",
+        ),
+        (
+            sign(Manifest {
+                rev: 2,
+                issued_at: None,
+                ..good()
+            }),
             ErrorCode::ConflictingRevision,
             "manifest.rev",
         ),
         (
-            sign(Manifest { rev: 9, cluster_epoch: 0, ..good() }),
+            sign(Manifest {
+                rev: 9,
+                cluster_epoch: 0,
+                ..good()
+            }),
             ErrorCode::StaleRevision,
             "manifest.rev",
         ),
@@ -113,7 +143,11 @@ async fn what_is_not_signed_for_this_node_in_order_is_refused_and_changes_nothin
         send(master, signed, |_| ()).await;
         let nack = next_nack(master, at).await;
         let error = &nack.errors[0];
-        assert_eq!((error.code(), &*error.path), (code, path), "case {at}: {error:?}");
+        assert_eq!(
+            (error.code(), &*error.path),
+            (code, path),
+            "case {at}: {error:?}"
+        );
     }
     let before = master.shared.nacks.borrow().len();
     send(master, sign(good()), |update| {
@@ -121,15 +155,27 @@ async fn what_is_not_signed_for_this_node_in_order_is_refused_and_changes_nothin
         update.upsert_users.push(extra.into());
     })
     .await;
-    assert_eq!(next_nack(master, before).await.errors[0].code(), ErrorCode::HashMismatch);
-    send(master, sign(good()), |update| update.config = vec![0x0a, 1, 65].into()).await;
-    assert_eq!(next_nack(master, before + 1).await.errors[0].code(), ErrorCode::HashMismatch);
+    assert_eq!(
+        next_nack(master, before).await.errors[0].code(),
+        ErrorCode::HashMismatch
+    );
+    send(master, sign(good()), |update| {
+        update.config = vec![0x0a, 1, 65].into()
+    })
+    .await;
+    assert_eq!(
+        next_nack(master, before + 1).await.errors[0].code(),
+        ErrorCode::HashMismatch
+    );
     send(master, sign(good()), |update| {
         update.users_snapshot = false;
         update.users_base_rev = 77;
     })
     .await;
-    assert_eq!(next_nack(master, before + 2).await.errors[0].code(), ErrorCode::BaseMissing);
+    assert_eq!(
+        next_nack(master, before + 2).await.errors[0].code(),
+        ErrorCode::BaseMissing
+    );
     // A signer needs a certificate of that name; a node's will not do.
     let alerts = master.shared.seen.borrow().alerts.len();
     assert_eq!(alerts, 0);
@@ -148,20 +194,27 @@ async fn a_new_epoch_starts_its_revisions_anew() {
     world.start().await;
     let master = &world.master;
     for _ in 0..3 {
-        master.publish_acked(|desired| {
-            desired.valid_until += Duration::from_secs(1);
-        }).await;
+        master
+            .publish_acked(|desired| {
+                desired.valid_until += Duration::from_secs(1);
+            })
+            .await;
     }
-    master.publish(|desired| {
-        desired.epoch = 2;
-        desired.rev = 0;
-        desired.users.clear();
-    }).await;
+    master
+        .publish(|desired| {
+            desired.epoch = 2;
+            desired.rev = 0;
+            desired.users.clear();
+        })
+        .await;
     let mut acks = master.shared.acks.subscribe();
-    let new = |acks: &Vec<hy2_agent_sdk::hy2_proto::control::rpc::ResourceAck>| {
-        acks.iter().any(|ack| (ack.cluster_epoch, ack.manifest_rev) == (2, 1))
+    let new = |acks: &Vec<ResourceAck>| {
+        acks.iter()
+            .any(|ack| (ack.cluster_epoch, ack.manifest_rev) == (2, 1))
     };
-    soon("the new epoch", acks.wait_for(new)).await.expect("alive");
+    soon("the new epoch", acks.wait_for(new))
+        .await
+        .expect("alive");
     world.is_refused(ALICE).await;
 }
 
@@ -177,10 +230,13 @@ async fn a_configuration_that_cannot_run_is_refused_by_path_and_revocations_in_i
     let taken = UdpSocket::bind(("127.0.0.1", 0)).await.expect("a port");
     let address = taken.local_addr().expect("bound").to_string();
     let listening = agent.listening();
-    let rev = world.master.publish(|desired| {
-        desired.config.listen.push(address);
-        desired.users.remove(&2);
-    }).await;
+    let rev = world
+        .master
+        .publish(|desired| {
+            desired.config.listen.push(address);
+            desired.users.remove(&2);
+        })
+        .await;
     let nack = world.master.nacked(rev).await;
     assert_eq!(nack.errors[0].path, "listen[1]", "{nack:?}");
     assert_eq!(nack.errors[0].code(), ErrorCode::CannotBind);
@@ -188,10 +244,13 @@ async fn a_configuration_that_cannot_run_is_refused_by_path_and_revocations_in_i
     soon("the revoked one's end", of_bob.until_cut()).await;
     world.is_refused("bob's credential").await;
     // The next one that runs also brings back who was let in again meanwhile.
-    world.master.publish_acked(|desired| {
-        desired.config.listen.truncate(1);
-        desired.users.insert(2, user(2, "bob's credential"));
-    }).await;
+    world
+        .master
+        .publish_acked(|desired| {
+            desired.config.listen.truncate(1);
+            desired.users.insert(2, user(2, "bob's credential"));
+        })
+        .await;
     world.client("bob's credential").await.close().await;
     traffic.finish().await;
     assert_eq!(agent.status().borrow().engine, EngineState::Serving);
@@ -201,10 +260,13 @@ async fn a_configuration_that_cannot_run_is_refused_by_path_and_revocations_in_i
 async fn after_a_reboot_without_a_master_the_node_serves_from_its_ledger() {
     let mut world = World::with_users(&[(1, ALICE)]).await;
     world.start().await;
-    world.master.publish_acked(|desired| {
-        desired.users.insert(2, user(2, "bob's credential"));
-        desired.users.remove(&1);
-    }).await;
+    world
+        .master
+        .publish_acked(|desired| {
+            desired.users.insert(2, user(2, "bob's credential"));
+            desired.users.remove(&1);
+        })
+        .await;
     world.shutdown().await;
     world.master.stop().await;
     let agent = world.start_with(|builder| builder).await;
@@ -218,7 +280,9 @@ async fn after_a_reboot_without_a_master_the_node_serves_from_its_ledger() {
     world.master.resume().await;
     world
         .master
-        .until_stored("what was moved meanwhile", |store| store.bytes.get(&2) == Some(&(moved, moved)))
+        .until_stored("what was moved meanwhile", |store| {
+            store.bytes.get(&2) == Some(&(moved, moved))
+        })
         .await;
 }
 
@@ -236,9 +300,21 @@ async fn a_ledger_that_was_touched_is_not_used_and_shows_no_secret() {
     world.master.stop().await;
     let desired = world.master.shared.desired.lock().clone();
     let tls_key = desired.config.encode_to_vec();
-    assert!(tls_key.windows(CANARY.len()).any(|window| window == CANARY.as_bytes()));
-    for secret in [CANARY.as_bytes(), &desired.users[&1].verifier, &[1; 32], &[2; 32]] {
-        assert_eq!(files_with(world.folder.path(), secret), Vec::<String>::new());
+    assert!(
+        tls_key
+            .windows(CANARY.len())
+            .any(|window| window == CANARY.as_bytes())
+    );
+    for secret in [
+        CANARY.as_bytes(),
+        &desired.users[&1].verifier,
+        &[1; 32],
+        &[2; 32],
+    ] {
+        assert_eq!(
+            files_with(world.folder.path(), secret),
+            Vec::<String>::new()
+        );
     }
     let path = world.folder.path().join("ledger");
     let whole = std::fs::read(&path).expect("a ledger");
@@ -248,7 +324,11 @@ async fn a_ledger_that_was_touched_is_not_used_and_shows_no_secret() {
         bytes[at] ^= 1;
         std::fs::write(&path, bytes).expect("writable");
         let agent = world.start_with(|builder| builder).await;
-        assert_ne!(agent.status().borrow().engine, EngineState::Serving, "byte {at}");
+        assert_ne!(
+            agent.status().borrow().engine,
+            EngineState::Serving,
+            "byte {at}"
+        );
         world.shutdown().await;
     }
     std::fs::write(&path, whole).expect("writable");
@@ -256,8 +336,7 @@ async fn a_ledger_that_was_touched_is_not_used_and_shows_no_secret() {
     assert_eq!(agent.status().borrow().engine, EngineState::Serving);
 }
 
-pub(crate) fn salamander(password: &str) -> hy2_agent_sdk::hy2_proto::control::rpc::Obfuscation {
-    use hy2_agent_sdk::hy2_proto::control::rpc::{Obfuscation, Salamander, obfuscation::Kind};
+pub(crate) fn salamander(password: &str) -> Obfuscation {
     Obfuscation {
         kind: Some(Kind::Salamander(Salamander {
             password: password.to_owned(),

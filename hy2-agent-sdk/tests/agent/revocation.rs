@@ -31,9 +31,12 @@ async fn a_removed_user_loses_every_connection_and_others_none() {
         soon("datagram", session.recv()).await.expect("echoed");
         devices.push((device, traffic, session));
     }
-    world.master.publish_acked(|desired| {
-        desired.users.remove(&1);
-    }).await;
+    world
+        .master
+        .publish_acked(|desired| {
+            desired.users.remove(&1);
+        })
+        .await;
     for (device, traffic, session) in devices {
         soon("the streams' end", traffic.until_cut()).await;
         assert!(soon("the session's end", session.recv()).await.is_none());
@@ -41,9 +44,12 @@ async fn a_removed_user_loses_every_connection_and_others_none() {
     }
     world.is_refused(ALICE).await;
     // As fast back.
-    world.master.publish_acked(|desired| {
-        desired.users.insert(1, user(1, ALICE));
-    }).await;
+    world
+        .master
+        .publish_acked(|desired| {
+            desired.users.insert(1, user(1, ALICE));
+        })
+        .await;
     world.client(ALICE).await.close().await;
     of_bob.finish().await;
 }
@@ -55,11 +61,14 @@ async fn a_changed_credential_ends_who_came_with_the_old_one() {
     let echo = Echo::start().await;
     let alice = world.client(ALICE).await;
     let traffic = Traffic::start(&alice, &echo.target(), 1, 100).await;
-    world.master.publish_acked(|desired| {
-        let entry = desired.users.get_mut(&1).expect("there");
-        entry.verifier = verifier("another credential").into();
-        entry.rev += 1;
-    }).await;
+    world
+        .master
+        .publish_acked(|desired| {
+            let entry = desired.users.get_mut(&1).expect("there");
+            entry.verifier = verifier("another credential").into();
+            entry.rev += 1;
+        })
+        .await;
     soon("the end", traffic.until_cut()).await;
     world.is_refused(ALICE).await;
     world.client("another credential").await.close().await;
@@ -67,10 +76,11 @@ async fn a_changed_credential_ends_who_came_with_the_old_one() {
 
 #[tokio::test]
 async fn a_user_is_cut_off_at_the_moment_of_expiry_without_a_master() {
-    let clock = Arc::new(ManualClock::new(SystemTime::now()));
+    let now = SystemTime::now();
+    let clock = Arc::new(ManualClock::new(now));
     let mut world = World::with_users(&[(2, BOB)]).await;
     let mut entry = user(1, ALICE);
-    entry.expires_at = Some((SystemTime::now() + Duration::from_secs(3600)).into());
+    entry.expires_at = Some((now + Duration::from_secs(3600)).into());
     world.master.shared.desired.lock().users.insert(1, entry);
     let ticking = Arc::clone(&clock);
     world.start_with(|builder| builder.clock(ticking)).await;
@@ -98,12 +108,15 @@ async fn connection_limits_and_rates_change_under_live_connections() {
     let kept = Traffic::start(&first, &echo.target(), 1, 100).await;
     let second = world.client(ALICE).await;
     let cut = Traffic::start(&second, &echo.target(), 1, 100).await;
-    world.master.publish_acked(|desired| {
-        let entry = desired.users.get_mut(&1).expect("there");
-        entry.max_connections = 1;
-        entry.down_bytes_per_s = 100_000;
-        entry.rev += 1;
-    }).await;
+    world
+        .master
+        .publish_acked(|desired| {
+            let entry = desired.users.get_mut(&1).expect("there");
+            entry.max_connections = 1;
+            entry.down_bytes_per_s = 100_000;
+            entry.rev += 1;
+        })
+        .await;
     soon("the newer one's end", cut.until_cut()).await;
     world.is_refused(ALICE).await;
     kept.finish().await;
@@ -122,10 +135,13 @@ async fn a_draining_node_lets_nobody_in_and_its_streams_finish_until_the_deadlin
     let traffic = Traffic::start(&busy, &echo.target(), 1, 100).await;
     let idle = world.client(BOB).await;
     let deadline = SystemTime::now() + Duration::from_secs(600);
-    world.master.publish_acked(|desired| {
-        desired.state = NodeDesiredState::Draining;
-        desired.drain_deadline = Some(deadline);
-    }).await;
+    world
+        .master
+        .publish_acked(|desired| {
+            desired.state = NodeDesiredState::Draining;
+            desired.drain_deadline = Some(deadline);
+        })
+        .await;
     soon("the idle one's end", idle.disconnected()).await;
     world.is_refused(BOB).await;
     let before = traffic.rounds.load(std::sync::atomic::Ordering::Relaxed);
@@ -137,6 +153,9 @@ async fn a_draining_node_lets_nobody_in_and_its_streams_finish_until_the_deadlin
     .await;
     clock.advance(Duration::from_secs(601));
     soon("the busy one's end", traffic.until_cut()).await;
-    world.master.publish_acked(|desired| desired.state = NodeDesiredState::Active).await;
+    world
+        .master
+        .publish_acked(|desired| desired.state = NodeDesiredState::Active)
+        .await;
     world.client(BOB).await.close().await;
 }

@@ -26,7 +26,9 @@ async fn a_new_node_enrols_serves_a_user_and_its_bytes_arrive_once() {
     world.master.shared.lose_answers.store(3, SeqCst);
     world
         .master
-        .until_stored("three repeated batches", |store| store.duplicates >= 1 || store.batches > 30)
+        .until_stored("three repeated batches", |store| {
+            store.duplicates >= 1 || store.batches > 30
+        })
         .await;
     let (moved_alice, moved_bob) = (of_alice.finish().await, of_bob.finish().await);
     let wanted_alice = (moved_alice + 300, moved_alice + 300);
@@ -55,18 +57,40 @@ async fn heartbeats_status_figures_and_sessions_are_reported() {
         .master
         .until_seen("reports", |seen| {
             seen.heartbeats > 1
-                && seen.metrics.iter().any(|one| one.tcp_streams == 2 && one.tx_bytes > 0)
-                && seen.statuses.iter().any(|one| one.engine() == EngineState::Serving)
-                && seen.live.values().any(|one| one.tcp_streams == 2 && one.tx_bytes > 0)
+                && seen
+                    .metrics
+                    .iter()
+                    .any(|one| one.tcp_streams == 2 && one.tx_bytes > 0)
+                && seen
+                    .statuses
+                    .iter()
+                    .any(|one| one.engine() == EngineState::Serving)
+                && seen
+                    .live
+                    .values()
+                    .any(|one| one.tcp_streams == 2 && one.tx_bytes > 0)
         })
         .await;
     let sample = seen.metrics.last().expect("one");
-    assert_eq!((sample.connections, sample.users_online, sample.auth_accepted), (1, 1, 1));
-    assert!(sample.memory_total_bytes > 0 && sample.open_files > 0, "{sample:?}");
+    assert_eq!(
+        (
+            sample.connections,
+            sample.users_online,
+            sample.auth_accepted
+        ),
+        (1, 1, 1)
+    );
+    assert!(
+        sample.memory_total_bytes > 0 && sample.open_files > 0,
+        "{sample:?}"
+    );
     let live = seen.live.values().next().expect("one");
     assert_eq!(live.user_id, 1);
     assert!(live.since.is_some() && live.mtu >= 1200, "{live:?}");
     traffic.finish().await;
     alice.close().await;
-    world.master.until_seen("the end", |seen| seen.live.is_empty()).await;
+    world
+        .master
+        .until_seen("the end", |seen| seen.live.is_empty())
+        .await;
 }
