@@ -186,7 +186,8 @@ impl Identity {
         let Some(current) = self.credentials() else {
             return Err(IdentityError::Answer("the node is not enrolled"));
         };
-        let mut issued = current.to_message();
+        let before = current.to_message();
+        let mut issued = before.clone();
         if let Some(certificate) = certificate {
             issued.certificate = Some(certificate.clone());
         }
@@ -195,6 +196,9 @@ impl Identity {
         }
         if !signing_keys.is_empty() {
             issued.signing_keys = signing_keys.to_vec();
+        }
+        if issued == before {
+            return Ok(());
         }
         self.accept(&issued)
     }

@@ -290,6 +290,21 @@ impl Spool {
         self.batches = kept.into_iter().copied().collect();
     }
 
+    /// Takes the master's cursor over where something can be sent from it: also over a gap, which
+    /// a master that was restored from a backup may record and step over. `false` when nothing
+    /// here can follow it.
+    pub(crate) fn rewind(&mut self, cursor: u64) -> bool {
+        let follows = match self.batches.iter().find(|one| one.last > cursor) {
+            Some(batch) => batch.first > cursor,
+            None => cursor < self.next,
+        };
+        if follows {
+            self.durable = cursor;
+            self.acknowledged(cursor);
+        }
+        follows
+    }
+
     /// Compares with the master's cursor. When they cannot go on from there, because the master
     /// was restored from a backup or this disk was, starts a new spool with what the master lacks.
     pub(crate) fn resync(&mut self, cursor: u64) -> io::Result<Resync> {

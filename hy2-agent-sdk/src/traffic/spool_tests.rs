@@ -99,6 +99,19 @@ fn a_restored_master_gets_a_new_spool_with_what_it_lacks() {
 }
 
 #[test]
+fn a_restored_master_may_step_over_the_gap() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = Spool::open(folder.path(), 1 << 20).unwrap();
+    for n in 1..=5 {
+        append(&mut spool, vec![row(1, n, 0)]);
+    }
+    spool.acknowledged(3);
+    assert!(spool.rewind(1));
+    assert_eq!(spool.next().unwrap().unwrap().last, 4, "numbers stay");
+    assert!(!spool.rewind(9), "nothing here follows");
+}
+
+#[test]
 fn a_disk_from_the_past_does_not_repeat_numbers() {
     let folder = tempfile::tempdir().unwrap();
     let mut spool = Spool::open(folder.path(), 1 << 20).unwrap();

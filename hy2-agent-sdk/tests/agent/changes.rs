@@ -7,7 +7,7 @@ use std::{
 
 use hy2_agent_sdk::{
     hy2_core::{
-        Client, ClientConfig,
+        Bandwidth, Client, ClientConfig,
         error::{ConnectError, OpenError},
     },
     hy2_proto::control::rpc::{self, masquerade::Site as Wanted},
@@ -250,10 +250,9 @@ impl Model {
                 self.is_refused(&credential).await;
             }
             Kind::Credential => {
-                let old = std::mem::replace(
-                    &mut self.probe_credential,
-                    format!("credential {}", self.random),
-                );
+                let fresh = self.below(u64::MAX);
+                let old =
+                    std::mem::replace(&mut self.probe_credential, format!("credential {fresh}"));
                 let new = verifier(&self.probe_credential);
                 let id = self.probe;
                 self.world
@@ -299,9 +298,7 @@ impl Model {
                     })
                     .await;
                 let mut config = self.config(self.port, &self.probe_credential);
-                config.down = Some(hy2_agent_sdk::hy2_core::Bandwidth::from_bytes_per_sec(
-                    50_000_000,
-                ));
+                config.down = Some(Bandwidth::from_bytes_per_sec(50_000_000));
                 let client = soon("connect", Client::connect(config))
                     .await
                     .expect("let in");

@@ -159,3 +159,43 @@ async fn a_draining_node_lets_nobody_in_and_its_streams_finish_until_the_deadlin
         .await;
     world.client(BOB).await.close().await;
 }
+
+#[tokio::test]
+async fn who_is_gone_for_a_minute_leaves_the_rest_of_the_slice_to_other_nodes() {
+    let clock = Arc::new(ManualClock::new(SystemTime::now()));
+    let mut world = World::with_users(&[]).await;
+    let mut entry = user(1, ALICE);
+    entry.metered = true;
+    world.master.shared.desired.lock().users.insert(1, entry);
+    {
+        let mut quotas = world.master.shared.quotas.lock();
+        quotas.left.insert(1, 1 << 20);
+        quotas.slice = 1 << 20;
+    }
+    let ticking = Arc::clone(&clock);
+    let agent = world.start_with(|builder| builder.clock(ticking)).await;
+    world.master.acked(1).await;
+    let echo = Echo::start().await;
+    let alice = world.client(ALICE).await;
+    let moved = Traffic::start(&alice, &echo.target(), 1, 100)
+        .await
+        .finish()
+        .await;
+    assert_eq!(world.master.shared.quotas.lock().left[&1], 0);
+    alice.close().await;
+    soon("the end", async {
+        while !agent.sessions().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    clock.advance(Duration::from_secs(61));
+    soon("the rest", async {
+        while world.master.shared.quotas.lock().left[&1] != (1 << 20) - 2 * moved {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    // And is lent again when the user comes back.
+    world.client(ALICE).await.close().await;
+}

@@ -10,6 +10,7 @@ mod client;
 mod drain;
 mod kick;
 mod limits;
+mod live;
 mod opening;
 mod origin;
 mod pair;
