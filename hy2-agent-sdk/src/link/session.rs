@@ -118,7 +118,7 @@ async fn one(node: &Arc<Node>, master: &str) -> Result<(), LinkError> {
     let mut tasks = JoinSet::new();
     let period = |of: Option<&prost_types::Duration>, default: u64| {
         let found = span(of).filter(|period| !period.is_zero());
-        found.unwrap_or(Duration::from_secs(default))
+        found.unwrap_or_else(|| Duration::from_secs(default))
     };
     let heartbeat = period(welcome.heartbeat_interval.as_ref(), 10);
     let metrics = period(welcome.metrics_interval.as_ref(), 15);

@@ -8,7 +8,7 @@ mod endpoint;
 pub use config::QuicConfig;
 pub(crate) use config::{Role, SEND_WINDOW_MAX, transport};
 pub use endpoint::ResetKey;
-pub(crate) use endpoint::{endpoint_config, server_config};
+pub(crate) use endpoint::{Recogniser, endpoint_config, server_config};
 
 /// Application close codes of the protocol (reference §1.3; RFC 9114 §8.1).
 pub(crate) mod close {

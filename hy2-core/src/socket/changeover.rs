@@ -10,10 +10,7 @@ use std::{
     fmt,
     io::IoSliceMut,
     net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
 use hy2_proto::{
@@ -27,6 +24,7 @@ use super::{
     inbox::{Inbox, is_answerable_noise},
     obfs::Obfuscation,
 };
+use crate::quic::Recogniser;
 
 /// Most peers that are remembered to speak the previous obfuscation; those beyond have to be heard
 /// under the present one.
@@ -36,9 +34,6 @@ const MAX_PEERS: usize = 1 << 16;
 const HEADER: usize = 1 + IDENTIFIER;
 /// Length of the identifiers that our endpoints give out.
 const IDENTIFIER: usize = 8;
-
-/// Tells whether an identifier is one that the server gave out.
-pub(crate) type Recogniser = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
 
 /// What a socket speaks.
 pub(super) struct Spoken {
