@@ -131,8 +131,9 @@ async fn devices_take_places_that_the_master_lends() {
     entry.max_devices = 2;
     world.master.shared.desired.lock().users.insert(1, entry);
     world.start().await;
+    let base = world.client_config(ALICE);
     let from = |last: u8| {
-        let mut config = world.client_config(ALICE);
+        let mut config = base.clone();
         config.socket_factory = Arc::new(From([127, 0, 0, last].into()));
         Client::connect(config)
     };
