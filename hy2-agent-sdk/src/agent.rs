@@ -498,12 +498,23 @@ async fn keep_time(node: Arc<Node>) {
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for round in 0_u64.. {
         tick.tick().await;
-        node.users.tick();
+        if node.users.is_due() {
+            let ticking = Arc::clone(&node);
+            if let Err(error) = tokio::task::spawn_blocking(move || ticking.users.tick()).await {
+                tracing::error!(%error, "what was due was not done");
+            }
+        }
         if round % 5 == 0 {
             node.reconciler.tick();
         }
         if round % 50 == 49 {
             node.reconciler.retry().await;
+            // What a power cut may take is bounded, however rare the cuts are.
+            let flushing = Arc::clone(&node);
+            let flushed = tokio::task::spawn_blocking(move || flushing.traffic.flush()).await;
+            if let Ok(Err(error)) = flushed {
+                tracing::warn!(%error, "counters not written to the disk");
+            }
         }
     }
 }

@@ -94,11 +94,22 @@ const MIN_SPOOL_CAP: u64 = 64 << 10;
 
 /// The one-time trade of a token for an identity.
 #[derive(Clone)]
+#[non_exhaustive]
 pub struct Enrolment {
     /// The token, shown once by the master. Never written to disk by the agent.
     pub token: Zeroizing<String>,
     /// The CA that the master must prove to belong to.
     pub ca_pin: CaPin,
+}
+
+impl Enrolment {
+    /// Trades `token` with a master whose CA has the pinned key.
+    pub fn new(token: impl Into<String>, ca_pin: CaPin) -> Self {
+        Self {
+            token: Zeroizing::new(token.into()),
+            ca_pin,
+        }
+    }
 }
 
 impl fmt::Debug for Enrolment {

@@ -120,6 +120,8 @@ struct Inner {
     places: HashMap<u64, Places>,
     wants: HashSet<u64>,
     device_wants: HashMap<u64, DeviceWant>,
+    /// Rests of slices that go back.
+    releases: Vec<LeaseWant>,
     /// Users who have nothing left to grant; asked again only when they come back.
     exhausted: HashSet<u64>,
 }
@@ -244,12 +246,47 @@ impl Leases {
         self.answered.subscribe()
     }
 
-    /// Takes what is to be asked for; `None` when nothing is.
+    /// Gives back what is left of a user's slices, because the user is gone. The user must not be
+    /// connected.
+    pub(crate) fn release(&self, user: u64, total: u64) {
+        let mut inner = self.inner.lock();
+        let Inner {
+            slices, releases, ..
+        } = &mut *inner;
+        let open = slices.get_mut(&user).into_iter().flatten();
+        let mut changed = false;
+        for slice in open.filter(|slice| slice.ended == 0 && slice.end() > total) {
+            releases.push(LeaseWant {
+                user_id: user,
+                lease_id: slice.lease,
+                remaining_bytes: slice.billed(slice.end()) - slice.billed(total),
+                release: true,
+            });
+            // An end of 0 means none; a slice that begins there has nothing to give either way.
+            slice.ended = total.max(slice.start).max(1);
+            changed = true;
+        }
+        if changed {
+            self.keep(&inner);
+            self.wanted.notify_one();
+        }
+    }
+
+    /// Takes what is to be asked for, so much as fits one request; `None` when nothing is.
     pub(crate) fn request(&self, counters: &dyn Counters) -> Option<LeaseRequest> {
         let mut inner = self.inner.lock();
-        let wants = std::mem::take(&mut inner.wants);
-        let devices: Vec<_> = inner.device_wants.drain().map(|(_, want)| want).collect();
-        if wants.is_empty() && devices.is_empty() {
+        let wants: Vec<u64> = inner.wants.iter().copied().take(WANTS_MAX).collect();
+        for user in &wants {
+            inner.wants.remove(user);
+        }
+        let places: Vec<u64> = inner.device_wants.keys().copied().take(WANTS_MAX).collect();
+        let devices: Vec<_> = places
+            .iter()
+            .filter_map(|user| inner.device_wants.remove(user))
+            .collect();
+        let kept = inner.releases.len().saturating_sub(WANTS_MAX);
+        let releases = inner.releases.split_off(kept);
+        if wants.is_empty() && devices.is_empty() && releases.is_empty() {
             return None;
         }
         let quotas = wants.into_iter().map(|user| {
@@ -264,7 +301,7 @@ impl Leases {
             }
         });
         Some(LeaseRequest {
-            quotas: quotas.collect(),
+            quotas: quotas.chain(releases).collect(),
             devices,
         })
     }
@@ -272,9 +309,10 @@ impl Leases {
     /// Puts back what could not be asked.
     pub(crate) fn again(&self, request: LeaseRequest) {
         let mut inner = self.inner.lock();
-        inner
-            .wants
-            .extend(request.quotas.iter().map(|want| want.user_id));
+        let (releases, wants): (Vec<_>, Vec<_>) =
+            request.quotas.into_iter().partition(|want| want.release);
+        inner.wants.extend(wants.iter().map(|want| want.user_id));
+        inner.releases.extend(releases);
         for want in request.devices {
             inner.device_wants.entry(want.user_id).or_insert(want);
         }
@@ -395,6 +433,9 @@ impl Intervals for Leases {
     }
 }
 
+/// Users of each kind in one request.
+const WANTS_MAX: usize = 500;
+
 /// 0 never runs out.
 fn expired(expires_ms: u64, now: u64) -> bool {
     expires_ms != 0 && expires_ms <= now
@@ -504,6 +545,27 @@ mod tests {
         assert_eq!(leases.allowance(1), 1300);
         clock.advance(Duration::from_secs(1001));
         assert_eq!(leases.allowance(1), 0);
+    }
+
+    #[test]
+    fn what_a_user_leaves_goes_back_and_counts_no_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let (leases, _) = open(folder.path());
+        let at = At(Cell::new(100));
+        leases.grant(&quota(1, 1000, 2 * MULTIPLIER_ONE), &at);
+        assert_eq!(leases.allowance(1), 600);
+        leases.release(1, 250);
+        assert_eq!(leases.allowance(1), 0);
+        let request = leases.request(&at).unwrap();
+        let want = request.quotas[0];
+        assert_eq!(
+            (want.lease_id, want.remaining_bytes, want.release),
+            (1, 700, true)
+        );
+        assert_eq!(leases.used(1, 0, 9999)[0].billed_bytes, 300);
+        leases.again(request.clone());
+        assert_eq!(leases.request(&at), Some(request));
+        assert!(leases.request(&at).is_none());
     }
 
     #[test]

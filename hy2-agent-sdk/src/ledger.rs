@@ -98,6 +98,24 @@ impl std::fmt::Debug for Ledger {
     }
 }
 
+/// A state on its way to the disk, encrypted.
+#[derive(Debug)]
+pub(crate) struct Copy {
+    path: PathBuf,
+    bytes: Vec<u8>,
+}
+
+impl Copy {
+    /// Replaces the copy on disk.
+    pub(crate) async fn write(self) -> io::Result<()> {
+        let written =
+            tokio::task::spawn_blocking(move || files::write_atomic(&self.path, &self.bytes));
+        written
+            .await
+            .unwrap_or_else(|error| Err(io::Error::other(error)))
+    }
+}
+
 /// Why the copy on disk is not used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LedgerError {
@@ -160,23 +178,25 @@ impl Ledger {
         }
     }
 
-    /// Makes `snapshot` the state in force. It is in force when this returns, even when keeping it
-    /// on disk fails: a revocation must not wait for a full disk.
-    pub(crate) fn commit(&mut self, snapshot: Snapshot) -> io::Result<()> {
+    /// Makes `snapshot` the state in force, and returns its copy for the disk. It is in force when
+    /// this returns: a revocation must not wait for a full disk.
+    pub(crate) fn commit(&mut self, snapshot: Snapshot) -> io::Result<Copy> {
+        let copy = self.copy(&snapshot);
+        self.current = Some(snapshot);
+        copy
+    }
+
+    fn copy(&self, snapshot: &Snapshot) -> io::Result<Copy> {
+        let users = snapshot.users.values();
         let update = ResourceUpdate {
             manifest: Some(snapshot.signed.clone()),
             config: snapshot.config_blob.clone(),
             has_config: true,
             users_snapshot: true,
-            upsert_users: snapshot
-                .users
-                .values()
-                .map(|user| user.encoded.clone())
-                .collect(),
+            upsert_users: users.map(|user| user.encoded.clone()).collect(),
             last: true,
             ..Default::default()
         };
-        self.current = Some(snapshot);
         let mut sealed = update.encode_to_vec();
         let mut nonce = [0; NONCE_LEN];
         rand::fill(&mut nonce);
@@ -187,7 +207,10 @@ impl Ledger {
         self.key
             .seal_in_place_append_tag(at, Aad::from(MAGIC), &mut sealed)
             .map_err(|_| io::Error::other("encryption failed"))?;
-        files::write_atomic(&self.path, &[head, sealed].concat())
+        Ok(Copy {
+            path: self.path.clone(),
+            bytes: [head, sealed].concat(),
+        })
     }
 
     /// Checks a complete update against the state in force.

@@ -12,6 +12,23 @@
 //! - [`users`]: who may pass · [`traffic`]: what was moved, exactly once · [`leases`]: quota
 //! - [`manager`]: commands of master and host · [`report`], [`logs`], [`diagnostics`]: what is seen
 //!
+//! # Examples
+//!
+//! ```no_run
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! use hy2_agent_sdk::{Agent, AgentConfig, config::Enrolment};
+//!
+//! let mut config = AgentConfig::new("/var/lib/hy2-agent", vec!["master.example:50052".into()]);
+//! let pin = "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08".parse()?;
+//! config.enrolment = Some(Enrolment::new("the token that the master showed once", pin));
+//! let agent = Agent::spawn(config).await?;
+//! let mut status = agent.handle().status();
+//! status.wait_for(|status| !status.listening.is_empty()).await?;
+//! println!("serving on {:?}", agent.handle().listening());
+//! # agent.shutdown().await;
+//! # Ok(()) }
+//! ```
+//!
 //! # Dependencies in the public interface
 //!
 //! `hy2_proto::control` messages, `hy2_core` traits, and `tracing_subscriber::Layer`.

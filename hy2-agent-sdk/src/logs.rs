@@ -149,7 +149,7 @@ mod tests {
         let subscriber = tracing_subscriber::registry().with(ring.layer());
         let (_, mut live) = ring.tail(0, Level::INFO);
         tracing::subscriber::with_default(subscriber, || {
-            for n in 0..LINES + 5 {
+            for n in 0..LINES + 100 {
                 tracing::info!(n, "counted");
             }
             tracing::debug!("detail");
@@ -157,7 +157,7 @@ mod tests {
         });
         let (lines, _) = ring.tail(2, Level::INFO);
         let texts: Vec<_> = lines.iter().map(|line| &*line.message).collect();
-        assert_eq!(texts, ["counted n=1003", "counted n=1004"]);
+        assert_eq!(texts, ["counted n=1098", "counted n=1099"]);
         let (lines, _) = ring.tail(usize::MAX, Level::DEBUG);
         assert_eq!(lines.len(), LINES);
         assert_eq!(&*lines[LINES - 1].message, "detail");

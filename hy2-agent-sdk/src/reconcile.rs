@@ -6,6 +6,7 @@
 
 use std::{
     io,
+    path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -25,7 +26,7 @@ use crate::{
     engine::Engine,
     identity::Identity,
     ledger::{Freshness, Judged, Ledger, LedgerError, Snapshot, UserChanges, field_error},
-    settings::NodeSettings,
+    settings::{CertificateSource, NodeSettings},
     users::{Doors, UserTable},
 };
 
@@ -70,6 +71,18 @@ struct State {
     applied: bool,
     /// The copy on disk is behind.
     unsaved: bool,
+    /// What the engine was given last.
+    settings: Option<NodeSettings>,
+    /// How the certificate's files looked.
+    files: Option<(Stamp, Stamp)>,
+}
+
+/// Length and time of a file; `None` when it is not there.
+type Stamp = Option<(u64, SystemTime)>;
+
+fn stamp(path: &Path) -> Stamp {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.len(), metadata.modified().ok()?))
 }
 
 /// What decides who may come in.
@@ -116,6 +129,8 @@ impl Reconciler {
                 ahead: false,
                 applied: false,
                 unsaved: false,
+                settings: None,
+                files: None,
             }),
             orders: Mutex::new(Orders {
                 desired: NodeDesiredState::Active,
@@ -195,6 +210,8 @@ impl Reconciler {
         match self.engine.apply(&settings).await {
             Ok(_) => {
                 state.applied = true;
+                state.settings = Some(settings);
+                state.files = None;
                 self.serving(&snapshot);
                 tracing::info!(revision = snapshot.manifest.rev, "running from the ledger");
             }
@@ -268,7 +285,12 @@ impl Reconciler {
                 self.serving(&snapshot);
                 state.applied = true;
                 state.ahead = false;
-                let kept = state.ledger.commit(*snapshot);
+                state.settings = Some(settings);
+                state.files = None;
+                let kept = match state.ledger.commit(*snapshot) {
+                    Ok(copy) => copy.write().await,
+                    Err(error) => Err(error),
+                };
                 state.unsaved = kept.is_err();
                 Ok(Accepted {
                     epoch,
@@ -392,8 +414,31 @@ impl Reconciler {
         let mut state = self.ledger.lock().await;
         if state.unsaved
             && let Some(current) = state.ledger.current.clone()
+            && let Ok(copy) = state.ledger.commit(current)
         {
-            state.unsaved = state.ledger.commit(current).is_err();
+            state.unsaved = copy.write().await.is_err();
+        }
+        self.follow_files(&mut state).await;
+    }
+
+    /// Applies the settings anew when the certificate's files have another content.
+    async fn follow_files(&self, state: &mut State) {
+        let Some(settings) = state.settings.clone().filter(|_| state.applied) else {
+            return;
+        };
+        let CertificateSource::Files { certificate, key } = &settings.certificate else {
+            return;
+        };
+        let stamp = (stamp(certificate), stamp(key));
+        match state.files.replace(stamp) {
+            Some(before) if before != stamp => match self.engine.apply(&settings).await {
+                Ok(_) => tracing::info!("certificate files read anew"),
+                Err(errors) => {
+                    let errors = text_of(&errors);
+                    tracing::warn!(errors, "certificate files not read, the old stay in use");
+                }
+            },
+            _ => {}
         }
     }
 

@@ -82,6 +82,23 @@ pub enum CertificateSource {
     },
 }
 
+impl fmt::Debug for CertificateSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Files { certificate, key } => f
+                .debug_struct("Files")
+                .field("certificate", certificate)
+                .field("key", key)
+                .finish(),
+            Self::Issued { chain, .. } => f
+                .debug_struct("Issued")
+                .field("chain", &chain.len())
+                .field("key", &"***")
+                .finish(),
+        }
+    }
+}
+
 impl CertificateSource {
     pub(crate) fn issued_key(der: &[u8]) -> PrivateKeyDer<'static> {
         PrivatePkcs8KeyDer::from(der.to_vec()).into()

@@ -186,7 +186,8 @@ impl Identity {
         let Some(current) = self.credentials() else {
             return Err(IdentityError::Answer("the node is not enrolled"));
         };
-        let mut issued = current.to_message();
+        let before = current.to_message();
+        let mut issued = before.clone();
         if let Some(certificate) = certificate {
             issued.certificate = Some(certificate.clone());
         }
@@ -195,6 +196,9 @@ impl Identity {
         }
         if !signing_keys.is_empty() {
             issued.signing_keys = signing_keys.to_vec();
+        }
+        if issued == before {
+            return Ok(());
         }
         self.accept(&issued)
     }
@@ -243,7 +247,7 @@ fn credentials(issued: &EnrollResponse, key: &NodeKey) -> Result<Credentials, Id
     let certificate = issued
         .certificate
         .as_ref()
-        .ok_or(refuse("no certificate"))?;
+        .ok_or_else(|| refuse("no certificate"))?;
     let der = |certificates: &[bytes::Bytes]| -> Vec<CertificateDer<'static>> {
         certificates
             .iter()
@@ -251,7 +255,9 @@ fn credentials(issued: &EnrollResponse, key: &NodeKey) -> Result<Credentials, Id
             .collect()
     };
     let chain = der(&certificate.chain);
-    let leaf = chain.first().ok_or(refuse("an empty certificate chain"))?;
+    let leaf = chain
+        .first()
+        .ok_or_else(|| refuse("an empty certificate chain"))?;
     match spki_sha256(leaf) {
         Some(found) if found == key.spki_sha256() => {}
         Some(_) => return Err(refuse("a certificate for another key")),
@@ -261,7 +267,8 @@ fn credentials(issued: &EnrollResponse, key: &NodeKey) -> Result<Credentials, Id
     if trusted_cas.is_empty() || trusted_cas.iter().any(|ca| spki_sha256(ca).is_none()) {
         return Err(refuse("no readable CA"));
     }
-    let not_after = moment(certificate.not_after.as_ref()).ok_or(refuse("no end of validity"))?;
+    let not_after =
+        moment(certificate.not_after.as_ref()).ok_or_else(|| refuse("no end of validity"))?;
     Ok(Credentials {
         node_uid: (&*issued.node_uid)
             .try_into()

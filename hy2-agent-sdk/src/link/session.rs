@@ -118,7 +118,7 @@ async fn one(node: &Arc<Node>, master: &str) -> Result<(), LinkError> {
     let mut tasks = JoinSet::new();
     let period = |of: Option<&prost_types::Duration>, default: u64| {
         let found = span(of).filter(|period| !period.is_zero());
-        found.unwrap_or(Duration::from_secs(default))
+        found.unwrap_or_else(|| Duration::from_secs(default))
     };
     let heartbeat = period(welcome.heartbeat_interval.as_ref(), 10);
     let metrics = period(welcome.metrics_interval.as_ref(), 15);
@@ -215,24 +215,30 @@ async fn greeted(node: &Arc<Node>, welcome: &Welcome) -> Result<(), LinkError> {
         .iter()
         .find(known)
         .map_or(0, |cursor| cursor.durable_seq);
-    resync(node, cursor).await
+    let traffic = Arc::clone(&node.traffic);
+    let rewound = blocking(move || traffic.rewind(cursor)).await?;
+    begun_anew(node, cursor, rewound);
+    Ok(())
 }
 
 /// Goes on from the master's cursor, or with a new spool where that is not possible.
 async fn resync(node: &Arc<Node>, cursor: u64) -> Result<(), LinkError> {
     let traffic = Arc::clone(&node.traffic);
-    match blocking(move || traffic.resync(cursor)).await? {
-        Resync::Fits => {}
-        Resync::Restarted { lost } => {
-            let text = format!(
-                "the master's cursor {cursor} does not fit the spool; a new one was begun, \
-                 {lost} batches are missing"
-            );
-            tracing::warn!("{text}");
-            node.alert("traffic_gap", "error", &text);
-        }
-    }
+    let resynced = blocking(move || traffic.resync(cursor)).await?;
+    begun_anew(node, cursor, resynced);
     Ok(())
+}
+
+/// Tells the master's operators of a new spool.
+fn begun_anew(node: &Node, cursor: u64, resync: Resync) {
+    if let Resync::Restarted { lost } = resync {
+        let text = format!(
+            "the master's cursor {cursor} does not fit the spool; a new one was begun, {lost} \
+             batches are missing"
+        );
+        tracing::warn!("{text}");
+        node.alert("traffic_gap", "error", &text);
+    }
 }
 
 async fn blocking<T: Send + 'static>(
@@ -273,8 +279,13 @@ async fn handle(
             .await?;
         }
         session_response::Event::Recall(recall) => {
-            let concerned = node.leases.recall(&recall.lease_ids, &*node.users);
-            node.users.refresh(concerned);
+            let node = Arc::clone(node);
+            blocking(move || {
+                let concerned = node.leases.recall(&recall.lease_ids, &*node.users);
+                node.users.refresh(concerned);
+                Ok(())
+            })
+            .await?;
         }
         session_response::Event::Goodbye(goodbye) => return Err(leave(goodbye)),
         session_response::Event::Welcome(_) | session_response::Event::OpenReverse(_) => {}
@@ -421,7 +432,7 @@ async fn deliver_traffic(node: Arc<Node>, mut master: Master) -> Result<(), Link
             return Err(LinkError::Ended);
         };
         if ack.spool_id != node.traffic.waiting().spool_id.as_slice() {
-            continue;
+            return Err(LinkError::Protocol);
         }
         if ack.quarantined > 0 {
             let text = format!("{} rows of foreign users were set aside", ack.quarantined);

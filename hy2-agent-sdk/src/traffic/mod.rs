@@ -127,6 +127,20 @@ impl Traffic {
         self.spool.lock().acknowledged(durable);
     }
 
+    /// Takes the master's cursor over, or starts a new spool where nothing follows it. Blocks.
+    pub(crate) fn rewind(&self, cursor: u64) -> io::Result<Resync> {
+        let mut spool = self.spool.lock();
+        if spool.rewind(cursor) {
+            return Ok(Resync::Fits);
+        }
+        spool.resync(cursor)
+    }
+
+    /// Writes what was counted to the disk. Blocks.
+    pub(crate) fn flush(&self) -> io::Result<()> {
+        self.cells.flush()
+    }
+
     /// Compares with the master's cursor. Blocks.
     pub(crate) fn resync(&self, cursor: u64) -> io::Result<Resync> {
         self.spool.lock().resync(cursor)

@@ -130,8 +130,11 @@ impl Spool {
                     },
                 })
             }) else {
-                // Half written.
-                let _ = fs::remove_file(entry.path());
+                let path = entry.path();
+                if path.extension().is_some_and(|kind| kind == "tmp") {
+                    // Half written.
+                    let _ = fs::remove_file(path);
+                }
                 continue;
             };
             found.push(stored);
@@ -148,6 +151,24 @@ impl Spool {
         }
         if let Some(newest) = self.batches.last() {
             self.next = newest.last + 1;
+        }
+        self.set_damaged_aside()
+    }
+
+    /// Keeps the agent from stumbling over a batch that cannot be read: its numbers are a gap from
+    /// here on, which the master is told of.
+    fn set_damaged_aside(&mut self) -> io::Result<()> {
+        for stored in self.batches.clone() {
+            match self.read(&stored).and_then(|batch| decode(&batch)) {
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    tracing::error!(%error, "batch is set aside");
+                    let path = self.path(&stored);
+                    fs::rename(&path, path.with_extension("damaged"))?;
+                    self.batches.retain(|one| *one != stored);
+                }
+                Err(error) => return Err(error),
+                Ok(_) => {}
+            }
         }
         Ok(())
     }
@@ -288,6 +309,21 @@ impl Spool {
             let _ = fs::remove_file(self.path(stored));
         }
         self.batches = kept.into_iter().copied().collect();
+    }
+
+    /// Takes the master's cursor over where something can be sent from it: also over a gap, which
+    /// a master that was restored from a backup may record and step over. `false` when nothing
+    /// here can follow it.
+    pub(crate) fn rewind(&mut self, cursor: u64) -> bool {
+        let follows = match self.batches.iter().find(|one| one.last > cursor) {
+            Some(batch) => batch.first > cursor,
+            None => cursor < self.next,
+        };
+        if follows {
+            self.durable = cursor;
+            self.acknowledged(cursor);
+        }
+        follows
     }
 
     /// Compares with the master's cursor. When they cannot go on from there, because the master

@@ -99,6 +99,51 @@ fn a_restored_master_gets_a_new_spool_with_what_it_lacks() {
 }
 
 #[test]
+fn a_restored_master_may_step_over_the_gap() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = Spool::open(folder.path(), 1 << 20).unwrap();
+    for n in 1..=5 {
+        append(&mut spool, vec![row(1, n, 0)]);
+    }
+    spool.acknowledged(3);
+    assert!(spool.rewind(1));
+    assert_eq!(spool.next().unwrap().unwrap().last, 4, "numbers stay");
+    assert!(!spool.rewind(9), "nothing here follows");
+}
+
+#[test]
+fn a_damaged_batch_costs_itself_and_not_the_agent() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = Spool::open(folder.path(), 1 << 20).unwrap();
+    for n in 1..=3 {
+        append(&mut spool, vec![row(1, n, 0)]);
+    }
+    let path = spool.path(&spool.batches[1]);
+    fs::write(&path, b"hy2b and nonsense").unwrap();
+    for _ in 0..2 {
+        spool = Spool::open(folder.path(), 1 << 20).unwrap();
+        assert_eq!(spool.batches.len(), 2);
+    }
+    assert!(
+        path.with_extension("damaged").exists(),
+        "for whoever looks into it"
+    );
+    let mut store = Store::default();
+    while let Some(outgoing) = spool.next().unwrap() {
+        let durable = store.take(&outgoing);
+        if durable == outgoing.last {
+            spool.acknowledged(durable);
+        } else {
+            assert_eq!(
+                spool.resync(durable).unwrap(),
+                Resync::Restarted { lost: 1 }
+            );
+        }
+    }
+    assert_eq!(store.bytes[&1], (4, 0));
+}
+
+#[test]
 fn a_disk_from_the_past_does_not_repeat_numbers() {
     let folder = tempfile::tempdir().unwrap();
     let mut spool = Spool::open(folder.path(), 1 << 20).unwrap();

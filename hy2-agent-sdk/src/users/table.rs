@@ -88,7 +88,13 @@ pub(crate) struct User {
     renew_at: AtomicU64,
     /// The user was stopped at the present allowance.
     stopped: AtomicBool,
+    /// When the last connection ended, by the clock.
+    idle_since: AtomicU64,
 }
+
+/// After this long without a connection, what is left of a user's slices goes back, so that other
+/// nodes can have it.
+const IDLE_MS: u64 = 60_000;
 
 /// What the desired state says of a user.
 struct Entry {
@@ -152,6 +158,11 @@ impl User {
 
     pub(super) fn has_allowance(&self, total: u64) -> bool {
         total < self.allowance.load(Acquire)
+    }
+
+    /// Whether nobody has been connected for long.
+    fn is_idle(&self, now_ms: u64) -> bool {
+        now_ms.saturating_sub(self.idle_since.load(Relaxed)) >= IDLE_MS
     }
 
     /// Addresses of the user's devices.
@@ -280,6 +291,7 @@ impl UserTable {
                     allowance: AtomicU64::new(u64::MAX),
                     renew_at: AtomicU64::new(u64::MAX),
                     stopped: AtomicBool::new(false),
+                    idle_since: AtomicU64::new(u64::MAX),
                 });
                 inner.by_id.insert(id, Arc::clone(&user));
                 user
@@ -321,6 +333,7 @@ impl UserTable {
     fn remove(&self, inner: &mut Inner, id: u64, actions: &mut Vec<Action>) {
         if let Some(user) = inner.by_id.remove(&id) {
             forget_verifier(inner, &user.entry.load().verifier, id);
+            // The master takes the slices of a user who is gone back by itself.
             actions.push(Action::Kick(id));
         }
     }
@@ -335,8 +348,11 @@ impl UserTable {
             return;
         }
         let allowance = self.leases.allowance(user.id);
-        user.renew_at
-            .store(self.leases.renew_at(user.id).min(allowance), Relaxed);
+        let total = self.total(user.id);
+        // At half of the slice; past that, and not granted more, at half of what is left.
+        let half_of_rest = total.saturating_add(allowance.saturating_sub(total) / 2);
+        let renew_at = self.leases.renew_at(user.id).max(half_of_rest);
+        user.renew_at.store(renew_at.min(allowance), Relaxed);
         let before = user.allowance.swap(allowance, AcqRel);
         if let Some(at) = self.leases.due(user.id) {
             inner.due.insert((at, user.id));
@@ -344,7 +360,7 @@ impl UserTable {
         if allowance > before {
             user.stopped.store(false, Release);
         }
-        if self.total(user.id) >= allowance && !user.live.lock().is_empty() {
+        if total >= allowance && !user.live.lock().is_empty() {
             actions.push(Action::Kick(user.id));
         }
     }
@@ -362,18 +378,17 @@ impl UserTable {
         self.act(actions);
     }
 
-    /// Does what is due by the clock: expiry, ends of ordered rates, leases that ran out.
+    /// Whether [`Self::tick`] has something to do.
+    pub(crate) fn is_due(&self) -> bool {
+        let now = unix_ms(self.clock.now());
+        let inner = self.inner.read();
+        inner.due.first().is_some_and(|(at, _)| *at <= now)
+    }
+
+    /// Does what is due by the clock: expiry, ends of ordered rates, leases that ran out, slices
+    /// that nobody uses. Blocks on the disk.
     pub(crate) fn tick(&self) {
         let now = unix_ms(self.clock.now());
-        if self
-            .inner
-            .read()
-            .due
-            .first()
-            .is_none_or(|(at, _)| *at > now)
-        {
-            return;
-        }
         let mut actions = Vec::new();
         let mut inner = self.inner.write();
         while let Some((at, id)) = inner.due.first().copied() {
@@ -393,6 +408,9 @@ impl UserTable {
                 actions.push(Action::Limits(Arc::clone(&user)));
             }
             drop(rate);
+            if user.is_metered() && user.is_idle(now) {
+                actions.push(Action::Idle(Arc::clone(&user)));
+            }
             self.refresh_locked(&mut inner, &user, &mut actions);
         }
         drop(inner);
@@ -434,6 +452,14 @@ impl UserTable {
                     engine.kick_user(user);
                 }
                 Action::Limits(user) => engine.set_limits(user.id, user.limits()),
+                Action::Idle(user) => {
+                    let live = user.live.lock();
+                    // Who comes in meanwhile waits for this lock and sees that the slice is gone.
+                    if live.is_empty() && self.leases.is_online() {
+                        user.allowance.store(0, Release);
+                        self.leases.release(user.id, self.total(user.id));
+                    }
+                }
                 Action::Devices(user) => {
                     for connection in self.surplus(&user) {
                         engine.kick_connection(connection);
@@ -462,13 +488,24 @@ impl UserTable {
         };
         let since = self.clock.now();
         user.live.lock().insert(connection, (from, since));
+        user.idle_since.store(u64::MAX, Relaxed);
         // Whoever changes the table after this look cuts the connection itself.
         self.permits(&user) && user.has_allowance(self.total(id))
     }
 
     pub(super) fn left(&self, id: u64, connection: u64) {
-        if let Some(user) = self.user(id) {
-            user.live.lock().remove(&connection);
+        let Some(user) = self.user(id) else {
+            return;
+        };
+        let nobody_left = {
+            let mut live = user.live.lock();
+            live.remove(&connection);
+            live.is_empty()
+        };
+        if nobody_left && user.is_metered() {
+            let now = unix_ms(self.clock.now());
+            user.idle_since.store(now, Relaxed);
+            self.inner.write().due.insert((now + IDLE_MS, id));
         }
     }
 
@@ -541,4 +578,5 @@ enum Action {
     Kick(u64),
     Limits(Arc<User>),
     Devices(Arc<User>),
+    Idle(Arc<User>),
 }

@@ -7,7 +7,7 @@ use std::{
 
 use hy2_agent_sdk::{
     hy2_core::{
-        Client, ClientConfig,
+        Bandwidth, Client, ClientConfig,
         error::{ConnectError, OpenError},
     },
     hy2_proto::control::rpc::{self, masquerade::Site as Wanted},
@@ -182,6 +182,17 @@ impl Model {
             .expect("let in")
     }
 
+    /// Waits until the node has seen the last probe go.
+    async fn nobody_left(&self) {
+        let agent = self.world.agent.as_ref().expect("runs").handle();
+        soon("the last probe's end", async {
+            while agent.sessions().iter().any(|one| one.user_id == self.probe) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+    }
+
     async fn is_refused(&self, credential: &str) -> u16 {
         let connected = soon(
             "refusal",
@@ -190,7 +201,7 @@ impl Model {
         .await;
         match connected {
             Err(ConnectError::AuthRejected { status }) => status,
-            other => panic!("{other:?}"),
+            other => panic!("{credential:?}: {other:?}"),
         }
     }
 
@@ -239,10 +250,9 @@ impl Model {
                 self.is_refused(&credential).await;
             }
             Kind::Credential => {
-                let old = std::mem::replace(
-                    &mut self.probe_credential,
-                    format!("credential {}", self.random),
-                );
+                let fresh = self.below(u64::MAX);
+                let old =
+                    std::mem::replace(&mut self.probe_credential, format!("credential {fresh}"));
                 let new = verifier(&self.probe_credential);
                 let id = self.probe;
                 self.world
@@ -258,6 +268,7 @@ impl Model {
             }
             Kind::Limits => {
                 let id = self.probe;
+                self.nobody_left().await;
                 let first = self.probe().await;
                 self.world
                     .master
@@ -287,9 +298,7 @@ impl Model {
                     })
                     .await;
                 let mut config = self.config(self.port, &self.probe_credential);
-                config.down = Some(hy2_agent_sdk::hy2_core::Bandwidth::from_bytes_per_sec(
-                    50_000_000,
-                ));
+                config.down = Some(Bandwidth::from_bytes_per_sec(50_000_000));
                 let client = soon("connect", Client::connect(config))
                     .await
                     .expect("let in");
@@ -417,7 +426,7 @@ impl Model {
         self.status = 400 + self.below(100) as u32;
         let site = rpc::MasqueradeString {
             content: "no".into(),
-            headers: Default::default(),
+            headers: std::collections::HashMap::new(),
             status: self.status,
         };
         self.world

@@ -20,7 +20,6 @@ use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::{Child, Command},
 };
-use zeroize::Zeroizing;
 
 use crate::{
     fleet::{World, client_config},
@@ -96,10 +95,7 @@ fn serve(options: &str) {
     let mut words = options.split(' ');
     let mut word = || words.next().expect("an option").to_owned();
     let mut config = AgentConfig::new(word(), vec![word()]);
-    config.enrolment = Some(Enrolment {
-        token: Zeroizing::new(TOKEN.to_owned()),
-        ca_pin: word().parse().expect("a pin"),
-    });
+    config.enrolment = Some(Enrolment::new(TOKEN, word().parse().expect("a pin")));
     config.reconnect = (Duration::from_millis(20), Duration::from_millis(200));
     config.traffic_interval = Duration::from_millis(50);
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");

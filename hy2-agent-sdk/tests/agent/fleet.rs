@@ -14,7 +14,6 @@ use hy2_agent_sdk::{
     },
     hy2_proto::control::rpc::{self, NodeConfig, UserEntry},
 };
-use zeroize::Zeroizing;
 
 use crate::{
     master::{Master, TOKEN},
@@ -164,10 +163,8 @@ impl World {
 
 pub(crate) fn agent_config(folder: &Path, master: &Master) -> AgentConfig {
     let mut config = AgentConfig::new(folder, vec![master.address.to_string()]);
-    config.enrolment = Some(Enrolment {
-        token: Zeroizing::new(TOKEN.to_owned()),
-        ca_pin: master.shared.pki.pin().parse().expect("a pin"),
-    });
+    let pin = master.shared.pki.pin().parse().expect("a pin");
+    config.enrolment = Some(Enrolment::new(TOKEN, pin));
     config.reconnect = (Duration::from_millis(20), Duration::from_millis(200));
     config.traffic_interval = Duration::from_millis(50);
     config.stop_grace = Duration::from_millis(200);

@@ -1,6 +1,14 @@
-use std::{sync::atomic::Ordering::SeqCst, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr, UdpSocket},
+    sync::{Arc, atomic::Ordering::SeqCst},
+    time::Duration,
+};
 
-use hy2_agent_sdk::hy2_proto::control::rpc::{LeaseRecall, session_response};
+use hy2_agent_sdk::{
+    hy2_core::{Client, socket::SocketFactory},
+    hy2_proto::control::rpc::{LeaseRecall, session_response},
+};
 
 use crate::{
     fleet::{World, user},
@@ -123,11 +131,38 @@ async fn devices_take_places_that_the_master_lends() {
     entry.max_devices = 2;
     world.master.shared.desired.lock().users.insert(1, entry);
     world.start().await;
+    let base = world.client_config(ALICE);
+    let from = |last: u8| {
+        let mut config = base.clone();
+        config.socket_factory = Arc::new(From([127, 0, 0, last].into()));
+        Client::connect(config)
+    };
     // None: nobody.
-    world.is_refused(ALICE).await;
+    soon("refusal", from(1)).await.expect_err("no place");
     world.master.shared.quotas.lock().places.insert(1, 1);
-    let first = world.client(ALICE).await;
-    // The same device once more, which on this host shares its address.
-    let again = world.client(ALICE).await;
-    drop((first, again));
+    let first = soon("connect", from(1)).await.expect("a place");
+    let again = soon("connect", from(1)).await.expect("the same device");
+    soon("refusal", from(2)).await.expect_err("no second place");
+    world.master.shared.quotas.lock().places.insert(1, 2);
+    let second = soon("connect", from(2)).await.expect("a place");
+    soon("refusal", from(3))
+        .await
+        .expect_err("beyond the user's limit");
+    // Without a master, the places that were lent stay.
+    world.master.stop().await;
+    let third = soon("connect", from(2)).await.expect("a place");
+    soon("refusal", from(3)).await.expect_err("no place");
+    for client in [first, again, second, third] {
+        client.close().await;
+    }
+}
+
+/// Binds a client to one address of this host, which makes it a device of its own.
+#[derive(Debug)]
+struct From(IpAddr);
+
+impl SocketFactory for From {
+    fn open(&self, _remote: SocketAddr) -> io::Result<UdpSocket> {
+        UdpSocket::bind((self.0, 0))
+    }
 }

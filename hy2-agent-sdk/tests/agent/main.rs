@@ -14,6 +14,7 @@ mod pki;
 mod refusals;
 mod revocation;
 mod slice;
+mod stub;
 
 use std::time::Duration;
 

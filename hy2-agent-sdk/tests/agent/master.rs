@@ -735,6 +735,10 @@ impl MasterService for Service {
         let mut response = rpc::LeaseResponse::default();
         for want in request.quotas {
             let left = quotas.left.entry(want.user_id).or_default();
+            if want.release {
+                *left += want.remaining_bytes;
+                continue;
+            }
             let granted = quotas.slice.min(*left);
             if granted == 0 {
                 response.exhausted.push(want.user_id);

@@ -19,10 +19,11 @@ const BOB: &str = "bob's credential";
 
 #[tokio::test]
 async fn a_day_without_a_master_loses_no_byte_and_nobody_who_may_stay() {
-    let clock = Arc::new(ManualClock::new(SystemTime::now()));
+    let now = SystemTime::now();
+    let clock = Arc::new(ManualClock::new(now));
     let mut world = World::with_users(&[(1, ALICE)]).await;
     let mut entry = user(2, BOB);
-    entry.expires_at = Some((SystemTime::now() + Duration::from_secs(12 * 3600)).into());
+    entry.expires_at = Some((now + Duration::from_secs(12 * 3600)).into());
     world.master.shared.desired.lock().users.insert(2, entry);
     let ticking = Arc::clone(&clock);
     world.start_with(|builder| builder.clock(ticking)).await;

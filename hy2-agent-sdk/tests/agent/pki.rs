@@ -79,7 +79,11 @@ impl Pki {
             CertificateSigningRequestParams::from_der(&csr.to_vec().into()).expect("a request");
         let name = format!("{uid}{NODE_NAME_SUFFIX}");
         request.params.subject_alt_names = vec![SanType::DnsName(name.try_into().expect("ascii"))];
-        request.params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        // The agent shows it to operators on its loopback port, too.
+        request.params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ClientAuth,
+            ExtendedKeyUsagePurpose::ServerAuth,
+        ];
         let now = SystemTime::now();
         request.params.not_before = (now - Duration::from_secs(3600)).into();
         request.params.not_after = (now + life).into();

@@ -6,8 +6,8 @@ use std::{
 use hy2_agent_sdk::hy2_proto::control::{
     hash,
     rpc::{
-        EngineState, ErrorCode, Manifest, ResourceNack, ResourceUpdate, SignedManifest,
-        session_response,
+        EngineState, ErrorCode, Manifest, Obfuscation, ResourceAck, ResourceNack, ResourceUpdate,
+        Salamander, SignedManifest, obfuscation::Kind, session_response,
     },
 };
 use prost::Message;
@@ -208,7 +208,7 @@ async fn a_new_epoch_starts_its_revisions_anew() {
         })
         .await;
     let mut acks = master.shared.acks.subscribe();
-    let new = |acks: &Vec<hy2_agent_sdk::hy2_proto::control::rpc::ResourceAck>| {
+    let new = |acks: &Vec<ResourceAck>| {
         acks.iter()
             .any(|ack| (ack.cluster_epoch, ack.manifest_rev) == (2, 1))
     };
@@ -336,8 +336,7 @@ async fn a_ledger_that_was_touched_is_not_used_and_shows_no_secret() {
     assert_eq!(agent.status().borrow().engine, EngineState::Serving);
 }
 
-pub(crate) fn salamander(password: &str) -> hy2_agent_sdk::hy2_proto::control::rpc::Obfuscation {
-    use hy2_agent_sdk::hy2_proto::control::rpc::{Obfuscation, Salamander, obfuscation::Kind};
+pub(crate) fn salamander(password: &str) -> Obfuscation {
     Obfuscation {
         kind: Some(Kind::Salamander(Salamander {
             password: password.to_owned(),

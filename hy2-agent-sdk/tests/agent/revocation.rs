@@ -76,10 +76,11 @@ async fn a_changed_credential_ends_who_came_with_the_old_one() {
 
 #[tokio::test]
 async fn a_user_is_cut_off_at_the_moment_of_expiry_without_a_master() {
-    let clock = Arc::new(ManualClock::new(SystemTime::now()));
+    let now = SystemTime::now();
+    let clock = Arc::new(ManualClock::new(now));
     let mut world = World::with_users(&[(2, BOB)]).await;
     let mut entry = user(1, ALICE);
-    entry.expires_at = Some((SystemTime::now() + Duration::from_secs(3600)).into());
+    entry.expires_at = Some((now + Duration::from_secs(3600)).into());
     world.master.shared.desired.lock().users.insert(1, entry);
     let ticking = Arc::clone(&clock);
     world.start_with(|builder| builder.clock(ticking)).await;
@@ -157,4 +158,44 @@ async fn a_draining_node_lets_nobody_in_and_its_streams_finish_until_the_deadlin
         .publish_acked(|desired| desired.state = NodeDesiredState::Active)
         .await;
     world.client(BOB).await.close().await;
+}
+
+#[tokio::test]
+async fn who_is_gone_for_a_minute_leaves_the_rest_of_the_slice_to_other_nodes() {
+    let clock = Arc::new(ManualClock::new(SystemTime::now()));
+    let mut world = World::with_users(&[]).await;
+    let mut entry = user(1, ALICE);
+    entry.metered = true;
+    world.master.shared.desired.lock().users.insert(1, entry);
+    {
+        let mut quotas = world.master.shared.quotas.lock();
+        quotas.left.insert(1, 1 << 20);
+        quotas.slice = 1 << 20;
+    }
+    let ticking = Arc::clone(&clock);
+    let agent = world.start_with(|builder| builder.clock(ticking)).await;
+    world.master.acked(1).await;
+    let echo = Echo::start().await;
+    let alice = world.client(ALICE).await;
+    let moved = Traffic::start(&alice, &echo.target(), 1, 100)
+        .await
+        .finish()
+        .await;
+    assert_eq!(world.master.shared.quotas.lock().left[&1], 0);
+    alice.close().await;
+    soon("the end", async {
+        while !agent.sessions().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    clock.advance(Duration::from_secs(61));
+    soon("the rest", async {
+        while world.master.shared.quotas.lock().left[&1] != (1 << 20) - 2 * moved {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    // And is lent again when the user comes back.
+    world.client(ALICE).await.close().await;
 }

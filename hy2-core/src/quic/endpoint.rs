@@ -8,6 +8,9 @@ use quinn_proto::{ConnectionId, ConnectionIdGenerator, HashedConnectionIdGenerat
 
 use super::crypto::ServerCrypto;
 
+/// Tells whether a connection identifier is one that the server gave out.
+pub(crate) type Recogniser = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
+
 /// Key of stateless resets and connection identifiers.
 ///
 /// A server that keeps it across restarts can tell its clients at once that their connections are
@@ -32,7 +35,7 @@ impl ResetKey {
 
     /// Returns a check whether a connection identifier is one that an endpoint under this key
     /// gave out.
-    pub(crate) fn recogniser(&self) -> Arc<dyn Fn(&[u8]) -> bool + Send + Sync> {
+    pub(crate) fn recogniser(&self) -> Recogniser {
         let generator = HashedConnectionIdGenerator::from_key(self.identifier_key());
         Arc::new(move |identifier| generator.validate(&ConnectionId::new(identifier)).is_ok())
     }

@@ -9,7 +9,7 @@ mod send_window;
 pub use config::QuicConfig;
 pub(crate) use config::{Role, SEND_WINDOW_MAX, transport};
 pub use endpoint::ResetKey;
-pub(crate) use endpoint::{endpoint_config, server_config};
+pub(crate) use endpoint::{Recogniser, endpoint_config, server_config};
 pub(crate) use send_window::SendWindow;
 
 /// Application close codes of the protocol (reference §1.3; RFC 9114 §8.1).

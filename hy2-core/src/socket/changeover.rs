@@ -10,10 +10,7 @@ use std::{
     fmt,
     io::IoSliceMut,
     net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
 use hy2_proto::{
@@ -27,6 +24,7 @@ use super::{
     inbox::{Inbox, is_answerable_noise},
     obfs::Obfuscation,
 };
+use crate::quic::Recogniser;
 
 /// Most peers that are remembered to speak the previous obfuscation; those beyond have to be heard
 /// under the present one.
@@ -36,9 +34,6 @@ const MAX_PEERS: usize = 1 << 16;
 const HEADER: usize = 1 + IDENTIFIER;
 /// Length of the identifiers that our endpoints give out.
 const IDENTIFIER: usize = 8;
-
-/// Tells whether an identifier is one that the server gave out.
-pub(crate) type Recogniser = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
 
 /// What a socket speaks.
 pub(super) struct Spoken {
@@ -123,16 +118,16 @@ impl Spoken {
             let received = &buf[..meta.len.min(buf.len())];
             // The kernel joins datagrams of one sender only, and a sender has one key.
             let known = previous.knows(&meta.addr);
-            let fits = |obfuscation: &Obfuscation| {
-                received
-                    .chunks(meta.stride.max(1))
-                    .any(|datagram| fits(obfuscation, datagram, &previous.recognises))
+            let looks = |obfuscation: &Obfuscation| {
+                let datagrams = received.chunks(meta.stride.max(1));
+                datagrams
+                    .map(|datagram| likeness(obfuscation, datagram, &previous.recognises))
+                    .max()
+                    .unwrap_or(Likeness::None)
             };
-            let is_previous = if known {
-                fits(&previous.obfuscation) || !fits(&self.current)
-            } else {
-                !fits(&self.current) && fits(&previous.obfuscation)
-            };
+            let (before, present) = (looks(&previous.obfuscation), looks(&self.current));
+            // In doubt, a peer speaks as it did.
+            let is_previous = before > present || (known && before == present);
             if is_previous != known {
                 previous.note(meta.addr, is_previous);
             }
@@ -163,16 +158,23 @@ impl Previous {
     }
 }
 
-/// Tells whether `datagram` is a packet to this server when read as `obfuscation` has it.
-fn fits(obfuscation: &Obfuscation, datagram: &[u8], recognises: &Recogniser) -> bool {
+/// How much a datagram looks like a packet to this server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Likeness {
+    None,
+    /// One of Gecko's frames, which has little to tell it by: noise passes one time in fifteen.
+    Some,
+    Certain,
+}
+
+/// Judges `datagram` when read as `obfuscation` has it.
+fn likeness(obfuscation: &Obfuscation, datagram: &[u8], recognises: &Recogniser) -> Likeness {
     let mut plain = [0; HEADER];
     let header = match obfuscation.cover() {
-        None => datagram
-            .get(..HEADER.min(datagram.len()))
-            .unwrap_or_default(),
+        None => &datagram[..HEADER.min(datagram.len())],
         Some(cover) => {
             let Some((salt, payload)) = datagram.split_first_chunk::<SALT_LEN>() else {
-                return false;
+                return Likeness::None;
             };
             let len = payload.len().min(HEADER);
             plain[..len].copy_from_slice(&payload[..len]);
@@ -180,23 +182,25 @@ fn fits(obfuscation: &Obfuscation, datagram: &[u8], recognises: &Recogniser) -> 
             &plain[..len]
         }
     };
-    match header {
-        [] => false,
-        _ if gecko::is_long_header(header) => match obfuscation {
-            // The whole frame cannot be seen here; only its header says something.
-            Obfuscation::Gecko(..) => {
-                let mut frame = [0; HEADER];
-                frame[..header.len()].copy_from_slice(header);
-                // Padding is behind what was uncovered.
-                frame[3..5].fill(0);
-                Frame::decode(&frame).is_ok()
-            }
-            _ => !is_answerable_noise(header),
-        },
-        [_, identifier @ ..] => {
-            header.len() == HEADER && header[0] & 0x40 != 0 && recognises(identifier)
+    let gecko = matches!(obfuscation, Obfuscation::Gecko(..));
+    let (found, fits) = match header {
+        [] => (Likeness::None, false),
+        [_, ..] if gecko && gecko::is_long_header(header) => {
+            let mut frame = [0; HEADER];
+            frame[..header.len()].copy_from_slice(header);
+            // Padding is behind what was uncovered.
+            frame[3..5].fill(0);
+            (Likeness::Some, Frame::decode(&frame).is_ok())
         }
-    }
+        [_, ..] if gecko::is_long_header(header) => {
+            (Likeness::Certain, !is_answerable_noise(header))
+        }
+        [first, identifier @ ..] => {
+            let ours = identifier.len() == IDENTIFIER && recognises(identifier);
+            (Likeness::Certain, first & 0x40 != 0 && ours)
+        }
+    };
+    if fits { found } else { Likeness::None }
 }
 
 #[cfg(test)]

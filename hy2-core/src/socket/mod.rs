@@ -50,7 +50,9 @@ use std::{
 
 use quinn::AsyncUdpSocket;
 
-use changeover::{Recogniser, Spoken};
+use changeover::Spoken;
+
+use crate::quic::Recogniser;
 
 pub use factory::{DirectSocketFactory, SocketFactory};
 pub use hop::{DEFAULT_HOP_INTERVAL, HopConfig, HopConfigError, HopInterval, MIN_HOP_INTERVAL};

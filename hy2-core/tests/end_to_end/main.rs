@@ -11,6 +11,7 @@ mod cut;
 mod drain;
 mod kick;
 mod limits;
+mod live;
 mod opening;
 mod origin;
 mod pair;
