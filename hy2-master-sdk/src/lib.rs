@@ -38,6 +38,7 @@ mod config;
 mod core;
 pub mod domain;
 pub mod events;
+pub mod front;
 mod master;
 pub mod plan;
 pub mod ratelimit;
@@ -46,7 +47,9 @@ pub mod rpc;
 pub mod secrets;
 pub mod service;
 pub mod store;
+pub mod subscription;
 pub mod targets;
+pub mod webhook;
 
 pub use self::config::MasterConfig;
 pub use self::core::KeysError;

@@ -521,6 +521,11 @@ impl Service {
         id: UserId,
     ) -> Result<SecretString, ServiceError> {
         let user = self.user(access, id).await?;
+        self.subscription_of(&user)
+    }
+
+    /// Returns the address of the subscription of a user that the caller reaches.
+    pub(crate) fn subscription_of(&self, user: &UserRow) -> Result<SecretString, ServiceError> {
         let token = SubscriptionToken::open(self.vault(), user.uid, &user.subscription_enc)
             .map_err(ServiceError::internal)?;
         Ok(self.subscription_url(token.as_str()).into())
