@@ -51,9 +51,10 @@ pub(super) async fn seen(core: Arc<Core>) -> Result<(), TaskError> {
     Ok(())
 }
 
-/// Closes connections for commands that nobody uses.
-pub(super) async fn idle_commands(core: Arc<Core>) -> Result<(), TaskError> {
+/// Closes connections for commands that nobody uses, and forgets what is known of absent nodes.
+pub(super) async fn idle(core: Arc<Core>) -> Result<(), TaskError> {
     core.reverse.close_idle(COMMANDS_IDLE);
+    core.views.retain(|node| core.live.contains(node));
     std::future::ready(Ok(())).await
 }
 

@@ -40,8 +40,8 @@ pub(crate) fn spawn_all(
     spawn(Task::new("seen", config.seen_flush, |core, _| {
         Box::pin(fleet::seen(core))
     }));
-    spawn(Task::new("idle commands", config.seen_flush, |core, _| {
-        Box::pin(fleet::idle_commands(core))
+    spawn(Task::new("idle", config.seen_flush, |core, _| {
+        Box::pin(fleet::idle(core))
     }));
     let tls = Arc::clone(tls);
     spawn(
