@@ -33,6 +33,7 @@
 
 pub mod api;
 pub mod auth;
+pub mod backup;
 pub mod cache;
 mod config;
 mod core;

@@ -399,7 +399,7 @@ fn hash(entry: &Entry) -> Vec<u8> {
 }
 
 /// Writes JSON with sorted keys: databases keep no order.
-fn canonical(value: &Value) -> String {
+pub(crate) fn canonical(value: &Value) -> String {
     match value {
         Value::Object(map) => {
             let mut fields: Vec<_> = map.iter().collect();
