@@ -324,3 +324,18 @@ impl Answer {
         String::from_utf8(self.body.to_vec()).unwrap()
     }
 }
+
+/// Opens an empty, migrated SQLite store.
+pub(crate) async fn empty_sqlite(directory: &Path) -> Store {
+    let path = directory.join("restored.db");
+    let store = Store::open_sqlite(&path, &StoreOptions::default()).await.unwrap();
+    store.migrate().await.unwrap();
+    store
+}
+
+/// Opens an empty, migrated PostgreSQL store.
+pub(crate) async fn empty_postgres() -> Store {
+    let store = Store::open_postgres(&database().await, &options()).await.unwrap();
+    store.migrate().await.unwrap();
+    store
+}
