@@ -59,7 +59,10 @@ impl Cache {
     }
 
     /// Returns what is kept under `key`.
-    #[cfg_attr(not(feature = "redis"), allow(clippy::unused_async, reason = "same shape with Redis"))]
+    #[cfg_attr(
+        not(feature = "redis"),
+        allow(clippy::unused_async, reason = "same shape with Redis")
+    )]
     pub async fn get(&self, key: &str) -> Option<Bytes> {
         if let Some(found) = self.memory.get(key) {
             return Some(found);
@@ -75,7 +78,10 @@ impl Cache {
     }
 
     /// Keeps `value` under `key`, if it is not too large.
-    #[cfg_attr(not(feature = "redis"), allow(clippy::unused_async, reason = "same shape with Redis"))]
+    #[cfg_attr(
+        not(feature = "redis"),
+        allow(clippy::unused_async, reason = "same shape with Redis")
+    )]
     pub async fn put(&self, key: String, value: Bytes) {
         if value.len() > MAX_VALUE {
             return;

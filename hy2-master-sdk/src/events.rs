@@ -30,7 +30,9 @@ pub struct EventHub {
 
 impl Default for EventHub {
     fn default() -> Self {
-        Self { newest: Arc::new(watch::Sender::new(0)) }
+        Self {
+            newest: Arc::new(watch::Sender::new(0)),
+        }
     }
 }
 
@@ -82,14 +84,26 @@ impl AuditKey {
     /// Signs a checkpoint.
     #[must_use]
     pub fn sign(&self, seq: i64, hash: Vec<u8>, at: Timestamp) -> Checkpoint {
-        let signature = self.pair.sign(&audit::checkpoint_message(seq, &hash)).as_ref().to_vec();
-        Checkpoint { seq, hash, key_id: self.id.clone(), signature, at }
+        let signature = self
+            .pair
+            .sign(&audit::checkpoint_message(seq, &hash))
+            .as_ref()
+            .to_vec();
+        Checkpoint {
+            seq,
+            hash,
+            key_id: self.id.clone(),
+            signature,
+            at,
+        }
     }
 }
 
 impl std::fmt::Debug for AuditKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("AuditKey").field("id", &hex::encode(&self.id)).finish_non_exhaustive()
+        f.debug_struct("AuditKey")
+            .field("id", &hex::encode(&self.id))
+            .finish_non_exhaustive()
     }
 }
 
@@ -97,7 +111,9 @@ impl std::fmt::Debug for AuditKey {
 #[must_use]
 pub fn is_signed(point: &Checkpoint, public_key: &[u8]) -> bool {
     let message = audit::checkpoint_message(point.seq, &point.hash);
-    UnparsedPublicKey::new(&ED25519, public_key).verify(&message, &point.signature).is_ok()
+    UnparsedPublicKey::new(&ED25519, public_key)
+        .verify(&message, &point.signature)
+        .is_ok()
 }
 
 /// Numbers events and audit entries until it is cancelled. Every master runs one: a lock in the
@@ -114,7 +130,12 @@ impl Sealer {
     /// Puts the parts together.
     #[must_use]
     pub fn new(store: Store, clock: Arc<dyn Clock>, hub: EventHub, key: AuditKey) -> Self {
-        Self { store, clock, hub, key }
+        Self {
+            store,
+            clock,
+            hub,
+            key,
+        }
     }
 
     /// Works until `stop`.

@@ -334,8 +334,12 @@ impl Fleet for MasterFleet {
         nodes: &'a [NodeId],
         user: Option<UserId>,
     ) -> BoxFuture<'a, (Vec<NodeSession>, Reach)> {
-        let live: std::collections::HashSet<NodeId> =
-            self.0.live_nodes().into_iter().map(|node| node.node).collect();
+        let live: std::collections::HashSet<NodeId> = self
+            .0
+            .live_nodes()
+            .into_iter()
+            .map(|node| node.node)
+            .collect();
         let mut reach = Reach::default();
         let mut sessions = Vec::new();
         for node in nodes {
@@ -345,7 +349,11 @@ impl Fleet for MasterFleet {
             }
             reach.reached.push(*node);
             let listed = self.0.live_sessions(Some(*node), user, MAX_SESSIONS);
-            sessions.extend(listed.into_iter().map(|(node, session)| NodeSession { node, session }));
+            sessions.extend(
+                listed
+                    .into_iter()
+                    .map(|(node, session)| NodeSession { node, session }),
+            );
         }
         reach.connections = u64::try_from(sessions.len()).unwrap_or(u64::MAX);
         Box::pin(std::future::ready((sessions, reach)))

@@ -49,7 +49,10 @@ fn is_public_name(name: &str) -> bool {
     let local = ["localhost", "local", "internal", "lan", "home.arpa"];
     name.contains('.')
         && !local.iter().any(|end| {
-            name == *end || name.strip_suffix(end).is_some_and(|rest| rest.ends_with('.'))
+            name == *end
+                || name
+                    .strip_suffix(end)
+                    .is_some_and(|rest| rest.ends_with('.'))
         })
 }
 

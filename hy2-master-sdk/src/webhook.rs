@@ -95,7 +95,11 @@ impl Deliverer {
             .expect("the provider knows the default versions")
             .with_root_certificates(roots)
             .with_no_client_auth();
-        Self { service, hub, tls: Arc::new(tls) }
+        Self {
+            service,
+            hub,
+            tls: Arc::new(tls),
+        }
     }
 
     /// Works until `stop`.
@@ -159,7 +163,9 @@ impl Deliverer {
             .filter(|event| topic_matches(&hook.topics.0, &event.topic))
             .map(|event| event.seq)
             .collect();
-        webhooks::plan(store, hook, &wanted, last, self.service.now()).await.map(drop)
+        webhooks::plan(store, hook, &wanted, last, self.service.now())
+            .await
+            .map(drop)
     }
 
     async fn attempt(&self, mut row: DeliveryRow) -> Result<(), StoreError> {
@@ -208,7 +214,9 @@ impl Deliverer {
         let signature = format!("t={at},v1={}", hex::encode(signature));
 
         let address = resolve(&url, |address| policy.allows(address)).await?;
-        let stream = TcpStream::connect(address).await.map_err(|_| SendError::Connect)?;
+        let stream = TcpStream::connect(address)
+            .await
+            .map_err(|_| SendError::Connect)?;
         let path = match url.query() {
             Some(query) => format!("{}?{query}", url.path()),
             None => url.path().to_owned(),
@@ -216,7 +224,10 @@ impl Deliverer {
         let request = Request::post(path)
             .header(header::HOST, host_header(&url))
             .header(header::CONTENT_TYPE, "application/json")
-            .header(header::USER_AGENT, concat!("hy2-webhook/", env!("CARGO_PKG_VERSION")))
+            .header(
+                header::USER_AGENT,
+                concat!("hy2-webhook/", env!("CARGO_PKG_VERSION")),
+            )
             .header("hy2-delivery", row.id.to_string())
             .header("hy2-attempt", row.attempts.to_string())
             .header("hy2-signature", signature)
@@ -227,7 +238,10 @@ impl Deliverer {
         }
         let name = server_name(&url).ok_or(SendError::Address)?;
         let connector = tokio_rustls::TlsConnector::from(Arc::clone(&self.tls));
-        let stream = connector.connect(name, stream).await.map_err(|_| SendError::Tls)?;
+        let stream = connector
+            .connect(name, stream)
+            .await
+            .map_err(|_| SendError::Tls)?;
         exchange(stream, request).await
     }
 }
@@ -273,10 +287,15 @@ async fn exchange(
     let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = handshake.map_err(|_| SendError::Http)?;
     let answer = async {
-        let response = sender.send_request(request).await.map_err(|_| SendError::Http)?;
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(|_| SendError::Http)?;
         let status = response.status().as_u16();
         // Read to the end, so that the receiver does not see a reset; no further than a limit.
-        let _ = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
+        let _ = Limited::new(response.into_body(), MAX_ANSWER)
+            .collect()
+            .await;
         Ok(status)
     };
     tokio::select! {
@@ -346,22 +365,34 @@ mod tests {
         assert!(total > Duration::from_secs(2 * 3_600));
         let mut last = row(MAX_ATTEMPTS);
         settle(&mut last, Err(SendError::Connect), Timestamp(1_000));
-        assert_eq!((last.status.as_str(), last.error.as_deref()), ("failed", Some("cannot connect")));
+        assert_eq!(
+            (last.status.as_str(), last.error.as_deref()),
+            ("failed", Some("cannot connect"))
+        );
     }
 
     #[test]
     fn a_redirect_is_no_success() {
         let mut row = row(1);
         settle(&mut row, Ok(302), Timestamp(0));
-        assert_eq!((row.status.as_str(), row.response_status), ("pending", Some(302)));
+        assert_eq!(
+            (row.status.as_str(), row.response_status),
+            ("pending", Some(302))
+        );
     }
 
     #[tokio::test]
     async fn a_name_that_leads_to_the_host_itself_is_refused() {
         let url = Url::parse("https://localhost.example.invalid/").unwrap();
-        assert!(matches!(resolve(&url, |_| true).await, Err(SendError::Resolve)));
+        assert!(matches!(
+            resolve(&url, |_| true).await,
+            Err(SendError::Resolve)
+        ));
         let url = Url::parse("https://localhost/").unwrap();
         let public = |address| crate::targets::TargetPolicy::Public.allows(address);
-        assert!(matches!(resolve(&url, public).await, Err(SendError::Address)));
+        assert!(matches!(
+            resolve(&url, public).await,
+            Err(SendError::Address)
+        ));
     }
 }

@@ -20,7 +20,10 @@ pub(crate) async fn note_address(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
+    let peer = request
+        .extensions()
+        .get::<ConnectInfo<SocketAddr>>()
+        .map(|peer| peer.0.ip());
     if let Some(peer) = peer {
         let address = client_address(peer, request.headers(), &state.trusted_proxies);
         request.extensions_mut().insert(ClientAddress(address));
@@ -73,16 +76,35 @@ mod tests {
     #[test]
     fn a_stranger_cannot_choose_an_address() {
         assert_eq!(client("203.0.113.9", &["1.2.3.4"], &[]), "203.0.113.9");
-        assert_eq!(client("203.0.113.9", &["1.2.3.4"], &["127.0.0.0/8"]), "203.0.113.9");
+        assert_eq!(
+            client("203.0.113.9", &["1.2.3.4"], &["127.0.0.0/8"]),
+            "203.0.113.9"
+        );
     }
 
     #[test]
     fn behind_a_proxy_the_last_untrusted_hop_counts() {
         let trusted = ["127.0.0.0/8", "10.0.0.0/8"];
-        assert_eq!(client("127.0.0.1", &["1.2.3.4, 198.51.100.7"], &trusted), "198.51.100.7");
-        assert_eq!(client("127.0.0.1", &["1.2.3.4", "198.51.100.7, 10.1.1.1"], &trusted), "198.51.100.7");
-        assert_eq!(client("::ffff:127.0.0.1", &["2001:db8::1"], &trusted), "2001:db8::1");
-        assert_eq!(client("127.0.0.1", &["1.2.3.4, rubbish"], &trusted), "127.0.0.1");
+        assert_eq!(
+            client("127.0.0.1", &["1.2.3.4, 198.51.100.7"], &trusted),
+            "198.51.100.7"
+        );
+        assert_eq!(
+            client(
+                "127.0.0.1",
+                &["1.2.3.4", "198.51.100.7, 10.1.1.1"],
+                &trusted
+            ),
+            "198.51.100.7"
+        );
+        assert_eq!(
+            client("::ffff:127.0.0.1", &["2001:db8::1"], &trusted),
+            "2001:db8::1"
+        );
+        assert_eq!(
+            client("127.0.0.1", &["1.2.3.4, rubbish"], &trusted),
+            "127.0.0.1"
+        );
         assert_eq!(client("127.0.0.1", &[], &trusted), "127.0.0.1");
     }
 }

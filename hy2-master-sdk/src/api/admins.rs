@@ -9,7 +9,7 @@ use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::extract::{Auth, Body, IfMatch, Path, Params, Tagged};
+use super::extract::{Auth, Body, IfMatch, Params, Path, Tagged};
 use super::problem::Problem;
 use super::{ApiState, PageOf, errors};
 use crate::auth::access::Operation;
@@ -37,7 +37,10 @@ pub(super) struct PageQuery {
 
 impl From<PageQuery> for PageRequest {
     fn from(query: PageQuery) -> Self {
-        Self { size: query.size, after: query.after }
+        Self {
+            size: query.size,
+            after: query.after,
+        }
     }
 }
 
@@ -50,7 +53,9 @@ async fn list_admins(
     Params(query): Params<PageQuery>,
 ) -> Result<Json<PageOf<AdminView>>, Problem> {
     let access = auth.access(Operation::ListAdmins)?;
-    Ok(PageOf::of(state.service.admins(access, &query.into()).await?))
+    Ok(PageOf::of(
+        state.service.admins(access, &query.into()).await?,
+    ))
 }
 
 /// Makes an administrator, who has to change the password first.
@@ -61,7 +66,10 @@ async fn create_admin(
     auth: Auth,
     Body(new): Body<CreateAdmin>,
 ) -> Result<Response, Problem> {
-    let row = state.service.create_admin(auth.access(Operation::CreateAdmin)?, new).await?;
+    let row = state
+        .service
+        .create_admin(auth.access(Operation::CreateAdmin)?, new)
+        .await?;
     let location = format!("/api/v1/admins/{}", row.id);
     let view = Tagged(row.rev, AdminView::from(row));
     Ok((StatusCode::CREATED, [(header::LOCATION, location)], view).into_response())
@@ -75,7 +83,10 @@ async fn get_admin(
     auth: Auth,
     Path(id): Path<i64>,
 ) -> Result<Tagged<AdminView>, Problem> {
-    let row = state.service.admin(auth.access(Operation::GetAdmin)?, AdminId(id)).await?;
+    let row = state
+        .service
+        .admin(auth.access(Operation::GetAdmin)?, AdminId(id))
+        .await?;
     Ok(Tagged(row.rev, row.into()))
 }
 
@@ -91,7 +102,10 @@ async fn update_admin(
     Body(change): Body<UpdateAdmin>,
 ) -> Result<Tagged<AdminView>, Problem> {
     let access = auth.access(Operation::UpdateAdmin)?;
-    let row = state.service.update_admin(access, AdminId(id), expected, change).await?;
+    let row = state
+        .service
+        .update_admin(access, AdminId(id), expected, change)
+        .await?;
     Ok(Tagged(row.rev, row.into()))
 }
 
@@ -106,6 +120,9 @@ async fn delete_admin(
     IfMatch(expected): IfMatch,
 ) -> Result<StatusCode, Problem> {
     let access = auth.access(Operation::DeleteAdmin)?;
-    state.service.delete_admin(access, AdminId(id), expected).await?;
+    state
+        .service
+        .delete_admin(access, AdminId(id), expected)
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -8,7 +8,7 @@ use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::extract::{Auth, Body, Path, Params};
+use super::extract::{Auth, Body, Params, Path};
 use super::problem::Problem;
 use super::{ApiState, PageOf, errors};
 use crate::auth::access::Operation;
@@ -49,9 +49,15 @@ async fn list_assignments(
     Params(query): Params<AssignmentQuery>,
 ) -> Result<Json<PageOf<AssignmentView>>, Problem> {
     let access = auth.access(Operation::ListAssignments)?;
-    let page = PageRequest { size: query.size, after: query.after };
+    let page = PageRequest {
+        size: query.size,
+        after: query.after,
+    };
     let (user, node) = (query.user_id.map(UserId), query.node_id.map(NodeId));
-    let rows = state.service.assignments(access, &page, user, node, query.released).await?;
+    let rows = state
+        .service
+        .assignments(access, &page, user, node, query.released)
+        .await?;
     Ok(PageOf::of(rows))
 }
 
@@ -63,7 +69,10 @@ async fn assign_user(
     auth: Auth,
     Body(new): Body<AssignUser>,
 ) -> Result<(StatusCode, Json<AssignmentView>), Problem> {
-    let row = state.service.assign_user(auth.access(Operation::AssignUser)?, new).await?;
+    let row = state
+        .service
+        .assign_user(auth.access(Operation::AssignUser)?, new)
+        .await?;
     Ok((StatusCode::CREATED, Json(row.into())))
 }
 
@@ -77,6 +86,9 @@ async fn release_user(
     Path((user, node)): Path<(i64, i64)>,
 ) -> Result<StatusCode, Problem> {
     let access = auth.access(Operation::ReleaseUser)?;
-    state.service.release_user(access, UserId(user), NodeId(node)).await?;
+    state
+        .service
+        .release_user(access, UserId(user), NodeId(node))
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -241,14 +241,22 @@ async fn refresh(
 ) -> Result<Response, Problem> {
     let origin = origin(address.map(|address| address.0), &headers);
     if let Some(token) = request.refresh_token {
-        let tokens = state.service.refresh(token.0.expose_secret(), &origin).await?;
+        let tokens = state
+            .service
+            .refresh(token.0.expose_secret(), &origin)
+            .await?;
         return Ok(answer(tokens, false));
     }
     let token = cookie(&headers, REFRESH_COOKIE).ok_or(ServiceError::Unauthenticated)?;
     check_origin(&headers)?;
     let keys = state.service.session_keys();
-    let session = keys.read_refresh_token(token).ok_or(ServiceError::Unauthenticated)?.session();
-    let given = headers.get(CSRF_HEADER).and_then(|value| value.to_str().ok());
+    let session = keys
+        .read_refresh_token(token)
+        .ok_or(ServiceError::Unauthenticated)?
+        .session();
+    let given = headers
+        .get(CSRF_HEADER)
+        .and_then(|value| value.to_str().ok());
     if !keys.is_csrf_token(session, given.unwrap_or_default()) {
         return Err(Problem::csrf());
     }
@@ -260,7 +268,10 @@ async fn refresh(
 #[utoipa::path(post, path = "/auth/logout", tag = "auth",
     responses((status = 204), errors::Common))]
 async fn logout(State(state): State<ApiState>, auth: Auth) -> Result<Response, Problem> {
-    state.service.logout(auth.access(Operation::Logout)?).await?;
+    state
+        .service
+        .logout(auth.access(Operation::Logout)?)
+        .await?;
     let mut response = StatusCode::NO_CONTENT.into_response();
     for name in [ACCESS_COOKIE, REFRESH_COOKIE] {
         set_cookie(&mut response, name, "", 0);
@@ -285,16 +296,28 @@ async fn change_password(
     Body(change): Body<PasswordChange>,
 ) -> Result<StatusCode, Problem> {
     let access = auth.access(Operation::ChangePassword)?;
-    state.service.change_password(access, change.old.0, change.new.0).await?;
+    state
+        .service
+        .change_password(access, change.old.0, change.new.0)
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// Makes a second factor, in force once a code has confirmed it.
 #[utoipa::path(post, path = "/auth/totp", tag = "auth",
     responses((status = 200, body = TotpSecret), errors::Common))]
-async fn begin_totp(State(state): State<ApiState>, auth: Auth) -> Result<Json<TotpSecret>, Problem> {
-    let factor = state.service.begin_totp(auth.access(Operation::BeginTotp)?).await?;
-    Ok(Json(TotpSecret { secret: factor.secret, uri: factor.uri }))
+async fn begin_totp(
+    State(state): State<ApiState>,
+    auth: Auth,
+) -> Result<Json<TotpSecret>, Problem> {
+    let factor = state
+        .service
+        .begin_totp(auth.access(Operation::BeginTotp)?)
+        .await?;
+    Ok(Json(TotpSecret {
+        secret: factor.secret,
+        uri: factor.uri,
+    }))
 }
 
 /// Puts the second factor in force.
@@ -305,7 +328,10 @@ async fn confirm_totp(
     auth: Auth,
     Body(code): Body<Code>,
 ) -> Result<StatusCode, Problem> {
-    state.service.confirm_totp(auth.access(Operation::ConfirmTotp)?, &code.code).await?;
+    state
+        .service
+        .confirm_totp(auth.access(Operation::ConfirmTotp)?, &code.code)
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -317,7 +343,10 @@ async fn disable_totp(
     auth: Auth,
     Body(code): Body<Code>,
 ) -> Result<StatusCode, Problem> {
-    state.service.disable_totp(auth.access(Operation::DisableTotp)?, &code.code).await?;
+    state
+        .service
+        .disable_totp(auth.access(Operation::DisableTotp)?, &code.code)
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -328,7 +357,10 @@ async fn list_my_sessions(
     State(state): State<ApiState>,
     auth: Auth,
 ) -> Result<Json<Items<MySession>>, Problem> {
-    let rows = state.service.my_sessions(auth.access(Operation::ListMySessions)?).await?;
+    let rows = state
+        .service
+        .my_sessions(auth.access(Operation::ListMySessions)?)
+        .await?;
     Ok(Items::of(rows))
 }
 
@@ -340,7 +372,10 @@ async fn revoke_my_session(
     auth: Auth,
     Path(id): Path<Uuid>,
 ) -> Result<StatusCode, Problem> {
-    state.service.revoke_my_session(auth.access(Operation::RevokeMySession)?, id).await?;
+    state
+        .service
+        .revoke_my_session(auth.access(Operation::RevokeMySession)?, id)
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -351,7 +386,10 @@ async fn list_api_tokens(
     State(state): State<ApiState>,
     auth: Auth,
 ) -> Result<Json<Items<ApiTokenView>>, Problem> {
-    let rows = state.service.api_tokens(auth.access(Operation::ListApiTokens)?).await?;
+    let rows = state
+        .service
+        .api_tokens(auth.access(Operation::ListApiTokens)?)
+        .await?;
     Ok(Items::of(rows))
 }
 
@@ -369,9 +407,18 @@ async fn create_api_token(
         cidrs: new.cidrs,
         expires_at: new.expires_at.map(|at| at.0),
     };
-    let made = state.service.create_api_token(auth.access(Operation::CreateApiToken)?, new).await?;
+    let made = state
+        .service
+        .create_api_token(auth.access(Operation::CreateApiToken)?, new)
+        .await?;
     let token = made.token.expose_secret().to_owned();
-    Ok((StatusCode::CREATED, Json(CreatedApiToken { token, view: made.row.into() })))
+    Ok((
+        StatusCode::CREATED,
+        Json(CreatedApiToken {
+            token,
+            view: made.row.into(),
+        }),
+    ))
 }
 
 /// Ends an API token.
@@ -382,12 +429,17 @@ async fn revoke_api_token(
     auth: Auth,
     Path(id): Path<Uuid>,
 ) -> Result<StatusCode, Problem> {
-    state.service.revoke_api_token(auth.access(Operation::RevokeApiToken)?, id).await?;
+    state
+        .service
+        .revoke_api_token(auth.access(Operation::RevokeApiToken)?, id)
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 fn origin(address: Option<ClientAddress>, headers: &HeaderMap) -> Origin {
-    let user_agent = headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok());
+    let user_agent = headers
+        .get(header::USER_AGENT)
+        .and_then(|value| value.to_str().ok());
     Origin {
         address: address.map(|address| address.0),
         user_agent: user_agent.map(str::to_owned),
@@ -407,7 +459,12 @@ fn answer(tokens: Tokens, cookies: bool) -> Response {
     if cookies {
         let until = |end: Timestamp| end.0 / 1_000;
         let now = until(tokens.access_expires_at) - crate::auth::jwt::LIFETIME_S;
-        set_cookie(&mut response, ACCESS_COOKIE, &tokens.access, crate::auth::jwt::LIFETIME_S);
+        set_cookie(
+            &mut response,
+            ACCESS_COOKIE,
+            &tokens.access,
+            crate::auth::jwt::LIFETIME_S,
+        );
         let left = until(tokens.refresh_expires_at) - now;
         let left = left.min(i64::try_from(SESSION_IDLE.as_secs()).unwrap_or(i64::MAX));
         set_cookie(&mut response, REFRESH_COOKIE, &tokens.refresh, left);

@@ -34,7 +34,10 @@ pub(crate) async fn authenticate(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let address = request.extensions().get::<ClientAddress>().map(|address| address.0);
+    let address = request
+        .extensions()
+        .get::<ClientAddress>()
+        .map(|address| address.0);
     let (method, headers) = (request.method().clone(), request.headers().clone());
     match recognise(&state, &method, &headers, address).await {
         Ok(Some(caller)) => {
@@ -42,7 +45,11 @@ pub(crate) async fn authenticate(
                 Credential::Token { id, .. } | Credential::Session { id } => id.to_string(),
                 Credential::Host => caller.admin.to_string(),
             };
-            let limited = state.service.limiter().check(ratelimit::REQUESTS, &key).await;
+            let limited = state
+                .service
+                .limiter()
+                .check(ratelimit::REQUESTS, &key)
+                .await;
             if let Err(limited) = limited {
                 return Problem::from(ServiceError::from(limited)).into_response();
             }
@@ -68,12 +75,20 @@ async fn recognise(
         }
     } else if let Some(token) = cookie(headers, ACCESS_COOKIE) {
         let caller = service.authenticate_session(token, address).await;
-        if let Ok(Caller { credential: Credential::Session { id }, .. }) = &caller
+        if let Ok(Caller {
+            credential: Credential::Session { id },
+            ..
+        }) = &caller
             && changes(method)
         {
             check_origin(headers)?;
-            let given = headers.get(CSRF_HEADER).and_then(|value| value.to_str().ok());
-            if !service.session_keys().is_csrf_token(*id, given.unwrap_or_default()) {
+            let given = headers
+                .get(CSRF_HEADER)
+                .and_then(|value| value.to_str().ok());
+            if !service
+                .session_keys()
+                .is_csrf_token(*id, given.unwrap_or_default())
+            {
                 return Err(Problem::csrf());
             }
         }
@@ -85,7 +100,10 @@ async fn recognise(
         Ok(caller) => Ok(Some(caller)),
         Err(ServiceError::Unauthenticated) => {
             let key = address.map_or_else(|| "-".to_owned(), address_key);
-            let limited = service.limiter().check(ratelimit::UNAUTHENTICATED, &key).await;
+            let limited = service
+                .limiter()
+                .check(ratelimit::UNAUTHENTICATED, &key)
+                .await;
             limited.map_err(|limited| Problem::from(ServiceError::from(limited)))?;
             // A stale cookie must not keep anybody from logging in again; handlers that need a
             // caller refuse by themselves.
@@ -138,7 +156,9 @@ pub(crate) fn check_origin(headers: &HeaderMap) -> Result<(), Problem> {
     }
     let host = text(header::HOST).ok_or_else(Problem::csrf)?;
     let origin = text(header::ORIGIN).ok_or_else(Problem::csrf)?;
-    let of = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
+    let of = origin
+        .strip_prefix("https://")
+        .or_else(|| origin.strip_prefix("http://"));
     if of != Some(host) {
         return Err(Problem::csrf());
     }
@@ -171,7 +191,10 @@ mod tests {
             "null",
             "",
         ] {
-            assert!(check_origin(&headers(&[host, ("origin", origin)])).is_err(), "{origin}");
+            assert!(
+                check_origin(&headers(&[host, ("origin", origin)])).is_err(),
+                "{origin}"
+            );
         }
         assert!(check_origin(&headers(&[host])).is_err());
         assert!(check_origin(&headers(&[host, same, ("sec-fetch-site", "cross-site")])).is_err());

@@ -10,7 +10,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::admins::PageQuery;
-use super::extract::{Auth, Body, Path, Params};
+use super::extract::{Auth, Body, Params, Path};
 use super::problem::Problem;
 use super::{ApiState, Items, PageOf, errors};
 use crate::auth::access::Operation;
@@ -27,7 +27,10 @@ pub(super) fn router() -> OpenApiRouter<ApiState> {
 }
 
 fn scope((scope, id): (String, i64)) -> Result<(ConfigScope, i64), Problem> {
-    scope.parse().map(|scope| (scope, id)).map_err(|_| Problem::no_route())
+    scope
+        .parse()
+        .map(|scope| (scope, id))
+        .map_err(|_| Problem::no_route())
 }
 
 /// Returns the configuration in force for a scope: `fleet/0`, `region/{id}` or `node/{id}`.
@@ -57,10 +60,12 @@ async fn put_config(
 ) -> Result<Response, Problem> {
     let access = auth.access(Operation::PutConfig)?;
     let (scope, id) = scope(of)?;
-    Ok(match state.service.put_config(access, scope, id, put).await? {
-        Some(row) => Json(ConfigView::from(row)).into_response(),
-        None => StatusCode::NO_CONTENT.into_response(),
-    })
+    Ok(
+        match state.service.put_config(access, scope, id, put).await? {
+            Some(row) => Json(ConfigView::from(row)).into_response(),
+            None => StatusCode::NO_CONTENT.into_response(),
+        },
+    )
 }
 
 /// Lists the revisions of a scope, the newest first.
@@ -75,7 +80,12 @@ async fn list_revisions(
 ) -> Result<Json<PageOf<ConfigView>>, Problem> {
     let access = auth.access(Operation::ListRevisions)?;
     let (scope, id) = scope(of)?;
-    Ok(PageOf::of(state.service.revisions(access, scope, id, &query.into()).await?))
+    Ok(PageOf::of(
+        state
+            .service
+            .revisions(access, scope, id, &query.into())
+            .await?,
+    ))
 }
 
 /// Returns a revision.
@@ -87,7 +97,13 @@ async fn get_revision(
     Path(id): Path<i64>,
 ) -> Result<Json<ConfigView>, Problem> {
     let access = auth.access(Operation::GetRevision)?;
-    Ok(Json(state.service.revision(access, ConfigRevisionId(id)).await?.into()))
+    Ok(Json(
+        state
+            .service
+            .revision(access, ConfigRevisionId(id))
+            .await?
+            .into(),
+    ))
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -110,7 +126,9 @@ async fn diff_revisions(
 ) -> Result<Json<Items<ConfigChange>>, Problem> {
     let access = auth.access(Operation::DiffRevisions)?;
     let (from, to) = (ConfigRevisionId(id), ConfigRevisionId(query.to));
-    Ok(Items::of(state.service.diff_revisions(access, from, to).await?))
+    Ok(Items::of(
+        state.service.diff_revisions(access, from, to).await?,
+    ))
 }
 
 /// Puts the body of an earlier revision in force again, as a new revision.
@@ -122,5 +140,11 @@ async fn rollback_config(
     Path(id): Path<i64>,
 ) -> Result<Json<ConfigView>, Problem> {
     let access = auth.access(Operation::RollbackConfig)?;
-    Ok(Json(state.service.rollback_config(access, ConfigRevisionId(id)).await?.into()))
+    Ok(Json(
+        state
+            .service
+            .rollback_config(access, ConfigRevisionId(id))
+            .await?
+            .into(),
+    ))
 }

@@ -57,7 +57,9 @@ async fn watch_events(
     headers: HeaderMap,
     Params(query): Params<EventQuery>,
 ) -> Result<impl IntoResponse, Problem> {
-    let last = headers.get("last-event-id").and_then(|value| value.to_str().ok());
+    let last = headers
+        .get("last-event-id")
+        .and_then(|value| value.to_str().ok());
     let after = last.and_then(|id| id.parse().ok()).or(query.after);
     let feed = Feed::open(state, auth.0, after, query.topics.as_deref()).await?;
     Ok(Sse::new(sse(feed)).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)))
@@ -87,7 +89,9 @@ async fn watch_events_ws(
         check_origin(&headers)?;
     }
     let feed = Feed::open(state, auth.0, query.after, query.topics.as_deref()).await?;
-    Ok(upgrade.max_message_size(1_024).on_upgrade(move |socket| pump(socket, feed)))
+    Ok(upgrade
+        .max_message_size(1_024)
+        .on_upgrade(move |socket| pump(socket, feed)))
 }
 
 async fn pump(mut socket: WebSocket, mut feed: Feed) {
@@ -139,16 +143,24 @@ impl Feed {
         after: Option<i64>,
         topics: Option<&str>,
     ) -> Result<Self, Problem> {
-        caller.access(Operation::WatchEvents).map_err(ServiceError::from)?;
-        let topics: Vec<String> =
-            topics.unwrap_or_default().split(',').map(str::trim).filter(|topic| !topic.is_empty())
-                .map(str::to_owned).collect();
+        caller
+            .access(Operation::WatchEvents)
+            .map_err(ServiceError::from)?;
+        let topics: Vec<String> = topics
+            .unwrap_or_default()
+            .split(',')
+            .map(str::trim)
+            .filter(|topic| !topic.is_empty())
+            .map(str::to_owned)
+            .collect();
         if topics.len() > MAX_TOPICS {
             return Err(ServiceError::invalid("topics", "too many").into());
         }
         let after = match after {
             Some(after) => after,
-            None => events::newest(state.service.store()).await.map_err(ServiceError::from)?,
+            None => events::newest(state.service.store())
+                .await
+                .map_err(ServiceError::from)?,
         };
         Ok(Self {
             hub: state.events.listen(),
@@ -181,7 +193,9 @@ impl Feed {
             match events::after(self.state.service.store(), self.after, BATCH).await {
                 Ok(read) if !read.is_empty() => {
                     self.after = read.last().map_or(self.after, |event| event.seq);
-                    let wanted = read.into_iter().filter(|event| matches(&self.topics, &event.topic));
+                    let wanted = read
+                        .into_iter()
+                        .filter(|event| matches(&self.topics, &event.topic));
                     self.ready.extend(wanted);
                     continue;
                 }

@@ -27,6 +27,7 @@ use crate::service::traffic::TrafficQuery;
 use crate::service::users::{CreateUser, ListUsers, UpdateUser};
 use crate::store::assignments::AssignmentRow;
 use crate::store::idempotency;
+use crate::store::node_list::NodeFilter;
 use crate::store::nodes::NodeRow;
 use crate::store::plans::PlanRow;
 use crate::store::user_list::{UserFilter, UserSort};
@@ -41,12 +42,20 @@ const KEEP: std::time::Duration = std::time::Duration::from_secs(86_400);
 
 /// Returns the routes of AdminService.
 pub(crate) fn router(state: ApiState) -> Router {
-    let service = AdminServiceServer::new(Admin { state: state.clone() })
-        .max_decoding_message_size(hy2_proto::control::MAX_MESSAGE);
-    tonic::service::Routes::new(service)
-        .into_axum_router()
-        .layer(middleware::from_fn_with_state(state.clone(), super::authn::authenticate))
-        .layer(middleware::from_fn_with_state(state, super::address::note_address))
+    let service = AdminServiceServer::new(Admin {
+        state: state.clone(),
+    })
+    .max_decoding_message_size(hy2_proto::control::MAX_MESSAGE);
+    Router::new()
+        .route_service("/hy2.control.v1.AdminService/{*rpc}", service)
+        .layer(middleware::from_fn_with_state(
+            state.clone(),
+            super::authn::authenticate,
+        ))
+        .layer(middleware::from_fn_with_state(
+            state,
+            super::address::note_address,
+        ))
 }
 
 struct Admin {
@@ -62,12 +71,17 @@ struct Asked<T> {
 fn asked<T>(request: Request<T>) -> Result<Asked<T>, Status> {
     let caller = request.extensions().get::<Caller>().cloned();
     let caller = caller.ok_or_else(|| status(ServiceError::Unauthenticated))?;
-    Ok(Asked { caller, message: request.into_inner() })
+    Ok(Asked {
+        caller,
+        message: request.into_inner(),
+    })
 }
 
 impl<T> Asked<T> {
     fn access(&self, operation: Operation) -> Result<Access<'_>, Status> {
-        self.caller.access(operation).map_err(|denied| status(denied.into()))
+        self.caller
+            .access(operation)
+            .map_err(|denied| status(denied.into()))
     }
 }
 
@@ -81,7 +95,9 @@ fn status(error: ServiceError) -> Status {
         ServiceError::NotFound(_) => Code::NotFound,
         ServiceError::Invalid(_) => Code::InvalidArgument,
         ServiceError::Stale(_) => Code::Aborted,
-        ServiceError::Conflict { code: "duplicate", .. } => Code::AlreadyExists,
+        ServiceError::Conflict {
+            code: "duplicate", ..
+        } => Code::AlreadyExists,
         ServiceError::Conflict { .. } => Code::FailedPrecondition,
         ServiceError::Limited(_) => Code::ResourceExhausted,
         ServiceError::Unavailable(_) => Code::Unavailable,
@@ -116,7 +132,9 @@ fn page(request: Option<pb::PageRequest>) -> PageRequest {
 }
 
 fn page_info(next: Option<String>) -> Option<pb::PageInfo> {
-    Some(pb::PageInfo { next: next.unwrap_or_default() })
+    Some(pb::PageInfo {
+        next: next.unwrap_or_default(),
+    })
 }
 
 fn moment(at: Option<prost_types::Timestamp>) -> Option<Moment> {
@@ -169,7 +187,10 @@ impl Admin {
         if let Some(known) = known.map_err(fail)? {
             if known.request_hash != hash {
                 let detail = "this request_id came with another request";
-                return Err(status(ServiceError::conflict("idempotency_mismatch", detail)));
+                return Err(status(ServiceError::conflict(
+                    "idempotency_mismatch",
+                    detail,
+                )));
             }
             let sealed = known.response_enc.ok_or_else(|| {
                 let detail = "the first request with this id runs or was cut off";
@@ -249,6 +270,17 @@ const fn observed(state: ObservedState) -> pb::NodeObservedState {
         ObservedState::Error => pb::NodeObservedState::Error,
         ObservedState::Revoked => pb::NodeObservedState::Revoked,
     }
+}
+
+fn wanted_state(value: i32) -> Result<Option<ObservedState>, Status> {
+    if value == 0 {
+        return Ok(None);
+    }
+    let known = ObservedState::ALL
+        .iter()
+        .find(|state| observed(**state) as i32 == value);
+    let unknown = || status(ServiceError::invalid("observed_state", "is unknown"));
+    known.copied().map(Some).ok_or_else(unknown)
 }
 
 fn wanted_status(value: i32) -> Result<Option<UserStatus>, Status> {
@@ -331,17 +363,26 @@ impl AdminService for Admin {
     ) -> Result<Response<pb::ListNodesResponse>, Status> {
         let asked = asked(request)?;
         let access = asked.access(Operation::ListNodes)?;
-        if asked.message.observed_state != 0 || !asked.message.search.is_empty() {
-            let message = "filters of nodes are not implemented";
-            return Err(status(ServiceError::invalid("search", message)));
-        }
-        let page = page(asked.message.page.clone());
-        let found = self.state.service.nodes(access, &page).await.map_err(status)?;
+        let m = &asked.message;
+        let page = page(m.page.clone());
+        let filter = NodeFilter {
+            observed_state: wanted_state(m.observed_state)?,
+            search: Some(m.search.clone()).filter(|search| !search.is_empty()),
+        };
+        let found = self
+            .state
+            .service
+            .nodes(access, &filter, &page)
+            .await
+            .map_err(status)?;
         let mut nodes = Vec::new();
         for row in found.items {
             nodes.push(self.node(row).await.map_err(status)?);
         }
-        Ok(Response::new(pb::ListNodesResponse { nodes, page: page_info(found.next) }))
+        Ok(Response::new(pb::ListNodesResponse {
+            nodes,
+            page: page_info(found.next),
+        }))
     }
 
     async fn get_node(
@@ -373,7 +414,11 @@ impl AdminService for Admin {
                 let store = self.state.service.store();
                 let found = crate::store::config_list::region_by_code(store, code).await;
                 let found = found.map_err(|error| status(error.into()))?;
-                Some(Some(found.ok_or_else(|| bad("region", "there is no such region"))?.0))
+                Some(Some(
+                    found
+                        .ok_or_else(|| bad("region", "there is no such region"))?
+                        .0,
+                ))
             }
         };
         let change = UpdateNode {
@@ -392,8 +437,14 @@ impl AdminService for Admin {
         };
         let work = async {
             let rev = expected(m.expected_rev);
-            let row = self.state.service.update_node(access, node, rev, change).await?;
-            Ok(pb::UpdateNodeResponse { node: Some(self.node(row).await?) })
+            let row = self
+                .state
+                .service
+                .update_node(access, node, rev, change)
+                .await?;
+            Ok(pb::UpdateNodeResponse {
+                node: Some(self.node(row).await?),
+            })
         };
         self.once(&asked, &m.request_id, work).await
     }
@@ -407,7 +458,10 @@ impl AdminService for Admin {
         let m = &asked.message;
         let node = NodeId(id(m.id, "node")?);
         let work = async {
-            self.state.service.delete_node(access, node, expected(m.expected_rev)).await?;
+            self.state
+                .service
+                .delete_node(access, node, expected(m.expected_rev))
+                .await?;
             Ok(pb::DeleteNodeResponse {})
         };
         self.once(&asked, &m.request_id, work).await
@@ -433,8 +487,14 @@ impl AdminService for Admin {
         };
         let deadline = moment(m.drain_deadline);
         let work = async {
-            let row = self.state.service.set_node_state(access, node, wanted, deadline).await?;
-            Ok(pb::SetNodeStateResponse { node: Some(self.node(row).await?) })
+            let row = self
+                .state
+                .service
+                .set_node_state(access, node, wanted, deadline)
+                .await?;
+            Ok(pb::SetNodeStateResponse {
+                node: Some(self.node(row).await?),
+            })
         };
         self.once(&asked, &m.request_id, work).await
     }
@@ -448,9 +508,10 @@ impl AdminService for Admin {
         let m = &asked.message;
         let bind_cidr = match m.bind_cidr.as_str() {
             "" => None,
-            cidr => Some(cidr.parse().map_err(|_| {
-                status(ServiceError::invalid("bind_cidr", "is not a CIDR"))
-            })?),
+            cidr => Some(
+                cidr.parse()
+                    .map_err(|_| status(ServiceError::invalid("bind_cidr", "is not a CIDR")))?,
+            ),
         };
         let store = self.state.service.store();
         let region_id = match m.region.as_str() {
@@ -470,7 +531,11 @@ impl AdminService for Admin {
             tags: Vec::new(),
         };
         let work = async {
-            let made = self.state.service.create_enrolment_token(access, new).await?;
+            let made = self
+                .state
+                .service
+                .create_enrolment_token(access, new)
+                .await?;
             let (row, token, ca_pin) = made;
             Ok(pb::CreateEnrolmentTokenResponse {
                 id: row.id.to_string(),
@@ -499,9 +564,17 @@ impl AdminService for Admin {
             sort: UserSort::Id,
             descending: false,
         };
-        let found = self.state.service.users(access, list).await.map_err(status)?;
+        let found = self
+            .state
+            .service
+            .users(access, list)
+            .await
+            .map_err(status)?;
         let users = found.items.into_iter().map(user).collect();
-        Ok(Response::new(pb::ListUsersResponse { users, page: page_info(found.next) }))
+        Ok(Response::new(pb::ListUsersResponse {
+            users,
+            page: page_info(found.next),
+        }))
     }
 
     async fn get_user(
@@ -512,7 +585,9 @@ impl AdminService for Admin {
         let access = asked.access(Operation::GetUser)?;
         let id = UserId(id(asked.message.id, "user")?);
         let row = self.state.service.user(access, id).await.map_err(status)?;
-        Ok(Response::new(pb::GetUserResponse { user: Some(user(row)) }))
+        Ok(Response::new(pb::GetUserResponse {
+            user: Some(user(row)),
+        }))
     }
 
     async fn create_user(
@@ -546,7 +621,10 @@ impl AdminService for Admin {
             let row = service.create_user(access, new).await?;
             let url = service.subscription_of(&row)?;
             let subscription_url = url.expose_secret().to_owned();
-            Ok(pb::CreateUserResponse { user: Some(user(row)), subscription_url })
+            Ok(pb::CreateUserResponse {
+                user: Some(user(row)),
+                subscription_url,
+            })
         };
         self.once(&asked, &m.request_id, work).await
     }
@@ -583,8 +661,14 @@ impl AdminService for Admin {
         };
         let work = async {
             let rev = expected(m.expected_rev);
-            let row = self.state.service.update_user(access, of, rev, change).await?;
-            Ok(pb::UpdateUserResponse { user: Some(user(row)) })
+            let row = self
+                .state
+                .service
+                .update_user(access, of, rev, change)
+                .await?;
+            Ok(pb::UpdateUserResponse {
+                user: Some(user(row)),
+            })
         };
         self.once(&asked, &m.request_id, work).await
     }
@@ -598,7 +682,10 @@ impl AdminService for Admin {
         let m = &asked.message;
         let of = UserId(id(m.id, "user")?);
         let work = async {
-            self.state.service.delete_user(access, of, expected(m.expected_rev)).await?;
+            self.state
+                .service
+                .delete_user(access, of, expected(m.expected_rev))
+                .await?;
             Ok(pb::DeleteUserResponse {})
         };
         self.once(&asked, &m.request_id, work).await
@@ -631,8 +718,14 @@ impl AdminService for Admin {
         let m = &asked.message;
         let of = UserId(id(m.id, "user")?);
         let work = async {
-            let row = self.state.service.reset_user_traffic(access, of, &m.reason).await?;
-            Ok(pb::ResetUserTrafficResponse { user: Some(user(row)) })
+            let row = self
+                .state
+                .service
+                .reset_user_traffic(access, of, &m.reason)
+                .await?;
+            Ok(pb::ResetUserTrafficResponse {
+                user: Some(user(row)),
+            })
         };
         self.once(&asked, &m.request_id, work).await
     }
@@ -644,9 +737,17 @@ impl AdminService for Admin {
         let asked = asked(request)?;
         let access = asked.access(Operation::ListPlans)?;
         let page = page(asked.message.page.clone());
-        let found = self.state.service.plans(access, &page, false).await.map_err(status)?;
+        let found = self
+            .state
+            .service
+            .plans(access, &page, false)
+            .await
+            .map_err(status)?;
         let plans = found.items.into_iter().map(plan).collect();
-        Ok(Response::new(pb::ListPlansResponse { plans, page: page_info(found.next) }))
+        Ok(Response::new(pb::ListPlansResponse {
+            plans,
+            page: page_info(found.next),
+        }))
     }
 
     async fn create_plan(
@@ -658,9 +759,9 @@ impl AdminService for Admin {
         let m = asked.message.plan.clone().unwrap_or_default();
         let period = match m.period.as_str() {
             "" => QuotaPeriod::None,
-            word => word.parse().map_err(|_| {
-                status(ServiceError::invalid("plan.period", "is unknown"))
-            })?,
+            word => word
+                .parse()
+                .map_err(|_| status(ServiceError::invalid("plan.period", "is unknown")))?,
         };
         let new = CreatePlan {
             name: m.name,
@@ -679,7 +780,9 @@ impl AdminService for Admin {
         };
         let work = async {
             let row = self.state.service.create_plan(access, new).await?;
-            Ok(pb::CreatePlanResponse { plan: Some(plan(row)) })
+            Ok(pb::CreatePlanResponse {
+                plan: Some(plan(row)),
+            })
         };
         self.once(&asked, &asked.message.request_id, work).await
     }
@@ -695,9 +798,15 @@ impl AdminService for Admin {
         let on = Some(NodeId(id(m.node_id, "node")?)).filter(|id| id.0 > 0);
         let page = page(m.page.clone());
         let service = &self.state.service;
-        let found = service.assignments(access, &page, of, on, false).await.map_err(status)?;
+        let found = service
+            .assignments(access, &page, of, on, false)
+            .await
+            .map_err(status)?;
         let assignments = found.items.into_iter().map(assignment).collect();
-        Ok(Response::new(pb::ListAssignmentsResponse { assignments, page: page_info(found.next) }))
+        Ok(Response::new(pb::ListAssignmentsResponse {
+            assignments,
+            page: page_info(found.next),
+        }))
     }
 
     async fn assign_user(
@@ -715,7 +824,9 @@ impl AdminService for Admin {
         };
         let work = async {
             let row = self.state.service.assign_user(access, new).await?;
-            Ok(pb::AssignUserResponse { assignment: Some(assignment(row)) })
+            Ok(pb::AssignUserResponse {
+                assignment: Some(assignment(row)),
+            })
         };
         self.once(&asked, &m.request_id, work).await
     }
@@ -727,7 +838,10 @@ impl AdminService for Admin {
         let asked = asked(request)?;
         let access = asked.access(Operation::ReleaseUser)?;
         let m = &asked.message;
-        let (of, on) = (UserId(id(m.user_id, "user")?), NodeId(id(m.node_id, "node")?));
+        let (of, on) = (
+            UserId(id(m.user_id, "user")?),
+            NodeId(id(m.node_id, "node")?),
+        );
         let work = async {
             self.state.service.release_user(access, of, on).await?;
             Ok(pb::ReleaseUserResponse {})
@@ -748,7 +862,12 @@ impl AdminService for Admin {
             from: moment(m.from).map(|at| at.0),
             to: moment(m.to).map(|at| at.0),
         };
-        let found = self.state.service.traffic(access, query).await.map_err(status)?;
+        let found = self
+            .state
+            .service
+            .traffic(access, query)
+            .await
+            .map_err(status)?;
         Ok(Response::new(pb::GetTrafficResponse {
             tx_bytes: found.tx_bytes.unsigned_abs(),
             rx_bytes: found.rx_bytes.unsigned_abs(),
@@ -790,7 +909,12 @@ impl AdminService for Admin {
     ) -> Result<Response<pb::VerifyAuditResponse>, Status> {
         let asked = asked(request)?;
         let access = asked.access(Operation::VerifyAudit)?;
-        let found = self.state.service.verify_audit(access).await.map_err(status)?;
+        let found = self
+            .state
+            .service
+            .verify_audit(access)
+            .await
+            .map_err(status)?;
         Ok(Response::new(pb::VerifyAuditResponse {
             intact: found.broken_at.is_none(),
             entries: found.entries.unsigned_abs(),

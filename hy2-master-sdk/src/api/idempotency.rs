@@ -46,10 +46,21 @@ struct Kept {
 }
 
 /// Answers a repeated request with the answer of the first.
-pub(crate) async fn replay(State(state): State<ApiState>, request: Request, next: Next) -> Response {
-    let changes = !matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
-    let caller = request.extensions().get::<Caller>().map(|caller| caller.admin);
-    let (Some(admin), Some(key), true) = (caller, request.headers().get(KEY_HEADER), changes) else {
+pub(crate) async fn replay(
+    State(state): State<ApiState>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let changes = !matches!(
+        *request.method(),
+        Method::GET | Method::HEAD | Method::OPTIONS
+    );
+    let caller = request
+        .extensions()
+        .get::<Caller>()
+        .map(|caller| caller.admin);
+    let (Some(admin), Some(key), true) = (caller, request.headers().get(KEY_HEADER), changes)
+    else {
         return next.run(request).await;
     };
     let Some(key) = readable(key) else {
@@ -60,7 +71,11 @@ pub(crate) async fn replay(State(state): State<ApiState>, request: Request, next
     let Ok(body) = to_bytes(body, MAX_BODY).await else {
         return too_large(MAX_BODY).into_response();
     };
-    let hash = hash(&parts.method, parts.uri.path_and_query().map(|at| at.as_str()), &body);
+    let hash = hash(
+        &parts.method,
+        parts.uri.path_and_query().map(|at| at.as_str()),
+        &body,
+    );
     let service = &state.service;
     let now = service.now();
     let known = idempotency::claim(service.store(), admin, &key, &hash, now, now.plus(KEEP)).await;
@@ -88,16 +103,27 @@ fn answer_again(
         return Problem::new(status, "idempotency_mismatch", title, detail).into_response();
     }
     let (Some(status), Some(sealed)) = (known.status, known.response_enc) else {
-        let detail = "the first request with this key runs or was cut off; look before you repeat it";
+        let detail =
+            "the first request with this key runs or was cut off; look before you repeat it";
         let title = "First request unfinished";
-        return Problem::new(StatusCode::CONFLICT, "idempotency_unfinished", title, detail)
-            .into_response();
+        return Problem::new(
+            StatusCode::CONFLICT,
+            "idempotency_unfinished",
+            title,
+            detail,
+        )
+        .into_response();
     };
     let opened = service.vault().open(PLACE, &row(admin, key), &sealed);
-    let kept = opened.ok().and_then(|bytes| serde_json::from_slice::<Kept>(&bytes).ok());
-    let status = u16::try_from(status).ok().and_then(|status| StatusCode::from_u16(status).ok());
+    let kept = opened
+        .ok()
+        .and_then(|bytes| serde_json::from_slice::<Kept>(&bytes).ok());
+    let status = u16::try_from(status)
+        .ok()
+        .and_then(|status| StatusCode::from_u16(status).ok());
     let (Some(kept), Some(status)) = (kept, status) else {
-        return Problem::from(ServiceError::internal("a kept answer does not open")).into_response();
+        return Problem::from(ServiceError::internal("a kept answer does not open"))
+            .into_response();
     };
     let mut headers = HeaderMap::new();
     let fields = [
@@ -128,7 +154,11 @@ async fn keep(service: &Service, admin: AdminId, key: &str, response: Response) 
             .into_response();
     };
     let text = |name| {
-        parts.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok()).map(str::to_owned)
+        parts
+            .headers
+            .get(name)
+            .and_then(|value: &HeaderValue| value.to_str().ok())
+            .map(str::to_owned)
     };
     let kept = Kept {
         content_type: text(header::CONTENT_TYPE),
@@ -154,7 +184,11 @@ fn readable(key: &HeaderValue) -> Option<String> {
 
 fn hash(method: &Method, path: Option<&str>, body: &Bytes) -> Vec<u8> {
     let mut hasher = Sha256::new();
-    for part in [method.as_str().as_bytes(), path.unwrap_or_default().as_bytes(), body] {
+    for part in [
+        method.as_str().as_bytes(),
+        path.unwrap_or_default().as_bytes(),
+        body,
+    ] {
         hasher.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
         hasher.update(part);
     }

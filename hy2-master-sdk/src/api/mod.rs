@@ -2,7 +2,10 @@
 //!
 //! One file per resource. Handlers read a request, ask for the right to the operation, call
 //! [`crate::service`] and shape the answer; nothing is decided here.
-#![allow(unused_qualifications, reason = "the macros of utoipa qualify what they expand to")]
+#![allow(
+    unused_qualifications,
+    reason = "the macros of utoipa qualify what they expand to"
+)]
 
 mod address;
 mod admins;
@@ -87,7 +90,9 @@ pub(crate) struct Items<T> {
 
 impl<T> Items<T> {
     fn of<R: Into<T>>(rows: Vec<R>) -> Json<Self> {
-        Json(Self { items: rows.into_iter().map(Into::into).collect() })
+        Json(Self {
+            items: rows.into_iter().map(Into::into).collect(),
+        })
     }
 }
 
@@ -120,20 +125,37 @@ pub fn router(state: ApiState) -> Router {
     let (api, document) = openapi::routes().split_for_parts();
     let document: Arc<str> = openapi::render(&document).into();
     let api = api
-        .route("/api/v1/openapi.json", get(move |auth| system::openapi(auth, document)))
+        .route(
+            "/api/v1/openapi.json",
+            get(move |auth| system::openapi(auth, document)),
+        )
         .route("/metrics", get(system::metrics))
         .layer(middleware::from_fn(in_time))
         .merge(events::router())
-        .layer(middleware::from_fn_with_state(state.clone(), idempotency::replay))
-        .layer(middleware::from_fn_with_state(state.clone(), authn::authenticate))
-        .layer(middleware::from_fn_with_state(state.clone(), address::note_address));
+        .layer(middleware::from_fn_with_state(
+            state.clone(),
+            idempotency::replay,
+        ))
+        .layer(middleware::from_fn_with_state(
+            state.clone(),
+            authn::authenticate,
+        ))
+        .layer(middleware::from_fn_with_state(
+            state.clone(),
+            address::note_address,
+        ));
     Router::new()
         .merge(api)
         .merge(system::health())
         .fallback(|| async { Problem::no_route() })
         .method_not_allowed_fallback(|| async {
             let status = StatusCode::METHOD_NOT_ALLOWED;
-            Problem::new(status, "method_not_allowed", "No such method here", "see the document")
+            Problem::new(
+                status,
+                "method_not_allowed",
+                "No such method here",
+                "see the document",
+            )
         })
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(CatchPanicLayer::custom(|_| {

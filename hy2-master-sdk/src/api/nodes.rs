@@ -10,17 +10,18 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
-use super::admins::PageQuery;
-use super::extract::{Auth, Body, IfMatch, Path, Params, Tagged};
+use super::extract::{Auth, Body, IfMatch, Params, Path, Tagged};
 use super::problem::Problem;
 use super::users::LiveSessions;
 use super::{ApiState, Items, PageOf, errors};
 use crate::auth::access::Operation;
-use crate::domain::{DesiredState, NodeId};
+use crate::domain::{DesiredState, NodeId, ObservedState};
 use crate::service::moment::Moment;
 use crate::service::nodes::{
     CertificateView, CreateEnrolmentToken, EnrolmentTokenView, NodeView, UpdateNode,
 };
+use crate::service::page::PageRequest;
+use crate::store::node_list::NodeFilter;
 use crate::store::observed::MetricsRow;
 
 pub(super) fn router() -> OpenApiRouter<ApiState> {
@@ -36,16 +37,42 @@ pub(super) fn router() -> OpenApiRouter<ApiState> {
         .routes(routes!(revoke_enrolment_token))
 }
 
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct NodeQuery {
+    /// Items of a page, 1 to 500.
+    #[param(default = 50, minimum = 1, maximum = 500)]
+    size: Option<u32>,
+    /// `next` of the page before.
+    after: Option<String>,
+    /// Only in this state.
+    #[param(value_type = Option<String>)]
+    observed_state: Option<ObservedState>,
+    /// Only with this in the name, in any case.
+    search: Option<String>,
+}
+
 /// Lists nodes.
-#[utoipa::path(get, path = "/nodes", tag = "nodes", params(PageQuery),
+#[utoipa::path(get, path = "/nodes", tag = "nodes", params(NodeQuery),
     responses((status = 200, body = PageOf<NodeView>), errors::Common))]
 async fn list_nodes(
     State(state): State<ApiState>,
     auth: Auth,
-    Params(query): Params<PageQuery>,
+    Params(query): Params<NodeQuery>,
 ) -> Result<Json<PageOf<NodeView>>, Problem> {
     let access = auth.access(Operation::ListNodes)?;
-    Ok(PageOf::of(state.service.nodes(access, &query.into()).await?))
+    let page = PageRequest {
+        size: query.size,
+        after: query.after,
+    };
+    let filter = NodeFilter {
+        observed_state: query.observed_state,
+        search: query.search.filter(|search| !search.is_empty()),
+    };
+    Ok(PageOf::of(
+        state.service.nodes(access, &filter, &page).await?,
+    ))
 }
 
 /// Returns a node.
@@ -56,7 +83,10 @@ async fn get_node(
     auth: Auth,
     Path(id): Path<i64>,
 ) -> Result<Tagged<NodeView>, Problem> {
-    let row = state.service.node(auth.access(Operation::GetNode)?, NodeId(id)).await?;
+    let row = state
+        .service
+        .node(auth.access(Operation::GetNode)?, NodeId(id))
+        .await?;
     Ok(Tagged(row.rev, row.into()))
 }
 
@@ -72,7 +102,10 @@ async fn update_node(
     Body(change): Body<UpdateNode>,
 ) -> Result<Tagged<NodeView>, Problem> {
     let access = auth.access(Operation::UpdateNode)?;
-    let row = state.service.update_node(access, NodeId(id), expected, change).await?;
+    let row = state
+        .service
+        .update_node(access, NodeId(id), expected, change)
+        .await?;
     Ok(Tagged(row.rev, row.into()))
 }
 
@@ -87,7 +120,10 @@ async fn delete_node(
     IfMatch(expected): IfMatch,
 ) -> Result<StatusCode, Problem> {
     let access = auth.access(Operation::DeleteNode)?;
-    state.service.delete_node(access, NodeId(id), expected).await?;
+    state
+        .service
+        .delete_node(access, NodeId(id), expected)
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -114,7 +150,10 @@ async fn set_node_state(
 ) -> Result<Tagged<NodeView>, Problem> {
     let access = auth.access(Operation::SetNodeState)?;
     let (wanted, deadline) = (request.state, request.drain_deadline);
-    let row = state.service.set_node_state(access, NodeId(id), wanted, deadline).await?;
+    let row = state
+        .service
+        .set_node_state(access, NodeId(id), wanted, deadline)
+        .await?;
     Ok(Tagged(row.rev, row.into()))
 }
 
@@ -197,7 +236,11 @@ async fn get_node_metrics(
     let resolution = query.resolution_s.unwrap_or(15);
     let size = query.size.unwrap_or(500);
     let service = &state.service;
-    Ok(Items::of(service.node_metrics(access, NodeId(id), resolution, query.from, size).await?))
+    Ok(Items::of(
+        service
+            .node_metrics(access, NodeId(id), resolution, query.from, size)
+            .await?,
+    ))
 }
 
 /// Lists a node's live connections.
@@ -209,7 +252,9 @@ async fn list_node_sessions(
     Path(id): Path<i64>,
 ) -> Result<Json<LiveSessions>, Problem> {
     let access = auth.access(Operation::ListNodeSessions)?;
-    Ok(LiveSessions::of(state.service.node_sessions(access, NodeId(id)).await?))
+    Ok(LiveSessions::of(
+        state.service.node_sessions(access, NodeId(id)).await?,
+    ))
 }
 
 /// Lists a node's certificates.
@@ -221,7 +266,9 @@ async fn list_node_certificates(
     Path(id): Path<i64>,
 ) -> Result<Json<Items<CertificateView>>, Problem> {
     let access = auth.access(Operation::ListNodeCertificates)?;
-    Ok(Items::of(state.service.node_certificates(access, NodeId(id)).await?))
+    Ok(Items::of(
+        state.service.node_certificates(access, NodeId(id)).await?,
+    ))
 }
 
 /// Why an identity is revoked.
@@ -245,7 +292,9 @@ async fn revoke_node_certificates(
 ) -> Result<Tagged<NodeView>, Problem> {
     let access = auth.access(Operation::RevokeNodeCertificates)?;
     let service = &state.service;
-    let row = service.revoke_node_certificates(access, NodeId(id), &request.reason).await?;
+    let row = service
+        .revoke_node_certificates(access, NodeId(id), &request.reason)
+        .await?;
     Ok(Tagged(row.rev, row.into()))
 }
 
@@ -284,7 +333,14 @@ async fn create_enrolment_token(
     let access = auth.access(Operation::CreateEnrolmentToken)?;
     let (row, token, ca_pin) = state.service.create_enrolment_token(access, new).await?;
     let token = token.expose_secret().to_owned();
-    Ok((StatusCode::CREATED, Json(CreatedEnrolmentToken { token, ca_pin, view: row.into() })))
+    Ok((
+        StatusCode::CREATED,
+        Json(CreatedEnrolmentToken {
+            token,
+            ca_pin,
+            view: row.into(),
+        }),
+    ))
 }
 
 /// Makes an unused enrolment token worthless.

@@ -32,7 +32,9 @@ impl Modify for Schemes {
         let components = document.components.get_or_insert_with(Default::default);
         let bearer = HttpBuilder::new()
             .scheme(HttpAuthScheme::Bearer)
-            .description(Some("An access token of a session, or an API token (`hy2_…`)."))
+            .description(Some(
+                "An access token of a session, or an API token (`hy2_…`).",
+            ))
             .build();
         components.add_security_scheme("bearer", SecurityScheme::Http(bearer));
         let cookie = ApiKey::Cookie(ApiKeyValue::with_description(
@@ -66,7 +68,9 @@ pub fn document() -> String {
 }
 
 pub(crate) fn render(document: &utoipa::openapi::OpenApi) -> String {
-    let mut text = document.to_pretty_json().expect("the document holds nothing but JSON");
+    let mut text = document
+        .to_pretty_json()
+        .expect("the document holds nothing but JSON");
     text.push('\n');
     text
 }

@@ -9,7 +9,7 @@ use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::extract::{Auth, Body, IfMatch, Path, Params, Tagged};
+use super::extract::{Auth, Body, IfMatch, Params, Path, Tagged};
 use super::problem::Problem;
 use super::{ApiState, PageOf, errors};
 use crate::auth::access::Operation;
@@ -46,8 +46,13 @@ async fn list_plans(
     Params(query): Params<PlanQuery>,
 ) -> Result<Json<PageOf<PlanView>>, Problem> {
     let access = auth.access(Operation::ListPlans)?;
-    let page = PageRequest { size: query.size, after: query.after };
-    Ok(PageOf::of(state.service.plans(access, &page, query.archived).await?))
+    let page = PageRequest {
+        size: query.size,
+        after: query.after,
+    };
+    Ok(PageOf::of(
+        state.service.plans(access, &page, query.archived).await?,
+    ))
 }
 
 /// Makes a plan.
@@ -58,7 +63,10 @@ async fn create_plan(
     auth: Auth,
     Body(new): Body<CreatePlan>,
 ) -> Result<Response, Problem> {
-    let row = state.service.create_plan(auth.access(Operation::CreatePlan)?, new).await?;
+    let row = state
+        .service
+        .create_plan(auth.access(Operation::CreatePlan)?, new)
+        .await?;
     let location = format!("/api/v1/plans/{}", row.id);
     let view = Tagged(row.rev, PlanView::from(row));
     Ok((StatusCode::CREATED, [(header::LOCATION, location)], view).into_response())
@@ -72,7 +80,10 @@ async fn get_plan(
     auth: Auth,
     Path(id): Path<i64>,
 ) -> Result<Tagged<PlanView>, Problem> {
-    let row = state.service.plan(auth.access(Operation::GetPlan)?, PlanId(id)).await?;
+    let row = state
+        .service
+        .plan(auth.access(Operation::GetPlan)?, PlanId(id))
+        .await?;
     Ok(Tagged(row.rev, row.into()))
 }
 
@@ -88,7 +99,10 @@ async fn update_plan(
     Body(change): Body<UpdatePlan>,
 ) -> Result<Tagged<PlanView>, Problem> {
     let access = auth.access(Operation::UpdatePlan)?;
-    let row = state.service.update_plan(access, PlanId(id), expected, change).await?;
+    let row = state
+        .service
+        .update_plan(access, PlanId(id), expected, change)
+        .await?;
     Ok(Tagged(row.rev, row.into()))
 }
 
@@ -103,6 +117,9 @@ async fn delete_plan(
     IfMatch(expected): IfMatch,
 ) -> Result<StatusCode, Problem> {
     let access = auth.access(Operation::DeletePlan)?;
-    state.service.delete_plan(access, PlanId(id), expected).await?;
+    state
+        .service
+        .delete_plan(access, PlanId(id), expected)
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }

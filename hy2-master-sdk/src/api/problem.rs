@@ -38,12 +38,7 @@ pub struct Problem {
 
 impl Problem {
     /// Makes a problem.
-    pub fn new(
-        status: StatusCode,
-        code: &str,
-        title: &str,
-        detail: impl Into<String>,
-    ) -> Self {
+    pub fn new(status: StatusCode, code: &str, title: &str, detail: impl Into<String>) -> Self {
         Self {
             kind: format!("urn:hy2:problem:{code}"),
             title: title.to_owned(),
@@ -57,7 +52,12 @@ impl Problem {
 
     /// Says that the request itself cannot be read.
     pub fn malformed(detail: impl Into<String>) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, "malformed", "The request cannot be read", detail)
+        Self::new(
+            StatusCode::BAD_REQUEST,
+            "malformed",
+            "The request cannot be read",
+            detail,
+        )
     }
 
     /// Says that there is nothing at this address.
@@ -83,15 +83,24 @@ impl From<ServiceError> for Problem {
         use http::StatusCode as S;
         let detail = error.to_string();
         match error {
-            ServiceError::Unauthenticated => {
-                Self::new(S::UNAUTHORIZED, "unauthenticated", "Authentication required", detail)
-            }
-            ServiceError::WrongCredentials => {
-                Self::new(S::UNAUTHORIZED, "wrong_credentials", "Wrong credentials", detail)
-            }
-            ServiceError::CodeRequired => {
-                Self::new(S::UNAUTHORIZED, "totp_required", "One-time code required", detail)
-            }
+            ServiceError::Unauthenticated => Self::new(
+                S::UNAUTHORIZED,
+                "unauthenticated",
+                "Authentication required",
+                detail,
+            ),
+            ServiceError::WrongCredentials => Self::new(
+                S::UNAUTHORIZED,
+                "wrong_credentials",
+                "Wrong credentials",
+                detail,
+            ),
+            ServiceError::CodeRequired => Self::new(
+                S::UNAUTHORIZED,
+                "totp_required",
+                "One-time code required",
+                detail,
+            ),
             ServiceError::Denied(denied) => {
                 let code = match denied {
                     crate::auth::access::Denied::PasswordChange => "password_change_required",
@@ -108,12 +117,18 @@ impl From<ServiceError> for Problem {
                 problem.errors = errors;
                 problem
             }
-            ServiceError::Stale(_) => {
-                Self::new(S::PRECONDITION_FAILED, "stale_revision", "Changed meanwhile", detail)
-            }
-            ServiceError::Conflict { code, detail } => {
-                Self::new(S::CONFLICT, code, "The state of things does not allow it", detail)
-            }
+            ServiceError::Stale(_) => Self::new(
+                S::PRECONDITION_FAILED,
+                "stale_revision",
+                "Changed meanwhile",
+                detail,
+            ),
+            ServiceError::Conflict { code, detail } => Self::new(
+                S::CONFLICT,
+                code,
+                "The state of things does not allow it",
+                detail,
+            ),
             ServiceError::Limited(limited) => {
                 let title = "Too many requests";
                 Self::new(S::TOO_MANY_REQUESTS, "rate_limited", title, detail)
@@ -128,7 +143,12 @@ impl From<ServiceError> for Problem {
             ServiceError::Internal(source) => {
                 error!(error = %Chain(&*source), "an operation failed");
                 let title = "Internal error";
-                Self::new(S::INTERNAL_SERVER_ERROR, "internal", title, "see the master's log")
+                Self::new(
+                    S::INTERNAL_SERVER_ERROR,
+                    "internal",
+                    title,
+                    "see the master's log",
+                )
             }
         }
     }

@@ -14,7 +14,7 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::extract::{Auth, Body, IfMatch, Path, Params, Tagged};
+use super::extract::{Auth, Body, IfMatch, Params, Path, Tagged};
 use super::problem::Problem;
 use super::{ApiState, Items, PageOf, errors};
 use crate::auth::access::Operation;
@@ -54,17 +54,24 @@ async fn create_backup(
     Body(request): Body<BackupRequest>,
 ) -> Result<Response, Problem> {
     let access = auth.access(Operation::CreateBackup)?;
-    let pieces = state.service.create_backup(access, request.passphrase.0).await?;
+    let pieces = state
+        .service
+        .create_backup(access, request.passphrase.0)
+        .await?;
     let name = "attachment; filename=\"hy2.backup\"";
-    let headers =
-        [(header::CONTENT_TYPE, "application/octet-stream"), (header::CONTENT_DISPOSITION, name)];
+    let headers = [
+        (header::CONTENT_TYPE, "application/octet-stream"),
+        (header::CONTENT_DISPOSITION, name),
+    ];
     let stream = tokio_stream::wrappers::ReceiverStream::new(pieces);
     Ok((headers, axum::body::Body::from_stream(stream)).into_response())
 }
 
 /// Health for supervisors, without credential; metrics for whoever has the right.
 pub(super) fn health() -> Router<ApiState> {
-    Router::new().route("/healthz", get(|| async { "ok\n" })).route("/readyz", get(ready))
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
 }
 
 async fn ready(State(state): State<ApiState>) -> Response {
@@ -76,7 +83,10 @@ async fn ready(State(state): State<ApiState>) -> Response {
 }
 
 /// Returns metrics in the Prometheus text format.
-pub(super) async fn metrics(State(state): State<ApiState>, auth: Auth) -> Result<Response, Problem> {
+pub(super) async fn metrics(
+    State(state): State<ApiState>,
+    auth: Auth,
+) -> Result<Response, Problem> {
     auth.access(Operation::GetMetrics)?;
     let text = (state.metrics)();
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response())
@@ -117,14 +127,19 @@ async fn list_audit(
     Params(query): Params<AuditQuery>,
 ) -> Result<Json<PageOf<AuditView>>, Problem> {
     let access = auth.access(Operation::ListAudit)?;
-    let page = PageRequest { size: query.size, after: query.after };
+    let page = PageRequest {
+        size: query.size,
+        after: query.after,
+    };
     let filter = AuditFilter {
         actor: query.actor,
         action: query.action,
         object_kind: query.object_kind,
         object_id: query.object_id,
     };
-    Ok(PageOf::of(state.service.audit(access, &filter, &page).await?))
+    Ok(PageOf::of(
+        state.service.audit(access, &filter, &page).await?,
+    ))
 }
 
 /// What a verification found.
@@ -147,7 +162,10 @@ async fn verify_audit(
     State(state): State<ApiState>,
     auth: Auth,
 ) -> Result<Json<AuditVerification>, Problem> {
-    let found = state.service.verify_audit(auth.access(Operation::VerifyAudit)?).await?;
+    let found = state
+        .service
+        .verify_audit(auth.access(Operation::VerifyAudit)?)
+        .await?;
     Ok(Json(AuditVerification {
         intact: found.broken_at.is_none(),
         entries: found.entries,
@@ -163,7 +181,12 @@ async fn list_settings(
     State(state): State<ApiState>,
     auth: Auth,
 ) -> Result<Json<Items<SettingView>>, Problem> {
-    Ok(Items::of(state.service.settings(auth.access(Operation::ListSettings)?).await?))
+    Ok(Items::of(
+        state
+            .service
+            .settings(auth.access(Operation::ListSettings)?)
+            .await?,
+    ))
 }
 
 /// Returns a setting.
@@ -174,7 +197,10 @@ async fn get_setting(
     auth: Auth,
     Path(key): Path<String>,
 ) -> Result<Tagged<SettingView>, Problem> {
-    let row = state.service.setting(auth.access(Operation::GetSetting)?, &key).await?;
+    let row = state
+        .service
+        .setting(auth.access(Operation::GetSetting)?, &key)
+        .await?;
     Ok(Tagged(row.rev, row.into()))
 }
 
@@ -199,6 +225,9 @@ async fn put_setting(
     Body(put): Body<PutSetting>,
 ) -> Result<Tagged<SettingView>, Problem> {
     let access = auth.access(Operation::PutSetting)?;
-    let row = state.service.put_setting(access, &key, put.value, expected).await?;
+    let row = state
+        .service
+        .put_setting(access, &key, put.value, expected)
+        .await?;
     Ok(Tagged(row.rev, row.into()))
 }

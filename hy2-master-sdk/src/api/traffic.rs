@@ -67,7 +67,11 @@ struct TrafficBucket {
 
 impl From<Bucket> for TrafficBucket {
     fn from(bucket: Bucket) -> Self {
-        Self { at: Moment(bucket.at), tx_bytes: bucket.tx, rx_bytes: bucket.rx }
+        Self {
+            at: Moment(bucket.at),
+            tx_bytes: bucket.tx,
+            rx_bytes: bucket.rx,
+        }
     }
 }
 
@@ -124,7 +128,12 @@ async fn get_traffic_series(
             return Err(error.into());
         }
     };
-    Ok(Items::of(state.service.traffic_series(access, query.query(), by_day).await?))
+    Ok(Items::of(
+        state
+            .service
+            .traffic_series(access, query.query(), by_day)
+            .await?,
+    ))
 }
 
 /// Returns who used most.
@@ -137,5 +146,10 @@ async fn get_traffic_top(
 ) -> Result<Json<Items<TrafficOfUser>>, Problem> {
     let access = auth.access(Operation::GetTrafficTop)?;
     let size = query.size.unwrap_or(50);
-    Ok(Items::of(state.service.traffic_top(access, query.query(), size).await?))
+    Ok(Items::of(
+        state
+            .service
+            .traffic_top(access, query.query(), size)
+            .await?,
+    ))
 }

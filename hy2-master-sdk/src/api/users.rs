@@ -10,7 +10,7 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::extract::{Auth, Body, IfMatch, Path, Params, Tagged};
+use super::extract::{Auth, Body, IfMatch, Params, Path, Tagged};
 use super::problem::Problem;
 use super::{ApiState, Items, PageOf, errors};
 use crate::auth::access::Operation;
@@ -89,7 +89,10 @@ async fn list_users(
 ) -> Result<Json<PageOf<UserView>>, Problem> {
     let access = auth.access(Operation::ListUsers)?;
     let list = ListUsers {
-        page: PageRequest { size: query.size, after: query.after },
+        page: PageRequest {
+            size: query.size,
+            after: query.after,
+        },
         filter: UserFilter {
             status: query.status,
             plan: query.plan_id.map(PlanId),
@@ -115,7 +118,10 @@ async fn create_user(
     auth: Auth,
     Body(new): Body<CreateUser>,
 ) -> Result<Response, Problem> {
-    let row = state.service.create_user(auth.access(Operation::CreateUser)?, new).await?;
+    let row = state
+        .service
+        .create_user(auth.access(Operation::CreateUser)?, new)
+        .await?;
     let location = format!("/api/v1/users/{}", row.id);
     let view = Tagged(row.rev, UserView::from(row));
     Ok((StatusCode::CREATED, [(header::LOCATION, location)], view).into_response())
@@ -129,7 +135,10 @@ async fn get_user(
     auth: Auth,
     Path(id): Path<i64>,
 ) -> Result<Tagged<UserView>, Problem> {
-    let row = state.service.user(auth.access(Operation::GetUser)?, UserId(id)).await?;
+    let row = state
+        .service
+        .user(auth.access(Operation::GetUser)?, UserId(id))
+        .await?;
     Ok(Tagged(row.rev, row.into()))
 }
 
@@ -145,7 +154,10 @@ async fn update_user(
     Body(change): Body<UpdateUser>,
 ) -> Result<Tagged<UserView>, Problem> {
     let access = auth.access(Operation::UpdateUser)?;
-    let row = state.service.update_user(access, UserId(id), expected, change).await?;
+    let row = state
+        .service
+        .update_user(access, UserId(id), expected, change)
+        .await?;
     Ok(Tagged(row.rev, row.into()))
 }
 
@@ -160,7 +172,10 @@ async fn delete_user(
     IfMatch(expected): IfMatch,
 ) -> Result<StatusCode, Problem> {
     let access = auth.access(Operation::DeleteUser)?;
-    state.service.delete_user(access, UserId(id), expected).await?;
+    state
+        .service
+        .delete_user(access, UserId(id), expected)
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -190,7 +205,10 @@ async fn batch_users(
     Body(batch): Body<BatchUsers>,
 ) -> Result<Json<BatchResult>, Problem> {
     let access = auth.access(Operation::BatchUsers)?;
-    let changed = state.service.batch_users(access, &batch.ids, batch.action).await?;
+    let changed = state
+        .service
+        .batch_users(access, &batch.ids, batch.action)
+        .await?;
     Ok(Json(BatchResult { changed }))
 }
 
@@ -214,7 +232,12 @@ async fn import_users(
     Body(import): Body<ImportUsers, MAX_IMPORT>,
 ) -> Result<Json<ImportReport>, Problem> {
     let access = auth.access(Operation::ImportUsers)?;
-    Ok(Json(state.service.import_users(access, import, query.dry_run).await?))
+    Ok(Json(
+        state
+            .service
+            .import_users(access, import, query.dry_run)
+            .await?,
+    ))
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -249,7 +272,10 @@ async fn get_user_traffic(
     Path(id): Path<i64>,
 ) -> Result<Json<TrafficView>, Problem> {
     let access = auth.access(Operation::GetUserTraffic)?;
-    let query = TrafficQuery { user: Some(UserId(id)), ..TrafficQuery::default() };
+    let query = TrafficQuery {
+        user: Some(UserId(id)),
+        ..TrafficQuery::default()
+    };
     Ok(Json(state.service.traffic(access, query).await?))
 }
 
@@ -270,7 +296,10 @@ impl LiveSessions {
         ),
     ) -> Json<Self> {
         let items = sessions.into_iter().map(Into::into).collect();
-        Json(Self { items, reach: reach.into() })
+        Json(Self {
+            items,
+            reach: reach.into(),
+        })
     }
 }
 
@@ -283,7 +312,9 @@ async fn list_user_sessions(
     Path(id): Path<i64>,
 ) -> Result<Json<LiveSessions>, Problem> {
     let access = auth.access(Operation::ListUserSessions)?;
-    Ok(LiveSessions::of(state.service.user_sessions(access, UserId(id)).await?))
+    Ok(LiveSessions::of(
+        state.service.user_sessions(access, UserId(id)).await?,
+    ))
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -306,7 +337,10 @@ async fn list_user_assignments(
     Params(query): Params<ReleasedQuery>,
 ) -> Result<Json<Items<AssignmentView>>, Problem> {
     let access = auth.access(Operation::ListUserAssignments)?;
-    let rows = state.service.user_assignments(access, UserId(id), query.released).await?;
+    let rows = state
+        .service
+        .user_assignments(access, UserId(id), query.released)
+        .await?;
     Ok(Items::of(rows))
 }
 
@@ -327,7 +361,9 @@ async fn get_user_subscription(
 ) -> Result<Json<SubscriptionView>, Problem> {
     let access = auth.access(Operation::GetUserSubscription)?;
     let url = state.service.user_subscription(access, UserId(id)).await?;
-    Ok(Json(SubscriptionView { url: url.expose_secret().to_owned() }))
+    Ok(Json(SubscriptionView {
+        url: url.expose_secret().to_owned(),
+    }))
 }
 
 /// Gives a user a new subscription address; the old one is worth nothing.
@@ -339,8 +375,13 @@ async fn rotate_user_subscription(
     Path(id): Path<i64>,
 ) -> Result<Json<SubscriptionView>, Problem> {
     let access = auth.access(Operation::RotateUserSubscription)?;
-    let url = state.service.rotate_user_subscription(access, UserId(id)).await?;
-    Ok(Json(SubscriptionView { url: url.expose_secret().to_owned() }))
+    let url = state
+        .service
+        .rotate_user_subscription(access, UserId(id))
+        .await?;
+    Ok(Json(SubscriptionView {
+        url: url.expose_secret().to_owned(),
+    }))
 }
 
 /// Gives a user new credentials on every node; connections with the old ones end.
@@ -352,7 +393,10 @@ async fn rotate_user_credentials(
     Path(id): Path<i64>,
 ) -> Result<Tagged<UserView>, Problem> {
     let access = auth.access(Operation::RotateUserCredentials)?;
-    let row = state.service.rotate_user_credentials(access, UserId(id)).await?;
+    let row = state
+        .service
+        .rotate_user_credentials(access, UserId(id))
+        .await?;
     Ok(Tagged(row.rev, row.into()))
 }
 
@@ -375,7 +419,10 @@ async fn reset_user_traffic(
     Body(request): Body<ResetRequest>,
 ) -> Result<Tagged<UserView>, Problem> {
     let access = auth.access(Operation::ResetUserTraffic)?;
-    let row = state.service.reset_user_traffic(access, UserId(id), &request.reason).await?;
+    let row = state
+        .service
+        .reset_user_traffic(access, UserId(id), &request.reason)
+        .await?;
     Ok(Tagged(row.rev, row.into()))
 }
 
@@ -388,7 +435,9 @@ async fn kick_user(
     Path(id): Path<i64>,
 ) -> Result<Json<ReachView>, Problem> {
     let access = auth.access(Operation::KickUser)?;
-    Ok(Json(state.service.kick_user(access, UserId(id)).await?.into()))
+    Ok(Json(
+        state.service.kick_user(access, UserId(id)).await?.into(),
+    ))
 }
 
 /// A rate for a while.
@@ -417,6 +466,9 @@ async fn set_user_rate(
 ) -> Result<Json<ReachView>, Problem> {
     let access = auth.access(Operation::SetUserRate)?;
     let (up, down) = (rate.up_bytes_per_s, rate.down_bytes_per_s);
-    let reach = state.service.set_user_rate(access, UserId(id), up, down, rate.for_s).await?;
+    let reach = state
+        .service
+        .set_user_rate(access, UserId(id), up, down, rate.for_s)
+        .await?;
     Ok(Json(reach.into()))
 }

@@ -11,7 +11,7 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use super::admins::PageQuery;
-use super::extract::{Auth, Body, IfMatch, Path, Params, Tagged};
+use super::extract::{Auth, Body, IfMatch, Params, Path, Tagged};
 use super::problem::Problem;
 use super::{ApiState, Items, PageOf, errors};
 use crate::auth::access::Operation;
@@ -41,7 +41,12 @@ async fn list_webhooks(
     State(state): State<ApiState>,
     auth: Auth,
 ) -> Result<Json<Items<WebhookView>>, Problem> {
-    Ok(Items::of(state.service.webhooks(auth.access(Operation::ListWebhooks)?).await?))
+    Ok(Items::of(
+        state
+            .service
+            .webhooks(auth.access(Operation::ListWebhooks)?)
+            .await?,
+    ))
 }
 
 /// Makes a webhook, sent to from now on.
@@ -54,7 +59,10 @@ async fn create_webhook(
 ) -> Result<(StatusCode, Json<CreatedWebhook>), Problem> {
     let access = auth.access(Operation::CreateWebhook)?;
     let (row, secret) = state.service.create_webhook(access, new).await?;
-    let made = CreatedWebhook { secret: secret.expose_secret().to_owned(), view: row.into() };
+    let made = CreatedWebhook {
+        secret: secret.expose_secret().to_owned(),
+        view: row.into(),
+    };
     Ok((StatusCode::CREATED, Json(made)))
 }
 
@@ -66,7 +74,10 @@ async fn get_webhook(
     auth: Auth,
     Path(id): Path<Uuid>,
 ) -> Result<Tagged<WebhookView>, Problem> {
-    let row = state.service.webhook(auth.access(Operation::GetWebhook)?, id).await?;
+    let row = state
+        .service
+        .webhook(auth.access(Operation::GetWebhook)?, id)
+        .await?;
     Ok(Tagged(row.rev, row.into()))
 }
 
@@ -82,7 +93,10 @@ async fn update_webhook(
     Body(change): Body<UpdateWebhook>,
 ) -> Result<Tagged<WebhookView>, Problem> {
     let access = auth.access(Operation::UpdateWebhook)?;
-    let row = state.service.update_webhook(access, id, expected, change).await?;
+    let row = state
+        .service
+        .update_webhook(access, id, expected, change)
+        .await?;
     Ok(Tagged(row.rev, row.into()))
 }
 
@@ -94,7 +108,10 @@ async fn delete_webhook(
     auth: Auth,
     Path(id): Path<Uuid>,
 ) -> Result<StatusCode, Problem> {
-    state.service.delete_webhook(auth.access(Operation::DeleteWebhook)?, id).await?;
+    state
+        .service
+        .delete_webhook(auth.access(Operation::DeleteWebhook)?, id)
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -109,5 +126,10 @@ async fn list_webhook_deliveries(
     Params(query): Params<PageQuery>,
 ) -> Result<Json<PageOf<DeliveryView>>, Problem> {
     let access = auth.access(Operation::ListWebhookDeliveries)?;
-    Ok(PageOf::of(state.service.webhook_deliveries(access, id, &query.into()).await?))
+    Ok(PageOf::of(
+        state
+            .service
+            .webhook_deliveries(access, id, &query.into())
+            .await?,
+    ))
 }

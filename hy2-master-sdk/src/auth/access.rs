@@ -383,7 +383,10 @@ mod tests {
     fn names_are_unique_and_lead_back() {
         for (at, op) in Operation::ALL.iter().enumerate() {
             assert_eq!(Operation::from_name(op.name()), Some(*op));
-            let twice = Operation::ALL.iter().skip(at + 1).any(|other| other.name() == op.name());
+            let twice = Operation::ALL
+                .iter()
+                .skip(at + 1)
+                .any(|other| other.name() == op.name());
             assert!(!twice, "{}", op.name());
         }
     }
@@ -399,10 +402,19 @@ mod tests {
     #[test]
     fn only_the_owner_reaches_administrators_and_backups() {
         for op in Operation::ALL {
-            let owners = matches!(op.scope(), "admins:write" | "backups:write" | "settings:write");
+            let owners = matches!(
+                op.scope(),
+                "admins:write" | "backups:write" | "settings:write"
+            );
             if owners {
                 for role in Role::ALL.into_iter().filter(|role| *role != Role::Owner) {
-                    assert_eq!(op.grant(role), Grant::Denied, "{} {}", op.name(), role.as_str());
+                    assert_eq!(
+                        op.grant(role),
+                        Grant::Denied,
+                        "{} {}",
+                        op.name(),
+                        role.as_str()
+                    );
                 }
             }
         }
@@ -412,7 +424,11 @@ mod tests {
     fn an_auditor_changes_nothing_but_their_own_account() {
         for op in Operation::ALL {
             let reads = op.scope().ends_with(":read") || op.scope() == "session";
-            assert!(reads || op.grant(Role::Auditor) == Grant::Denied, "{}", op.name());
+            assert!(
+                reads || op.grant(Role::Auditor) == Grant::Denied,
+                "{}",
+                op.name()
+            );
         }
     }
 
@@ -422,7 +438,10 @@ mod tests {
         let access = caller.access(Operation::UpdateUser).unwrap();
         assert!(access.reaches(Some(AdminId(7))));
         assert!(!access.reaches(Some(AdminId(8))));
-        assert!(!access.reaches(None), "a user without owner is nobody's own");
+        assert!(
+            !access.reaches(None),
+            "a user without owner is nobody's own"
+        );
         assert!(caller.access(Operation::ListNodes).is_err());
     }
 
@@ -430,7 +449,10 @@ mod tests {
     fn a_given_password_is_changed_before_anything_else() {
         let mut caller = caller(Role::Owner, session());
         caller.must_change_password = true;
-        assert_eq!(caller.access(Operation::ListUsers).unwrap_err(), Denied::PasswordChange);
+        assert_eq!(
+            caller.access(Operation::ListUsers).unwrap_err(),
+            Denied::PasswordChange
+        );
         assert!(caller.access(Operation::ChangePassword).is_ok());
     }
 
@@ -441,11 +463,21 @@ mod tests {
             let id = Uuid::nil();
             caller(role, Credential::Token { id, scopes })
         };
-        assert!(token(Role::Operator, &["users:read"]).access(Operation::ListUsers).is_ok());
+        assert!(
+            token(Role::Operator, &["users:read"])
+                .access(Operation::ListUsers)
+                .is_ok()
+        );
         let narrow = token(Role::Operator, &["users:read"]);
-        assert!(matches!(narrow.access(Operation::CreateUser), Err(Denied::Scope(_))));
+        assert!(matches!(
+            narrow.access(Operation::CreateUser),
+            Err(Denied::Scope(_))
+        ));
         let wide = token(Role::Auditor, &["users:write"]);
-        assert!(matches!(wide.access(Operation::CreateUser), Err(Denied::Role(..))));
+        assert!(matches!(
+            wide.access(Operation::CreateUser),
+            Err(Denied::Role(..))
+        ));
         let session = token(Role::Owner, &["session"]);
         assert!(session.access(Operation::CreateApiToken).is_err());
         assert!(!is_token_scope("session") && is_token_scope("users:write"));

@@ -131,7 +131,15 @@ mod tests {
     fn other_texts_are_refused() {
         let token = ApiToken::generate().reveal();
         let shorter = &token[..token.len() - 2];
-        for text in ["", "hy2_", "hy2__", "hy2_x_y", "Bearer x", shorter, &format!("{token}AA")] {
+        for text in [
+            "",
+            "hy2_",
+            "hy2__",
+            "hy2_x_y",
+            "Bearer x",
+            shorter,
+            &format!("{token}AA"),
+        ] {
             assert!(text.parse::<ApiToken>().is_err(), "{text}");
         }
     }

@@ -193,7 +193,13 @@ impl TokenSigner {
     /// # Errors
     ///
     /// [`KeyError::Signing`] if the key cannot sign.
-    pub fn issue(&self, admin: AdminId, session: Uuid, epoch: i64, now: i64) -> Result<String, KeyError> {
+    pub fn issue(
+        &self,
+        admin: AdminId,
+        session: Uuid,
+        epoch: i64,
+        now: i64,
+    ) -> Result<String, KeyError> {
         let keys = self.keys.load();
         let mut header = Header::new(Algorithm::EdDSA);
         header.kid = Some(keys.signing.id.to_string());
@@ -207,7 +213,8 @@ impl TokenSigner {
             exp: now + LIFETIME_S,
             jti: Uuid::new_v4(),
         };
-        jsonwebtoken::encode(&header, &claims, &keys.signing.encoding).map_err(|_| KeyError::Signing)
+        jsonwebtoken::encode(&header, &claims, &keys.signing.encoding)
+            .map_err(|_| KeyError::Signing)
     }
 
     /// Checks a token at the time `now` (seconds since 1970).
@@ -225,7 +232,10 @@ impl TokenSigner {
         }
         // A key that the token brings along, or says where to find, is never looked at; such a
         // header is not one of ours.
-        if header.jwk.is_some() || header.jku.is_some() || header.x5u.is_some() || header.x5c.is_some()
+        if header.jwk.is_some()
+            || header.jku.is_some()
+            || header.x5u.is_some()
+            || header.x5c.is_some()
         {
             return Err(TokenError::Malformed);
         }
@@ -299,7 +309,10 @@ mod tests {
         let session = Uuid::new_v4();
         let token = signer.issue(AdminId(7), session, 3, NOW).unwrap();
         let claims = signer.check(&token, NOW + LIFETIME_S - 1).unwrap();
-        assert_eq!((claims.sub.as_str(), claims.sid, claims.epoch), ("7", session, 3));
+        assert_eq!(
+            (claims.sub.as_str(), claims.sid, claims.epoch),
+            ("7", session, 3)
+        );
     }
 
     #[test]
@@ -339,7 +352,11 @@ mod tests {
         let (signer, kid, _) = signer();
         let foreign = TokenKey::generate(kid).unwrap();
         let token = forge(foreign.pkcs8(), &header(kid), &claims());
-        assert_eq!(signer.check(&token, NOW), Err(TokenError::Invalid), "foreign key, known kid");
+        assert_eq!(
+            signer.check(&token, NOW),
+            Err(TokenError::Invalid),
+            "foreign key, known kid"
+        );
         for name in [json!("../../etc/passwd"), json!("' or 1=1 --"), json!("")] {
             let head = json!({"typ": "JWT", "alg": "EdDSA", "kid": name});
             let token = forge(foreign.pkcs8(), &head, &claims());
@@ -347,13 +364,21 @@ mod tests {
         }
         let head = json!({"typ": "JWT", "alg": "EdDSA"});
         let token = forge(foreign.pkcs8(), &head, &claims());
-        assert_eq!(signer.check(&token, NOW), Err(TokenError::UnknownKey), "no kid");
+        assert_eq!(
+            signer.check(&token, NOW),
+            Err(TokenError::UnknownKey),
+            "no kid"
+        );
     }
 
     #[test]
     fn claims_of_wrong_type_or_value_are_refused() {
         let (signer, kid, pkcs8) = signer();
-        assert!(signer.check(&forge(&pkcs8, &header(kid), &claims()), NOW).is_ok());
+        assert!(
+            signer
+                .check(&forge(&pkcs8, &header(kid), &claims()), NOW)
+                .is_ok()
+        );
         let bad = [
             ("exp", json!("9999999999")),
             ("exp", json!(null)),
@@ -395,7 +420,10 @@ mod tests {
             let last = at == token.len() - 1;
             // The last character carries bits that base64url pads with; a strict decoder
             // refuses them too.
-            assert!(signer.check(&changed, NOW).is_err(), "at {at}, last: {last}");
+            assert!(
+                signer.check(&changed, NOW).is_err(),
+                "at {at}, last: {last}"
+            );
         }
     }
 

@@ -181,7 +181,10 @@ mod tests {
     #[tokio::test]
     async fn a_password_matches_its_own_hash_only() {
         let passwords = Passwords::new(CHEAP).unwrap();
-        let hash = passwords.hash("correct horse battery".into()).await.unwrap();
+        let hash = passwords
+            .hash("correct horse battery".into())
+            .await
+            .unwrap();
         assert!(hash.starts_with("$argon2id$v=19$m=64,t=1,p=1$"));
         let right = passwords.verify("correct horse battery".into(), Some(hash.clone()));
         assert!(right.await.unwrap());
@@ -192,7 +195,12 @@ mod tests {
     #[tokio::test]
     async fn an_unknown_account_costs_one_check_too() {
         let passwords = Passwords::new(CHEAP).unwrap();
-        assert!(!passwords.verify("whatever it may be".into(), None).await.unwrap());
+        assert!(
+            !passwords
+                .verify("whatever it may be".into(), None)
+                .await
+                .unwrap()
+        );
         assert_eq!(passwords.checks(), 1);
         assert!(passwords.inner.dummy.contains("m=64,t=1"));
     }

@@ -75,7 +75,10 @@ impl SessionKeys {
     /// Returns whether `text` is the CSRF token of a session, in constant time.
     #[must_use]
     pub fn is_csrf_token(&self, session: Uuid, text: &str) -> bool {
-        self.csrf_token(session).as_bytes().ct_eq(text.as_bytes()).into()
+        self.csrf_token(session)
+            .as_bytes()
+            .ct_eq(text.as_bytes())
+            .into()
     }
 
     fn mac(&self, what: &[u8], data: &[u8]) -> [u8; 32] {

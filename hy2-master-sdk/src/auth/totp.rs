@@ -82,7 +82,9 @@ impl SecondFactor {
     /// Returns the code at `now` (seconds since 1970).
     #[must_use]
     pub fn code(&self, now: i64) -> String {
-        self.totp.generate(u64::try_from(now).unwrap_or(0)).to_string()
+        self.totp
+            .generate(u64::try_from(now).unwrap_or(0))
+            .to_string()
     }
 }
 
@@ -94,7 +96,11 @@ mod tests {
     #[test]
     fn codes_are_those_of_the_rfc() {
         let factor = SecondFactor::new(b"12345678901234567890", "hy2", "a").unwrap();
-        for (at, code) in [(59, "287082"), (1_111_111_109, "081804"), (2_000_000_000, "279037")] {
+        for (at, code) in [
+            (59, "287082"),
+            (1_111_111_109, "081804"),
+            (2_000_000_000, "279037"),
+        ] {
             assert_eq!(factor.code(at), code);
             assert_eq!(factor.check(code, at, 0), Some(at / 30));
         }
@@ -107,14 +113,26 @@ mod tests {
         let step = factor.check(&factor.code(now), now, 0).unwrap();
         assert_eq!(factor.check(&factor.code(now), now, step), None);
         assert_eq!(factor.check(&factor.code(now - 30), now, step), None);
-        assert_eq!(factor.check(&factor.code(now + 30), now, step), Some(step + 1));
+        assert_eq!(
+            factor.check(&factor.code(now + 30), now, step),
+            Some(step + 1)
+        );
         assert_eq!(factor.check(&factor.code(now + 90), now, step), None);
     }
 
     #[test]
     fn what_is_no_code_is_refused() {
         let factor = SecondFactor::generate("hy2", "a").unwrap();
-        for code in ["", "12345", "1234567", "12 456", "abcdef", "١٢٣٤٥٦", "-12345", "+12345"] {
+        for code in [
+            "",
+            "12345",
+            "1234567",
+            "12 456",
+            "abcdef",
+            "١٢٣٤٥٦",
+            "-12345",
+            "+12345",
+        ] {
             assert_eq!(factor.check(code, 1_800_000_000, 0), None, "{code}");
         }
     }

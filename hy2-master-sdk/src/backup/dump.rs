@@ -68,7 +68,11 @@ pub async fn dump(store: &Store, lines: mpsc::Sender<String>) -> Result<(), Back
         return Ok(());
     }
     for table in tables(&mut tx).await? {
-        let columns: Vec<&str> = table.columns.iter().map(|column| column.name.as_str()).collect();
+        let columns: Vec<&str> = table
+            .columns
+            .iter()
+            .map(|column| column.name.as_str())
+            .collect();
         let head = json!({"table": table.name, "columns": columns}).to_string() + "\n";
         if lines.send(head).await.is_err() || !dump_table(&mut tx, &table, &lines).await? {
             return Ok(());
@@ -116,20 +120,30 @@ fn select(table: &Table, postgres: bool) -> String {
         }
         _ => format!("\"{name}\""),
     };
-    let values: Vec<String> =
-        table.columns.iter().map(|column| value(&column.name, column.kind)).collect();
+    let values: Vec<String> = table
+        .columns
+        .iter()
+        .map(|column| value(&column.name, column.kind))
+        .collect();
     let order: Vec<String> = table
         .key
         .iter()
         .map(|name| {
-            let text = table.columns.iter().any(|c| c.name == *name && c.kind == Kind::Text);
+            let text = table
+                .columns
+                .iter()
+                .any(|c| c.name == *name && c.kind == Kind::Text);
             match text && postgres {
                 true => format!("\"{name}\" collate \"C\""),
                 false => format!("\"{name}\""),
             }
         })
         .collect();
-    let build = if postgres { "json_build_array" } else { "json_array" };
+    let build = if postgres {
+        "json_build_array"
+    } else {
+        "json_array"
+    };
     let cast = if postgres { "::text" } else { "" };
     let (name, values, order) = (&table.name, values.join(", "), order.join(", "));
     format!("select {build}({values}){cast} from \"{name}\" order by {order}")
@@ -138,7 +152,11 @@ fn select(table: &Table, postgres: bool) -> String {
 /// Writes a row the same on both databases: JSON columns with sorted keys, numbers as Rust writes
 /// them.
 fn canonical(table: &Table, row: &str) -> Result<String, BackupError> {
-    let misfit = |reason: String| BackupError::Row { table: table.name.clone(), row: 0, reason };
+    let misfit = |reason: String| BackupError::Row {
+        table: table.name.clone(),
+        row: 0,
+        reason,
+    };
     let mut values: Vec<Value> =
         serde_json::from_str(row).map_err(|error| misfit(error.to_string()))?;
     for (column, value) in table.columns.iter().zip(&mut values) {

@@ -64,7 +64,11 @@ impl Sealing {
     fn new(secret: &BackupKey, header: [u8; HEADER]) -> Result<Self, BackupError> {
         let key = derive(secret, &header)?;
         let key = UnboundKey::new(&AES_256_GCM, &*key).map_err(|_| BackupError::Format)?;
-        Ok(Self { key: LessSafeKey::new(key), header, next: 0 })
+        Ok(Self {
+            key: LessSafeKey::new(key),
+            header,
+            next: 0,
+        })
     }
 
     /// Returns the nonce of the next chunk; none after 2^32, 256 TiB.
@@ -114,7 +118,10 @@ impl Encryptor {
         header[at + 5..at + 9].copy_from_slice(&cost.1.to_be_bytes());
         header[at + 9..].copy_from_slice(&rand::random::<[u8; SALT + PREFIX]>());
         let sealing = Sealing::new(secret, header)?;
-        Ok(Self { sealing, pending: Zeroizing::new(Vec::with_capacity(CHUNK + TAG)) })
+        Ok(Self {
+            sealing,
+            pending: Zeroizing::new(Vec::with_capacity(CHUNK + TAG)),
+        })
     }
 
     /// Returns the header.
@@ -187,7 +194,10 @@ impl Decryptor {
             return Err(BackupError::Format);
         }
         let sealing = Sealing::new(secret, header)?;
-        Ok(Self { sealing, pending: Vec::with_capacity(CHUNK + TAG) })
+        Ok(Self {
+            sealing,
+            pending: Vec::with_capacity(CHUNK + TAG),
+        })
     }
 
     /// Takes encrypted bytes; appends what opened to `out`.
@@ -295,7 +305,11 @@ mod tests {
     fn what_is_sealed_opens_at_every_length_around_a_chunk() {
         for length in [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 3 * CHUNK + 5] {
             let plain: Vec<u8> = (0..length).map(|at| at as u8).collect();
-            assert_eq!(open(&seal(&plain, &key()), &key()).unwrap(), plain, "{length}");
+            assert_eq!(
+                open(&seal(&plain, &key()), &key()).unwrap(),
+                plain,
+                "{length}"
+            );
         }
     }
 
@@ -315,12 +329,24 @@ mod tests {
     #[test]
     fn a_backup_that_is_cut_off_or_reordered_is_refused() {
         let sealed = seal(&vec![5; 2 * CHUNK + 100], &key());
-        for length in [0, 10, HEADER, HEADER + 1, HEADER + CHUNK + TAG, sealed.len() - 1] {
+        for length in [
+            0,
+            10,
+            HEADER,
+            HEADER + 1,
+            HEADER + CHUNK + TAG,
+            sealed.len() - 1,
+        ] {
             assert!(open(&sealed[..length], &key()).is_err(), "{length}");
         }
         let chunk = CHUNK + TAG;
         let (a, b) = (HEADER, HEADER + chunk);
-        let swapped = [&sealed[..a], &sealed[b..b + chunk], &sealed[a..b], &sealed[b + chunk..]];
+        let swapped = [
+            &sealed[..a],
+            &sealed[b..b + chunk],
+            &sealed[a..b],
+            &sealed[b + chunk..],
+        ];
         assert!(open(&swapped.concat(), &key()).is_err());
         let longer = [&sealed[..], &[0; 20]].concat();
         assert!(open(&longer, &key()).is_err());
@@ -335,6 +361,9 @@ mod tests {
         assert!(matches!(open(&sealed, &wrong), Err(BackupError::Tampered)));
         assert!(open(&sealed, &key()).is_err());
         let weak = BackupKey::Passphrase("short".into());
-        assert!(matches!(Encryptor::new(&weak), Err(BackupError::WeakPassphrase)));
+        assert!(matches!(
+            Encryptor::new(&weak),
+            Err(BackupError::WeakPassphrase)
+        ));
     }
 }

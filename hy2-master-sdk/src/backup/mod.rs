@@ -32,7 +32,9 @@ pub enum BackupError {
     #[error("the passphrase must have at least 12 characters")]
     WeakPassphrase,
     /// The schema of the backup is not that of the store.
-    #[error("the backup is of schema {backup}, the store of {store}: restore it with that version, then upgrade")]
+    #[error(
+        "the backup is of schema {backup}, the store of {store}: restore it with that version, then upgrade"
+    )]
     Schema {
         /// Of the backup.
         backup: i64,

@@ -48,7 +48,9 @@ pub async fn read(
     now: Timestamp,
 ) -> Result<Restored, BackupError> {
     let mut header = [0; HEADER];
-    from.read_exact(&mut header).await.map_err(|_| BackupError::Format)?;
+    from.read_exact(&mut header)
+        .await
+        .map_err(|_| BackupError::Format)?;
     let secret = key.clone();
     let made = tokio::task::spawn_blocking(move || Decryptor::new(&secret, header));
     let mut decryptor = made.await.map_err(|_| BackupError::Format)??;
@@ -89,7 +91,9 @@ struct Restore {
 impl Restore {
     async fn begin(tx: &mut Tx) -> Result<Self, BackupError> {
         if let Connection::Sqlite(sqlite) = tx.connection() {
-            sqlx::query("pragma defer_foreign_keys = on").execute(&mut **sqlite).await?;
+            sqlx::query("pragma defer_foreign_keys = on")
+                .execute(&mut **sqlite)
+                .await?;
         }
         let tables = tables(tx).await?;
         for table in &tables {
@@ -116,9 +120,10 @@ impl Restore {
     /// Takes whole lines out of `plain`.
     async fn lines(&mut self, tx: &mut Tx, plain: &mut Vec<u8>) -> Result<(), BackupError> {
         let mut from = 0;
-        while let Some(length) = plain.get(from..).and_then(|rest| {
-            rest.iter().position(|byte| *byte == b'\n')
-        }) {
+        while let Some(length) = plain
+            .get(from..)
+            .and_then(|rest| rest.iter().position(|byte| *byte == b'\n'))
+        {
             let line = plain.get(from..from + length).unwrap_or_default().to_vec();
             from += length + 1;
             self.line(tx, &line).await?;
@@ -138,14 +143,21 @@ impl Restore {
         match line {
             Line::Head { hy2: 1, schema } if !self.begun => {
                 if schema != self.schema {
-                    return Err(BackupError::Schema { backup: schema, store: self.schema });
+                    return Err(BackupError::Schema {
+                        backup: schema,
+                        store: self.schema,
+                    });
                 }
                 self.begun = true;
             }
             Line::Table { table, columns } if self.begun => {
                 self.flush(tx).await?;
                 self.row = 0;
-                let known = self.tables.iter().find(|known| known.name == table).cloned();
+                let known = self
+                    .tables
+                    .iter()
+                    .find(|known| known.name == table)
+                    .cloned();
                 let known = known.ok_or(BackupError::Format)?;
                 let same = known.columns.iter().map(|column| &column.name).eq(&columns);
                 self.current = Some(known).filter(|_| same);
@@ -212,7 +224,11 @@ impl Restore {
 
     fn misfit(&self, reason: &str) -> BackupError {
         BackupError::Row {
-            table: self.current.as_ref().map(|table| table.name.clone()).unwrap_or_default(),
+            table: self
+                .current
+                .as_ref()
+                .map(|table| table.name.clone())
+                .unwrap_or_default(),
             row: self.row,
             reason: reason.to_owned(),
         }
@@ -220,7 +236,9 @@ impl Restore {
 }
 
 async fn is_empty(tx: &mut Tx, table: &str) -> Result<bool, BackupError> {
-    let sql = AssertSqlSafe(format!("select count(*) from (select 1 from \"{table}\" limit 1) x"));
+    let sql = AssertSqlSafe(format!(
+        "select count(*) from (select 1 from \"{table}\" limit 1) x"
+    ));
     let count: i64 = match tx.connection() {
         Connection::Pg(pg) => sqlx::query_scalar(sql).fetch_one(&mut **pg).await?,
         Connection::Sqlite(sqlite) => sqlx::query_scalar(sql).fetch_one(&mut **sqlite).await?,
@@ -274,8 +292,11 @@ fn value(at: usize, kind: Kind, postgres: bool) -> String {
 }
 
 fn insert(table: &Table, postgres: bool) -> String {
-    let names: Vec<String> =
-        table.columns.iter().map(|column| format!("\"{}\"", column.name)).collect();
+    let names: Vec<String> = table
+        .columns
+        .iter()
+        .map(|column| format!("\"{}\"", column.name))
+        .collect();
     let values: Vec<String> = table
         .columns
         .iter()
@@ -292,7 +313,9 @@ fn insert(table: &Table, postgres: bool) -> String {
              select {values} from jsonb_array_elements($1::jsonb) as rows(r)"
         );
     }
-    format!("insert into \"{name}\" ({names}) select {values} from (select value as r from json_each($1))")
+    format!(
+        "insert into \"{name}\" ({names}) select {values} from (select value as r from json_each($1))"
+    )
 }
 
 /// Returns the statement that writes the columns which refer to the table itself.

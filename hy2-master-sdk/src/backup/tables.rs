@@ -8,7 +8,12 @@ use crate::store::{Connection, StoreError, Tx};
 /// What a backup does not hold: sessions and leases end with a restore, masters speak for
 /// themselves, answers to repeated requests and counted attempts are of the moment.
 const LEFT_OUT: &[&str] = &[
-    "_sqlx_migrations", "admin_sessions", "idempotency_keys", "leases", "login_attempts", "masters",
+    "_sqlx_migrations",
+    "admin_sessions",
+    "idempotency_keys",
+    "leases",
+    "login_attempts",
+    "masters",
 ];
 
 /// How a column's values are written.
@@ -110,7 +115,12 @@ async fn read_postgres(tx: &mut Tx) -> Result<(Vec<Table>, Vec<Reference>), Stor
         };
         let own_table = is_own(&references, &table, &name);
         let identity = identity == "YES";
-        table_of(&mut tables, &table).columns.push(Column { name, kind, own_table, identity });
+        table_of(&mut tables, &table).columns.push(Column {
+            name,
+            kind,
+            own_table,
+            identity,
+        });
     }
     for (table, column) in keys {
         table_of(&mut tables, &table).key.push(column);
@@ -151,7 +161,12 @@ async fn read_sqlite(tx: &mut Tx) -> Result<(Vec<Table>, Vec<Reference>), StoreE
             keys.push((table.clone(), key, name.clone()));
         }
         let own_table = is_own(&references, &table, &name);
-        let column = Column { name, kind, own_table, identity: false };
+        let column = Column {
+            name,
+            kind,
+            own_table,
+            identity: false,
+        };
         table_of(&mut tables, &table).columns.push(column);
     }
     keys.sort();
@@ -162,7 +177,9 @@ async fn read_sqlite(tx: &mut Tx) -> Result<(Vec<Table>, Vec<Reference>), StoreE
 }
 
 fn is_own(references: &[Reference], table: &str, column: &str) -> bool {
-    references.iter().any(|(from, by, to)| from == table && by == column && to == table)
+    references
+        .iter()
+        .any(|(from, by, to)| from == table && by == column && to == table)
 }
 
 fn table_of<'a>(tables: &'a mut BTreeMap<String, Table>, name: &str) -> &'a mut Table {
@@ -175,19 +192,25 @@ fn table_of<'a>(tables: &'a mut BTreeMap<String, Table>, name: &str) -> &'a mut 
 
 /// Brings tables into an order in which what is referred to comes first.
 fn in_order(tables: Vec<Table>, references: &[Reference]) -> Vec<Table> {
-    let mut left: Vec<Table> =
-        tables.into_iter().filter(|table| !LEFT_OUT.contains(&table.name.as_str())).collect();
+    let mut left: Vec<Table> = tables
+        .into_iter()
+        .filter(|table| !LEFT_OUT.contains(&table.name.as_str()))
+        .collect();
     let mut done = BTreeSet::<String>::new();
     let mut ordered = Vec::new();
     while !left.is_empty() {
         let ready = |table: &Table| {
-            references.iter().all(|(from, _, to)| {
-                *from != table.name || *to == table.name || done.contains(to)
-            })
+            references
+                .iter()
+                .all(|(from, _, to)| *from != table.name || *to == table.name || done.contains(to))
         };
         let (now, later): (Vec<_>, Vec<_>) = left.into_iter().partition(ready);
         // A circle: the schema has none, and a restore would name the row.
-        let (now, later) = if now.is_empty() { (later, Vec::new()) } else { (now, later) };
+        let (now, later) = if now.is_empty() {
+            (later, Vec::new())
+        } else {
+            (now, later)
+        };
         done.extend(now.iter().map(|table| table.name.clone()));
         ordered.extend(now);
         left = later;

@@ -37,10 +37,16 @@ impl LocalLimiter {
         if limiter.len() > SWEEP_AT {
             limiter.retain_recent();
         }
-        let key = if limiter.len() > MAX_KEYS { OVERFLOW } else { key };
-        limiter.check_key(&key.to_owned()).map_err(|not_until| Limited {
-            retry_after: not_until.wait_time_from(self.clock.now()),
-        })
+        let key = if limiter.len() > MAX_KEYS {
+            OVERFLOW
+        } else {
+            key
+        };
+        limiter
+            .check_key(&key.to_owned())
+            .map_err(|not_until| Limited {
+                retry_after: not_until.wait_time_from(self.clock.now()),
+            })
     }
 
     fn limiter(&self, limit: Limit) -> Arc<DefaultKeyedRateLimiter<String>> {

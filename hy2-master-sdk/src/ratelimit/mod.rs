@@ -108,7 +108,10 @@ impl RateLimiter {
     /// # Errors
     ///
     /// [`Limited`] if it is empty.
-    #[cfg_attr(not(feature = "redis"), allow(clippy::unused_async, reason = "same shape with Redis"))]
+    #[cfg_attr(
+        not(feature = "redis"),
+        allow(clippy::unused_async, reason = "same shape with Redis")
+    )]
     pub async fn check(&self, limit: Limit, key: &str) -> Result<(), Limited> {
         #[cfg(feature = "redis")]
         if let Some(shared) = &self.shared {

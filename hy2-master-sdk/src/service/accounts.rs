@@ -128,7 +128,9 @@ impl Service {
         let name = login.username.to_lowercase();
         let limiter = self.limiter();
         limiter.check(ratelimit::LOGIN_ADDRESS, &from).await?;
-        limiter.check(ratelimit::LOGIN, &format!("{name}\0{from}")).await?;
+        limiter
+            .check(ratelimit::LOGIN, &format!("{name}\0{from}"))
+            .await?;
         limiter.check(ratelimit::LOGIN_ACCOUNT, &name).await?;
 
         let found = match name.len() {
@@ -140,7 +142,8 @@ impl Service {
         let matches = self.passwords().verify(login.password, hash).await?;
         let admin = found.filter(|admin| matches && admin.status == "active");
         let Some(admin) = admin else {
-            self.audit_login("login_failed", "-", origin, "wrong name or password").await?;
+            self.audit_login("login_failed", "-", origin, "wrong name or password")
+                .await?;
             return Err(ServiceError::WrongCredentials);
         };
 
@@ -151,7 +154,8 @@ impl Service {
             (Some(sealed), Some(code)) => {
                 let factor = self.open_factor(&admin, sealed)?;
                 let Some(step) = factor.check(code, now.0 / 1_000, admin.totp_last_step) else {
-                    self.audit_login("login_failed", &admin.username, origin, "wrong code").await?;
+                    self.audit_login("login_failed", &admin.username, origin, "wrong code")
+                        .await?;
                     return Err(ServiceError::WrongCredentials);
                 };
                 Some(step)
@@ -202,7 +206,9 @@ impl Service {
         let admin = admins::get(self.store(), session.admin_id).await?;
         let now = self.now();
         let next = self.session_keys().refresh_token(session.id);
-        let expires_at = now.plus(SESSION_IDLE).min(session.created_at.plus(SESSION_MAX));
+        let expires_at = now
+            .plus(SESSION_IDLE)
+            .min(session.created_at.plus(SESSION_MAX));
 
         let mut tx = self.store().begin().await?;
         let (old, new) = (token.hash(), next.hash());
@@ -216,9 +222,16 @@ impl Service {
         let reused = admins::session_in(&mut tx, session.id)
             .await?
             .is_some_and(|row| row.revoked_at.is_none() && row.refresh_hash != old);
-        if reused && admins::revoke_session(&mut tx, session.id, "refresh token reused", now).await? {
-            let entry =
-                login_entry("refresh_reused", &admin.username, origin, Some("session ended"), now);
+        if reused
+            && admins::revoke_session(&mut tx, session.id, "refresh token reused", now).await?
+        {
+            let entry = login_entry(
+                "refresh_reused",
+                &admin.username,
+                origin,
+                Some("session ended"),
+                now,
+            );
             audit::append(&mut tx, &entry).await?;
             let payload = json!({"username": admin.username, "session": session.id});
             let key = admin.id.to_string();
@@ -243,7 +256,10 @@ impl Service {
             .tokens()
             .check(token, now.0 / 1_000)
             .map_err(|_| ServiceError::Unauthenticated)?;
-        let admin: i64 = claims.sub.parse().map_err(|_| ServiceError::Unauthenticated)?;
+        let admin: i64 = claims
+            .sub
+            .parse()
+            .map_err(|_| ServiceError::Unauthenticated)?;
         let session = admins::session(self.store(), claims.sid)
             .await?
             .filter(|session| session.revoked_at.is_none() && session.expires_at > now)
@@ -279,7 +295,10 @@ impl Service {
         if row.last_used_at.is_none_or(|used| now.since(used) >= hour) {
             api_tokens::touch(self.store(), row.id, now).await?;
         }
-        let credential = Credential::Token { id: row.id, scopes: row.scopes.0 };
+        let credential = Credential::Token {
+            id: row.id,
+            scopes: row.scopes.0,
+        };
         caller(admin, credential, address)
     }
 
@@ -298,9 +317,8 @@ impl Service {
     pub async fn token_is_in_force(&self, id: Uuid) -> bool {
         let now = self.now();
         let row = api_tokens::find(self.store(), id).await.ok().flatten();
-        let valid = row.filter(|row| {
-            row.revoked_at.is_none() && row.expires_at.is_none_or(|end| end > now)
-        });
+        let valid = row
+            .filter(|row| row.revoked_at.is_none() && row.expires_at.is_none_or(|end| end > now));
         match valid {
             Some(row) => self.active_admin(row.admin_id).await.is_ok(),
             None => false,
@@ -342,7 +360,11 @@ impl Service {
     /// # Errors
     ///
     /// [`ServiceError::NotFound`] if it is not the caller's, or the store fails.
-    pub async fn revoke_my_session(&self, access: Access<'_>, id: Uuid) -> Result<(), ServiceError> {
+    pub async fn revoke_my_session(
+        &self,
+        access: Access<'_>,
+        id: Uuid,
+    ) -> Result<(), ServiceError> {
         admins::session(self.store(), id)
             .await?
             .filter(|session| session.admin_id == access.caller().admin)
@@ -363,7 +385,9 @@ impl Service {
         new: SecretString,
     ) -> Result<(), ServiceError> {
         let id = access.caller().admin;
-        self.limiter().check(ratelimit::LOGIN, &format!("{id}\0password")).await?;
+        self.limiter()
+            .check(ratelimit::LOGIN, &format!("{id}\0password"))
+            .await?;
         password::check_rules(&new)?;
         let admin = admins::get(self.store(), id).await?;
         let hash = Some(admin.password_hash);
@@ -374,7 +398,13 @@ impl Service {
         let now = self.now();
         let mut tx = self.store().begin().await?;
         admins::set_password(&mut tx, id, &hash, false, now).await?;
-        record(&mut tx, access, account_record(id, "admin.password_changed"), now).await?;
+        record(
+            &mut tx,
+            access,
+            account_record(id, "admin.password_changed"),
+            now,
+        )
+        .await?;
         tx.commit().await?;
         Ok(())
     }
@@ -392,8 +422,8 @@ impl Service {
             let detail = "a second factor is in force; remove it with a code first";
             return Err(ServiceError::conflict("totp_enabled", detail));
         }
-        let factor = SecondFactor::generate(TOTP_ISSUER, &admin.username)
-            .map_err(ServiceError::internal)?;
+        let factor =
+            SecondFactor::generate(TOTP_ISSUER, &admin.username).map_err(ServiceError::internal)?;
         let row = admin.id.0.to_be_bytes();
         let sealed = self.vault().seal(TOTP_PLACE, &row, factor.secret());
         admins::set_pending_totp(&mut tx, admin.id, &sealed, now).await?;
@@ -411,11 +441,16 @@ impl Service {
     /// [`ServiceError::WrongCredentials`] if the code is not right.
     pub async fn confirm_totp(&self, access: Access<'_>, code: &str) -> Result<(), ServiceError> {
         let id = access.caller().admin;
-        self.limiter().check(ratelimit::LOGIN, &format!("{id}\0totp")).await?;
+        self.limiter()
+            .check(ratelimit::LOGIN, &format!("{id}\0totp"))
+            .await?;
         let now = self.now();
         let mut tx = self.store().begin().await?;
         let admin = admins::get_in(&mut tx, id).await?;
-        let Some(sealed) = admin.totp_pending_enc.as_deref().filter(|_| admin.totp_enc.is_none())
+        let Some(sealed) = admin
+            .totp_pending_enc
+            .as_deref()
+            .filter(|_| admin.totp_enc.is_none())
         else {
             return Err(ServiceError::conflict("no_pending_totp", "begin first"));
         };
@@ -424,7 +459,13 @@ impl Service {
             .check(code, now.0 / 1_000, 0)
             .ok_or(ServiceError::WrongCredentials)?;
         admins::set_totp(&mut tx, id, Some(sealed), step, now).await?;
-        record(&mut tx, access, account_record(id, "admin.totp_enabled"), now).await?;
+        record(
+            &mut tx,
+            access,
+            account_record(id, "admin.totp_enabled"),
+            now,
+        )
+        .await?;
         tx.commit().await?;
         Ok(())
     }
@@ -436,19 +477,30 @@ impl Service {
     /// [`ServiceError::WrongCredentials`] if the code is not right.
     pub async fn disable_totp(&self, access: Access<'_>, code: &str) -> Result<(), ServiceError> {
         let id = access.caller().admin;
-        self.limiter().check(ratelimit::LOGIN, &format!("{id}\0totp")).await?;
+        self.limiter()
+            .check(ratelimit::LOGIN, &format!("{id}\0totp"))
+            .await?;
         let now = self.now();
         let mut tx = self.store().begin().await?;
         let admin = admins::get_in(&mut tx, id).await?;
         let Some(sealed) = admin.totp_enc.as_deref() else {
-            return Err(ServiceError::conflict("no_totp", "there is no second factor"));
+            return Err(ServiceError::conflict(
+                "no_totp",
+                "there is no second factor",
+            ));
         };
         let factor = self.open_factor(&admin, sealed)?;
         let step = factor
             .check(code, now.0 / 1_000, admin.totp_last_step)
             .ok_or(ServiceError::WrongCredentials)?;
         admins::set_totp(&mut tx, id, None, step, now).await?;
-        record(&mut tx, access, account_record(id, "admin.totp_disabled"), now).await?;
+        record(
+            &mut tx,
+            access,
+            account_record(id, "admin.totp_disabled"),
+            now,
+        )
+        .await?;
         tx.commit().await?;
         Ok(())
     }
@@ -543,7 +595,13 @@ impl Service {
         let mut tx = self.store().begin().await?;
         admins::revoke_session(&mut tx, id, reason, now).await?;
         let admin = access.caller().admin;
-        record(&mut tx, access, account_record(admin, "admin.session_ended"), now).await?;
+        record(
+            &mut tx,
+            access,
+            account_record(admin, "admin.session_ended"),
+            now,
+        )
+        .await?;
         tx.commit().await?;
         Ok(())
     }
@@ -551,14 +609,19 @@ impl Service {
     async fn active_admin(&self, id: AdminId) -> Result<AdminRow, ServiceError> {
         match admins::get(self.store(), id).await {
             Ok(admin) if admin.status == "active" => Ok(admin),
-            Ok(_) | Err(crate::store::StoreError::NotFound(_)) => Err(ServiceError::Unauthenticated),
+            Ok(_) | Err(crate::store::StoreError::NotFound(_)) => {
+                Err(ServiceError::Unauthenticated)
+            }
             Err(error) => Err(error.into()),
         }
     }
 
     fn open_factor(&self, admin: &AdminRow, sealed: &[u8]) -> Result<SecondFactor, ServiceError> {
         let row = admin.id.0.to_be_bytes();
-        let secret = self.vault().open(TOTP_PLACE, &row, sealed).map_err(ServiceError::internal)?;
+        let secret = self
+            .vault()
+            .open(TOTP_PLACE, &row, sealed)
+            .map_err(ServiceError::internal)?;
         SecondFactor::new(&secret, TOTP_ISSUER, &admin.username).map_err(ServiceError::internal)
     }
 
@@ -606,7 +669,10 @@ fn caller(
     address: Option<IpAddr>,
 ) -> Result<Caller, ServiceError> {
     let role = Role::from_name(&admin.role).ok_or_else(|| {
-        ServiceError::internal(format!("administrator {} has unknown role {}", admin.id, admin.role))
+        ServiceError::internal(format!(
+            "administrator {} has unknown role {}",
+            admin.id, admin.role
+        ))
     })?;
     Ok(Caller {
         admin: admin.id,
@@ -651,7 +717,11 @@ fn check_new_token(new: &NewApiToken, role: Role, now: Timestamp) -> Result<(), 
     if new.expires_at.is_some_and(|end| end <= now) {
         issues.push(FieldIssue::new("expires_at", "must be in the future"));
     }
-    if issues.is_empty() { Ok(()) } else { Err(ServiceError::Invalid(issues)) }
+    if issues.is_empty() {
+        Ok(())
+    } else {
+        Err(ServiceError::Invalid(issues))
+    }
 }
 
 fn account_record(id: AdminId, topic: &str) -> Record<'_> {
@@ -687,5 +757,9 @@ fn login_entry(
 }
 
 fn shorten(user_agent: &str) -> String {
-    user_agent.chars().filter(|c| !c.is_control()).take(200).collect()
+    user_agent
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(200)
+        .collect()
 }

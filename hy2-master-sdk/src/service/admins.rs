@@ -82,7 +82,9 @@ pub struct CreateAdmin {
 
 impl std::fmt::Debug for CreateAdmin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("CreateAdmin").field("username", &self.username).finish_non_exhaustive()
+        f.debug_struct("CreateAdmin")
+            .field("username", &self.username)
+            .finish_non_exhaustive()
     }
 }
 
@@ -110,7 +112,9 @@ pub struct UpdateAdmin {
 
 impl std::fmt::Debug for UpdateAdmin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("UpdateAdmin").field("role", &self.role).finish_non_exhaustive()
+        f.debug_struct("UpdateAdmin")
+            .field("role", &self.role)
+            .finish_non_exhaustive()
     }
 }
 
@@ -180,7 +184,13 @@ impl Service {
         let mut tx = self.store().begin().await?;
         let id = admins::insert(&mut tx, &admin, now).await?;
         let row = admins::get_in(&mut tx, id).await?;
-        record(&mut tx, access, admin_record(None, Some(&row), "admin.created"), now).await?;
+        record(
+            &mut tx,
+            access,
+            admin_record(None, Some(&row), "admin.created"),
+            now,
+        )
+        .await?;
         tx.commit().await?;
         Ok(row)
     }
@@ -221,7 +231,10 @@ impl Service {
         let role = change.role.unwrap_or(old_role);
         let status = status.unwrap_or(&old.status);
         if others == 0 && (role != Role::Owner || status != "active") {
-            return Err(ServiceError::conflict("last_owner", "an active owner has to remain"));
+            return Err(ServiceError::conflict(
+                "last_owner",
+                "an active owner has to remain",
+            ));
         }
         let ends = role != old_role || status != old.status;
         admins::update(
@@ -243,7 +256,13 @@ impl Service {
             admins::set_totp(&mut tx, id, None, old.totp_last_step, now).await?;
         }
         let row = admins::get_in(&mut tx, id).await?;
-        record(&mut tx, access, admin_record(Some(&old), Some(&row), "admin.updated"), now).await?;
+        record(
+            &mut tx,
+            access,
+            admin_record(Some(&old), Some(&row), "admin.updated"),
+            now,
+        )
+        .await?;
         tx.commit().await?;
         Ok(row)
     }
@@ -265,10 +284,19 @@ impl Service {
         let old = admins::get_for_update(&mut tx, id).await?;
         check_rev("administrator", expected, old.rev)?;
         if others == 0 {
-            return Err(ServiceError::conflict("last_owner", "an active owner has to remain"));
+            return Err(ServiceError::conflict(
+                "last_owner",
+                "an active owner has to remain",
+            ));
         }
         admins::delete(&mut tx, id, old.rev).await?;
-        record(&mut tx, access, admin_record(Some(&old), None, "admin.deleted"), now).await?;
+        record(
+            &mut tx,
+            access,
+            admin_record(Some(&old), None, "admin.deleted"),
+            now,
+        )
+        .await?;
         tx.commit().await?;
         Ok(())
     }
@@ -300,7 +328,13 @@ impl Service {
         let row = admins::get_in(&mut tx, id).await?;
         let host = Caller::host();
         let access = host.access(Operation::CreateAdmin)?;
-        record(&mut tx, access, admin_record(None, Some(&row), "admin.created"), now).await?;
+        record(
+            &mut tx,
+            access,
+            admin_record(None, Some(&row), "admin.created"),
+            now,
+        )
+        .await?;
         tx.commit().await?;
         Ok(Some(credentials))
     }
@@ -326,8 +360,10 @@ impl Service {
             Some(old) => {
                 let (quota, users) = (old.quota_bytes, old.max_users);
                 let role = Role::Owner;
-                admins::update(&mut tx, old.id, old.rev, role, "active", quota, users, true, now)
-                    .await?;
+                admins::update(
+                    &mut tx, old.id, old.rev, role, "active", quota, users, true, now,
+                )
+                .await?;
                 admins::set_password(&mut tx, old.id, &hash, false, now).await?;
                 admins::set_totp(&mut tx, old.id, None, old.totp_last_step, now).await?;
                 old.id
@@ -390,14 +426,16 @@ fn admin_record<'a>(
     topic: &'a str,
 ) -> Record<'a> {
     let view = |row: &AdminRow| {
-        let mut view =
-            serde_json::to_value(AdminView::from(row.clone())).unwrap_or(Value::Null);
+        let mut view = serde_json::to_value(AdminView::from(row.clone())).unwrap_or(Value::Null);
         view["session_epoch"] = json!(row.session_epoch);
         view
     };
     Record {
         kind: "admin",
-        id: before.or(after).map(|row| row.id.to_string()).unwrap_or_default(),
+        id: before
+            .or(after)
+            .map(|row| row.id.to_string())
+            .unwrap_or_default(),
         before: before.map(view),
         after: after.map(view),
         owner: None,

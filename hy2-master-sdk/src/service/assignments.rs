@@ -81,11 +81,17 @@ impl Service {
         let after = page.key::<i64>()?.map(AssignmentId);
         if access.owner().is_some() {
             let Some(user) = user else {
-                return Err(ServiceError::invalid("user_id", "is required with your role"));
+                return Err(ServiceError::invalid(
+                    "user_id",
+                    "is required with your role",
+                ));
             };
             self.user(access, user).await?;
         }
-        let rows = self.store().assignments(user, node, released, after, limit + 1).await?;
+        let rows = self
+            .store()
+            .assignments(user, node, released, after, limit + 1)
+            .await?;
         Ok(Page::new(rows, limit, |row| row.id.0))
     }
 
@@ -107,7 +113,11 @@ impl Service {
             user_id: user.id,
             node_id: NodeId(new.node_id),
             rank: i64::from(new.rank),
-            source: if new.pinned { AssignmentSource::Pinned } else { AssignmentSource::Manual },
+            source: if new.pinned {
+                AssignmentSource::Pinned
+            } else {
+                AssignmentSource::Manual
+            },
             score: None,
         };
         let row = assignments::assign(&mut tx, &assignment, now).await?;

@@ -105,7 +105,9 @@ impl Service {
         scope_id: i64,
     ) -> Result<ConfigRow, ServiceError> {
         let rows = self.store().configs(scope, scope_id, None, 1).await?;
-        rows.into_iter().next().ok_or(ServiceError::NotFound("configuration"))
+        rows.into_iter()
+            .next()
+            .ok_or(ServiceError::NotFound("configuration"))
     }
 
     /// Lists revisions of a scope, the newest first.
@@ -122,7 +124,10 @@ impl Service {
     ) -> Result<Page<ConfigRow>, ServiceError> {
         let limit = page.limit()?;
         let before = page.key::<i64>()?.map(ConfigRevisionId);
-        let rows = self.store().configs(scope, scope_id, before, limit + 1).await?;
+        let rows = self
+            .store()
+            .configs(scope, scope_id, before, limit + 1)
+            .await?;
         Ok(Page::new(rows, limit, |row| row.id.0))
     }
 
@@ -175,7 +180,10 @@ impl Service {
             return Err(ServiceError::invalid("body", "must be an object"));
         }
         if put.message.len() > 500 {
-            return Err(ServiceError::invalid("message", "must have at most 500 bytes"));
+            return Err(ServiceError::invalid(
+                "message",
+                "must have at most 500 bytes",
+            ));
         }
         let mut tx = self.store().begin().await?;
         config_list::lock(&mut tx).await?;
@@ -186,7 +194,15 @@ impl Service {
         }
         let mut body = put.body;
         keep_hidden(&mut body, newest.as_ref().map(|row| &row.body.0), "body")?;
-        self.append(tx, access, (scope, scope_id), body, put.message, put.dry_run).await
+        self.append(
+            tx,
+            access,
+            (scope, scope_id),
+            body,
+            put.message,
+            put.dry_run,
+        )
+        .await
     }
 
     /// Puts the body of an earlier revision in force again, as a new revision.
@@ -204,7 +220,9 @@ impl Service {
         config_list::lock(&mut tx).await?;
         let message = format!("back to revision {id}");
         let scope = (old.scope, old.scope_id);
-        let row = self.append(tx, access, scope, old.body.0, message, false).await?;
+        let row = self
+            .append(tx, access, scope, old.body.0, message, false)
+            .await?;
         row.ok_or_else(|| ServiceError::internal("a rollback is no dry run"))
     }
 
@@ -286,7 +304,10 @@ impl Service {
         self.check_body(alone, "body")?;
         for (node, region) in concerned {
             let mut merged = fleet.clone();
-            let layers = [(ConfigScope::Region, region.map(|id| id.0)), (ConfigScope::Node, Some(node.0))];
+            let layers = [
+                (ConfigScope::Region, region.map(|id| id.0)),
+                (ConfigScope::Node, Some(node.0)),
+            ];
             for (layer, id) in layers {
                 let Some(id) = id else { continue };
                 if layer == scope && id == scope_id {
@@ -361,7 +382,11 @@ fn diff(changes: &mut Vec<ConfigChange>, at: &str, old: Option<&Value>, new: Opt
     if let (Some(Value::Object(a)), Some(Value::Object(b))) = (old, new) {
         let keys: std::collections::BTreeSet<_> = a.keys().chain(b.keys()).collect();
         for key in keys {
-            let path = if at.is_empty() { key.clone() } else { format!("{at}.{key}") };
+            let path = if at.is_empty() {
+                key.clone()
+            } else {
+                format!("{at}.{key}")
+            };
             diff(changes, &path, a.get(key), b.get(key));
         }
         return;
@@ -376,7 +401,11 @@ fn diff(changes: &mut Vec<ConfigChange>, at: &str, old: Option<&Value>, new: Opt
         })
     };
     let (before, after) = (shown(old), shown(new));
-    changes.push(ConfigChange { path: at.to_owned(), before, after });
+    changes.push(ConfigChange {
+        path: at.to_owned(),
+        before,
+        after,
+    });
 }
 
 #[cfg(test)]
@@ -404,7 +433,9 @@ mod tests {
         assert_eq!(body["obfs"], old["obfs"]);
         let mut other = json!({"obfs": {"gecko": {"password": "***"}}});
         let refused = keep_hidden(&mut other, Some(&old), "body").unwrap_err();
-        let ServiceError::Invalid(issues) = refused else { panic!("{refused:?}") };
+        let ServiceError::Invalid(issues) = refused else {
+            panic!("{refused:?}")
+        };
         assert_eq!(issues[0].path, "body.obfs.gecko.password");
     }
 }

@@ -8,8 +8,8 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::moment::Moment;
-use super::users::{CreateUser, ListUsers, UserView, check_user};
 use super::page::{MAX_SIZE, PageRequest};
+use super::users::{CreateUser, ListUsers, UserView, check_user};
 use super::{FieldIssue, Service, ServiceError};
 use crate::auth::access::Access;
 use crate::domain::{Timestamp, UserStatus};
@@ -102,14 +102,18 @@ impl Service {
     ) -> Result<ImportReport, ServiceError> {
         let rows = read(import.format, import.data)?;
         if rows.len() > MAX_USERS {
-            return Err(ServiceError::invalid("data", format!("has more than {MAX_USERS} users")));
+            return Err(ServiceError::invalid(
+                "data",
+                format!("has more than {MAX_USERS} users"),
+            ));
         }
         let mut report = ImportReport::default();
         let mut seen = std::collections::HashSet::new();
         let mut wanted = Vec::new();
         for (at, row) in rows.into_iter().enumerate() {
             let (user, disabled, renamed) = shape(row, import.plan_id);
-            if let Err(ServiceError::Invalid(issues)) = check_user(&user, &format!("users[{at}].")) {
+            if let Err(ServiceError::Invalid(issues)) = check_user(&user, &format!("users[{at}]."))
+            {
                 report.failed.extend(issues);
                 continue;
             }
@@ -123,7 +127,8 @@ impl Service {
             wanted.push((user, disabled));
         }
         for chunk in wanted.chunks(CHUNK) {
-            self.import_chunk(access, chunk, dry_run, &mut report).await?;
+            self.import_chunk(access, chunk, dry_run, &mut report)
+                .await?;
         }
         for names in [&mut report.skipped, &mut report.renamed] {
             names.truncate(MAX_NAMED);
@@ -180,7 +185,10 @@ impl Service {
         let mut after = None;
         loop {
             let list = ListUsers {
-                page: PageRequest { size: Some(MAX_SIZE), after },
+                page: PageRequest {
+                    size: Some(MAX_SIZE),
+                    after,
+                },
                 ..ListUsers::default()
             };
             let page = self.users(access, list).await?;
@@ -199,19 +207,32 @@ impl Service {
 }
 
 const COLUMNS: [&str; 11] = [
-    "username", "status", "expires_at", "quota_bytes", "max_devices", "max_connections",
-    "up_bytes_per_s", "down_bytes_per_s", "email", "note", "tags",
+    "username",
+    "status",
+    "expires_at",
+    "quota_bytes",
+    "max_devices",
+    "max_connections",
+    "up_bytes_per_s",
+    "down_bytes_per_s",
+    "email",
+    "note",
+    "tags",
 ];
 
 fn csv_of(users: &[UserView]) -> Result<String, ServiceError> {
     let mut writer = csv::Writer::from_writer(Vec::new());
-    writer.write_record(COLUMNS).map_err(ServiceError::internal)?;
+    writer
+        .write_record(COLUMNS)
+        .map_err(ServiceError::internal)?;
     let number = |value: Option<i64>| value.map(|value| value.to_string()).unwrap_or_default();
     for user in users {
         let record = [
             plain(&user.username),
             user.status.clone(),
-            user.expires_at.map(|at| at.0.to_string()).unwrap_or_default(),
+            user.expires_at
+                .map(|at| at.0.to_string())
+                .unwrap_or_default(),
             number(user.quota_bytes),
             number(user.max_devices),
             number(user.max_connections),
@@ -221,9 +242,13 @@ fn csv_of(users: &[UserView]) -> Result<String, ServiceError> {
             plain(&user.note),
             plain(&user.tags.join(";")),
         ];
-        writer.write_record(&record).map_err(ServiceError::internal)?;
+        writer
+            .write_record(&record)
+            .map_err(ServiceError::internal)?;
     }
-    let bytes = writer.into_inner().map_err(|error| ServiceError::internal(error.to_string()))?;
+    let bytes = writer
+        .into_inner()
+        .map_err(|error| ServiceError::internal(error.to_string()))?;
     String::from_utf8(bytes).map_err(ServiceError::internal)
 }
 
@@ -238,12 +263,15 @@ fn plain(text: &str) -> String {
 fn read(format: ImportFormat, data: Value) -> Result<Vec<Row>, ServiceError> {
     let refuse = |message: String| ServiceError::invalid("data", message);
     if format == ImportFormat::Csv {
-        let text = data.as_str().ok_or_else(|| refuse("must be text for CSV".to_owned()))?;
+        let text = data
+            .as_str()
+            .ok_or_else(|| refuse("must be text for CSV".to_owned()))?;
         return read_csv(text);
     }
     let data = match data {
-        Value::String(text) => serde_json::from_str(&text)
-            .map_err(|error| refuse(format!("is not JSON: {error}")))?,
+        Value::String(text) => {
+            serde_json::from_str(&text).map_err(|error| refuse(format!("is not JSON: {error}")))?
+        }
         other => other,
     };
     match format {
@@ -252,7 +280,11 @@ fn read(format: ImportFormat, data: Value) -> Result<Vec<Row>, ServiceError> {
         ImportFormat::Marzban => {
             let export: MarzbanExport = serde_path_to_error::deserialize(data)
                 .map_err(|error| refuse(format!("{}: {}", error.path(), error.inner())))?;
-            Ok(export.users.into_iter().map(MarzbanUser::into_row).collect())
+            Ok(export
+                .users
+                .into_iter()
+                .map(MarzbanUser::into_row)
+                .collect())
         }
         ImportFormat::ThreeXUi => read_three_x_ui(data),
     }
@@ -260,8 +292,13 @@ fn read(format: ImportFormat, data: Value) -> Result<Vec<Row>, ServiceError> {
 
 fn read_csv(text: &str) -> Result<Vec<Row>, ServiceError> {
     let refuse = |message: String| ServiceError::invalid("data", message);
-    let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(text.as_bytes());
-    let header = reader.headers().map_err(|error| refuse(error.to_string()))?.clone();
+    let mut reader = csv::ReaderBuilder::new()
+        .trim(csv::Trim::All)
+        .from_reader(text.as_bytes());
+    let header = reader
+        .headers()
+        .map_err(|error| refuse(error.to_string()))?
+        .clone();
     if let Some(unknown) = header.iter().find(|name| !COLUMNS.contains(name)) {
         return Err(refuse(format!("has an unknown column {unknown:?}")));
     }
@@ -279,9 +316,10 @@ fn read_csv(text: &str) -> Result<Vec<Row>, ServiceError> {
         };
         let number = |name: &str| {
             let parse = |text: String| text.parse::<i64>();
-            field(name).map(parse).transpose().map_err(|_| {
-                refuse(format!("users[{at}].{name}: not a whole number"))
-            })
+            field(name)
+                .map(parse)
+                .transpose()
+                .map_err(|_| refuse(format!("users[{at}].{name}: not a whole number")))
         };
         let expires_at = match field("expires_at") {
             Some(text) => Some(serde_json::from_value(Value::String(text)).map_err(|_| {
@@ -301,7 +339,8 @@ fn read_csv(text: &str) -> Result<Vec<Row>, ServiceError> {
             down_bytes_per_s: number("down_bytes_per_s")?,
             email: field("email"),
             note: field("note"),
-            tags: field("tags").map(|tags| tags.split(';').map(str::to_owned).collect())
+            tags: field("tags")
+                .map(|tags| tags.split(';').map(str::to_owned).collect())
                 .unwrap_or_default(),
         });
     }
@@ -337,7 +376,9 @@ struct MarzbanUser {
 impl MarzbanUser {
     fn into_row(self) -> Row {
         let on_hold = self.status.as_deref() == Some("on_hold");
-        let hold = self.on_hold_expire_duration.filter(|seconds| on_hold && *seconds > 0);
+        let hold = self
+            .on_hold_expire_duration
+            .filter(|seconds| on_hold && *seconds > 0);
         Row {
             username: self.username,
             expires_at: seconds(self.expire),
@@ -368,15 +409,24 @@ fn read_three_x_ui(data: Value) -> Result<Vec<Row>, ServiceError> {
             Some(other) => other.clone(),
             None => continue,
         };
-        let clients = settings.get("clients").cloned().unwrap_or(Value::Array(Vec::new()));
-        let clients: Vec<ThreeXUiClient> = serde_path_to_error::deserialize(clients)
-            .map_err(|error| {
-                refuse(format!("[{at}].settings.clients{}: {}", error.path(), error.inner()))
+        let clients = settings
+            .get("clients")
+            .cloned()
+            .unwrap_or(Value::Array(Vec::new()));
+        let clients: Vec<ThreeXUiClient> =
+            serde_path_to_error::deserialize(clients).map_err(|error| {
+                refuse(format!(
+                    "[{at}].settings.clients{}: {}",
+                    error.path(),
+                    error.inner()
+                ))
             })?;
         let stats = inbound.get("clientStats").and_then(Value::as_array);
         let used = |email: &str| {
             let of = |stat: &Value, key: &str| stat.get(key).and_then(Value::as_i64).unwrap_or(0);
-            stats.into_iter().flatten()
+            stats
+                .into_iter()
+                .flatten()
                 .find(|stat| stat.get("email").and_then(Value::as_str) == Some(email))
                 .map_or(0, |stat| of(stat, "up").saturating_add(of(stat, "down")))
         };
@@ -427,19 +477,25 @@ impl ThreeXUiClient {
 }
 
 fn seconds(at: Option<i64>) -> Option<Moment> {
-    at.filter(|at| *at > 0).map(|at| Moment(Timestamp(at.saturating_mul(1_000))))
+    at.filter(|at| *at > 0)
+        .map(|at| Moment(Timestamp(at.saturating_mul(1_000))))
 }
 
 /// Returns what is left of a quota; a user who has used all of it keeps a byte, because no quota
 /// would be no limit.
 fn left(quota: Option<i64>, used: i64) -> Option<i64> {
-    quota.filter(|quota| *quota > 0).map(|quota| quota.saturating_sub(used.max(0)).max(1))
+    quota
+        .filter(|quota| *quota > 0)
+        .map(|quota| quota.saturating_sub(used.max(0)).max(1))
 }
 
 /// Makes a user of a row: the user, whether it is disabled, whether its name was changed.
 fn shape(row: Row, plan_id: Option<i64>) -> (CreateUser, bool, bool) {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "._@-".contains(c);
-    let name: String = row.username.trim().chars()
+    let name: String = row
+        .username
+        .trim()
+        .chars()
         .map(|c| if allowed(c) { c } else { '-' })
         .take(64)
         .collect();
@@ -479,10 +535,16 @@ mod tests {
         ]});
         let rows = read(ImportFormat::Marzban, data).unwrap();
         assert_eq!(rows[0].quota_bytes, Some(70));
-        assert_eq!(rows[0].expires_at, Some(Moment(Timestamp(1_900_000_000_000))));
+        assert_eq!(
+            rows[0].expires_at,
+            Some(Moment(Timestamp(1_900_000_000_000)))
+        );
         assert_eq!((rows[1].expires_at, rows[1].quota_bytes), (None, None));
         assert!(shape(rows[1].clone(), None).1, "disabled");
-        assert_eq!((rows[2].hold_duration_s, rows[2].quota_bytes), (Some(86_400), Some(1)));
+        assert_eq!(
+            (rows[2].hold_duration_s, rows[2].quota_bytes),
+            (Some(86_400), Some(1))
+        );
     }
 
     #[test]
@@ -498,8 +560,14 @@ mod tests {
         ]});
         let rows = read(ImportFormat::ThreeXUi, data).unwrap();
         let (ann, disabled, renamed) = shape(rows[0].clone(), Some(7));
-        assert_eq!((ann.username.as_str(), renamed, disabled), ("ann-1", true, false));
-        assert_eq!((ann.quota_bytes, ann.max_devices, ann.plan_id), (Some(700), Some(2), Some(7)));
+        assert_eq!(
+            (ann.username.as_str(), renamed, disabled),
+            ("ann-1", true, false)
+        );
+        assert_eq!(
+            (ann.quota_bytes, ann.max_devices, ann.plan_id),
+            (Some(700), Some(2), Some(7))
+        );
         let (bob, disabled, _) = shape(rows[1].clone(), None);
         assert_eq!((bob.hold_duration_s, disabled), (Some(86_400), true));
     }
@@ -516,7 +584,9 @@ mod tests {
             ("username,quota_bytes\nann,lots\n", "users[0].quota_bytes"),
             ("username,expires_at\nann,soon\n", "users[0].expires_at"),
         ] {
-            let ServiceError::Invalid(issues) = read(text).unwrap_err() else { panic!("{text}") };
+            let ServiceError::Invalid(issues) = read(text).unwrap_err() else {
+                panic!("{text}")
+            };
             assert!(issues[0].message.contains(part), "{:?}", issues[0]);
         }
     }

@@ -73,7 +73,10 @@ mod tests {
     fn moments_are_rfc_3339_both_ways() {
         let at: Moment = serde_json::from_str("\"2026-11-26T13:00:00.250+01:00\"").unwrap();
         assert_eq!(at.0, Timestamp(1_795_694_400_250));
-        assert_eq!(serde_json::to_string(&at).unwrap(), "\"2026-11-26T12:00:00.25Z\"");
+        assert_eq!(
+            serde_json::to_string(&at).unwrap(),
+            "\"2026-11-26T12:00:00.25Z\""
+        );
         for bad in ["\"yesterday\"", "5", "\"2026-11-26\""] {
             assert!(serde_json::from_str::<Moment>(bad).is_err(), "{bad}");
         }

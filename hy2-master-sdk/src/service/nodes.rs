@@ -14,6 +14,7 @@ use super::{FieldIssue, Record, Service, ServiceError, record};
 use crate::auth::access::Access;
 use crate::domain::{DesiredState, NodeId, RegionId, Timestamp};
 use crate::store::certificates::{self, CertificateRow, NewToken, TokenRow};
+use crate::store::node_list::{self, NodeFilter};
 use crate::store::nodes::{self, NodeChange, NodeRow};
 use crate::store::observed::MetricsRow;
 
@@ -169,11 +170,12 @@ impl Service {
     pub async fn nodes(
         &self,
         _access: Access<'_>,
+        filter: &NodeFilter,
         page: &PageRequest,
     ) -> Result<Page<NodeRow>, ServiceError> {
         let limit = page.limit()?;
         let after = page.key::<i64>()?.map(NodeId);
-        let rows = self.store().nodes(after, limit + 1).await?;
+        let rows = node_list::list(self.store(), filter, after, limit + 1).await?;
         Ok(Page::new(rows, limit, |row| row.id.0))
     }
 
@@ -203,7 +205,13 @@ impl Service {
         let mut tx = self.store().begin().await?;
         let old = nodes::get(&mut tx, id).await?;
         let row = nodes::update(&mut tx, id, expected, &to_store(change), now).await?;
-        record(&mut tx, access, node_record(Some(&old), Some(&row), "node.updated"), now).await?;
+        record(
+            &mut tx,
+            access,
+            node_record(Some(&old), Some(&row), "node.updated"),
+            now,
+        )
+        .await?;
         tx.commit().await?;
         Ok(row)
     }
@@ -222,7 +230,13 @@ impl Service {
         let now = self.now();
         let mut tx = self.store().begin().await?;
         let old = nodes::delete(&mut tx, id, expected).await?;
-        record(&mut tx, access, node_record(Some(&old), None, "node.deleted"), now).await?;
+        record(
+            &mut tx,
+            access,
+            node_record(Some(&old), None, "node.deleted"),
+            now,
+        )
+        .await?;
         tx.commit().await?;
         Ok(())
     }
@@ -242,15 +256,27 @@ impl Service {
         let now = self.now();
         let deadline = deadline.map(|at| at.0);
         if deadline.is_some() && state != DesiredState::Draining {
-            return Err(ServiceError::invalid("drain_deadline", "goes with draining only"));
+            return Err(ServiceError::invalid(
+                "drain_deadline",
+                "goes with draining only",
+            ));
         }
         if deadline.is_some_and(|deadline| deadline <= now) {
-            return Err(ServiceError::invalid("drain_deadline", "must be in the future"));
+            return Err(ServiceError::invalid(
+                "drain_deadline",
+                "must be in the future",
+            ));
         }
         let mut tx = self.store().begin().await?;
         let old = nodes::get(&mut tx, id).await?;
         let row = nodes::set_desired_state(&mut tx, id, state, deadline, now).await?;
-        record(&mut tx, access, node_record(Some(&old), Some(&row), "node.state_set"), now).await?;
+        record(
+            &mut tx,
+            access,
+            node_record(Some(&old), Some(&row), "node.state_set"),
+            now,
+        )
+        .await?;
         tx.commit().await?;
         Ok(row)
     }
@@ -280,28 +306,64 @@ fn check(change: &UpdateNode) -> Result<(), ServiceError> {
         }
     };
     let named = |name: &String| (1..=64).contains(&name.len()) && !name.contains(char::is_control);
-    expect(change.name.as_ref().is_none_or(named), "name", "must have 1 to 64 bytes");
+    expect(
+        change.name.as_ref().is_none_or(named),
+        "name",
+        "must have 1 to 64 bytes",
+    );
     let host = |host: &String| hy2_proto::address::HostRef::parse(host).is_ok();
-    expect(change.public_host.as_ref().is_none_or(host), "public_host", "is not a host");
-    expect(change.listen_port != Some(0), "listen_port", "must be between 1 and 65535");
+    expect(
+        change.public_host.as_ref().is_none_or(host),
+        "public_host",
+        "is not a host",
+    );
+    expect(
+        change.listen_port != Some(0),
+        "listen_port",
+        "must be between 1 and 65535",
+    );
     let weight = |weight: i64| (0..=10_000).contains(&weight);
-    expect(change.weight.is_none_or(weight), "weight", "must be between 0 and 10000");
+    expect(
+        change.weight.is_none_or(weight),
+        "weight",
+        "must be between 0 and 10000",
+    );
     let multiplier = |value: i64| (0..=1_000_000_000_000).contains(&value);
     let message = "must be between 0 and 1000000000000";
-    expect(change.billing_multiplier.is_none_or(multiplier), "billing_multiplier", message);
+    expect(
+        change.billing_multiplier.is_none_or(multiplier),
+        "billing_multiplier",
+        message,
+    );
     let capacity = change.capacity_sessions.flatten();
-    expect(capacity.is_none_or(|most| most > 0), "capacity_sessions", "must be positive");
+    expect(
+        capacity.is_none_or(|most| most > 0),
+        "capacity_sessions",
+        "must be positive",
+    );
     let country = change.country.clone().flatten();
     let letters = |code: String| code.len() == 2 && code.bytes().all(|b| b.is_ascii_uppercase());
-    expect(country.is_none_or(letters), "country", "must be two capital letters");
+    expect(
+        country.is_none_or(letters),
+        "country",
+        "must be two capital letters",
+    );
     let note = |note: &String| note.len() <= 2_000;
-    expect(change.note.as_ref().is_none_or(note), "note", "must have at most 2000 bytes");
+    expect(
+        change.note.as_ref().is_none_or(note),
+        "note",
+        "must have at most 2000 bytes",
+    );
     let tags = |tags: &Vec<String>| {
         tags.len() <= 32 && tags.iter().all(|tag| (1..=64).contains(&tag.len()))
     };
     let message = "must have at most 32 entries of 1 to 64 bytes";
     expect(change.tags.as_ref().is_none_or(tags), "tags", message);
-    if issues.is_empty() { Ok(()) } else { Err(ServiceError::Invalid(issues)) }
+    if issues.is_empty() {
+        Ok(())
+    } else {
+        Err(ServiceError::Invalid(issues))
+    }
 }
 
 pub(super) fn node_record<'a>(
@@ -322,7 +384,10 @@ pub(super) fn node_record<'a>(
     };
     Record {
         kind: "node",
-        id: before.or(after).map(|row| row.id.to_string()).unwrap_or_default(),
+        id: before
+            .or(after)
+            .map(|row| row.id.to_string())
+            .unwrap_or_default(),
         before: before.map(view),
         after: after.map(view),
         owner: None,
@@ -443,13 +508,22 @@ impl Service {
     ) -> Result<Vec<MetricsRow>, ServiceError> {
         self.node(access, id).await?;
         if ![15, 300, 3_600].contains(&resolution_s) {
-            return Err(ServiceError::invalid("resolution_s", "must be 15, 300 or 3600"));
+            return Err(ServiceError::invalid(
+                "resolution_s",
+                "must be 15, 300 or 3600",
+            ));
         }
         let hour = std::time::Duration::from_secs(3_600);
         let from = from.map_or_else(|| self.now().minus(hour), |at| at.0);
         Ok(self
             .store()
-            .metrics(id, resolution_s, from, Timestamp(i64::MAX), limit.clamp(1, 5_000))
+            .metrics(
+                id,
+                resolution_s,
+                from,
+                Timestamp(i64::MAX),
+                limit.clamp(1, 5_000),
+            )
             .await?)
     }
 
@@ -479,14 +553,23 @@ impl Service {
         reason: &str,
     ) -> Result<NodeRow, ServiceError> {
         if reason.len() > 200 {
-            return Err(ServiceError::invalid("reason", "must have at most 200 bytes"));
+            return Err(ServiceError::invalid(
+                "reason",
+                "must have at most 200 bytes",
+            ));
         }
         let now = self.now();
         let mut tx = self.store().begin().await?;
         let old = nodes::get(&mut tx, id).await?;
         certificates::revoke_node(&mut tx, id, reason, now).await?;
         let row = nodes::get(&mut tx, id).await?;
-        record(&mut tx, access, node_record(Some(&old), Some(&row), "node.revoked"), now).await?;
+        record(
+            &mut tx,
+            access,
+            node_record(Some(&old), Some(&row), "node.revoked"),
+            now,
+        )
+        .await?;
         tx.commit().await?;
         Ok(row)
     }
@@ -541,10 +624,18 @@ impl Service {
         };
         let mut tx = self.store().begin().await?;
         let row = certificates::create_token(&mut tx, &token, now).await?;
-        record(&mut tx, access, token_record(&row, "enrolment_token.created"), now).await?;
+        record(
+            &mut tx,
+            access,
+            token_record(&row, "enrolment_token.created"),
+            now,
+        )
+        .await?;
         tx.commit().await?;
         let authorities = self.store().authorities().await?;
-        let active = authorities.iter().find(|authority| authority.state == "active");
+        let active = authorities
+            .iter()
+            .find(|authority| authority.state == "active");
         let pin = active.map(|authority| format!("sha256:{}", hex::encode(&authority.spki_sha256)));
         Ok((row, secret.into(), pin.unwrap_or_default()))
     }

@@ -43,7 +43,10 @@ impl PageRequest {
     pub fn limit(&self) -> Result<u32, ServiceError> {
         match self.size.unwrap_or(DEFAULT_SIZE) {
             size @ 1..=MAX_SIZE => Ok(size),
-            _ => Err(ServiceError::invalid("size", format!("must be between 1 and {MAX_SIZE}"))),
+            _ => Err(ServiceError::invalid(
+                "size",
+                format!("must be between 1 and {MAX_SIZE}"),
+            )),
         }
     }
 
@@ -61,7 +64,9 @@ impl PageRequest {
             return Err(refuse());
         }
         let bytes = URL_SAFE_NO_PAD.decode(cursor).map_err(|_| refuse())?;
-        serde_json::from_slice(&bytes).map(Some).map_err(|_| refuse())
+        serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|_| refuse())
     }
 }
 
@@ -104,14 +109,20 @@ mod tests {
     fn a_page_knows_whether_there_is_more() {
         let page = Page::new(vec![1, 2, 3], 2, |item| *item);
         assert_eq!(page.items, [1, 2]);
-        let next = PageRequest { size: None, after: page.next };
+        let next = PageRequest {
+            size: None,
+            after: page.next,
+        };
         assert_eq!(next.key::<i64>().unwrap(), Some(2));
         assert_eq!(Page::new(vec![1, 2], 2, |item| *item).next, None);
     }
 
     #[test]
     fn foreign_cursors_and_sizes_are_refused() {
-        let request = |size, after: &str| PageRequest { size, after: Some(after.into()) };
+        let request = |size, after: &str| PageRequest {
+            size,
+            after: Some(after.into()),
+        };
         for cursor in ["x", "!!!!", "bm90IGpzb24", &"A".repeat(2_000)] {
             assert!(request(None, cursor).key::<i64>().is_err(), "{cursor}");
         }

@@ -216,7 +216,13 @@ impl Service {
         check(&plan)?;
         let mut tx = self.store().begin().await?;
         let row = plans::create(&mut tx, &plan, now).await?;
-        record(&mut tx, access, plan_record(None, Some(&row), "plan.created"), now).await?;
+        record(
+            &mut tx,
+            access,
+            plan_record(None, Some(&row), "plan.created"),
+            now,
+        )
+        .await?;
         tx.commit().await?;
         Ok(row)
     }
@@ -240,7 +246,13 @@ impl Service {
         let plan = changed(&old, change, now);
         check(&plan)?;
         let row = plans::update(&mut tx, &plan, now).await?;
-        record(&mut tx, access, plan_record(Some(&old), Some(&row), "plan.updated"), now).await?;
+        record(
+            &mut tx,
+            access,
+            plan_record(Some(&old), Some(&row), "plan.updated"),
+            now,
+        )
+        .await?;
         tx.commit().await?;
         Ok(row)
     }
@@ -261,7 +273,13 @@ impl Service {
         let old = plans::get_in(&mut tx, id).await?;
         check_rev("plan", expected, old.rev)?;
         plans::delete(&mut tx, id, old.rev).await?;
-        record(&mut tx, access, plan_record(Some(&old), None, "plan.deleted"), now).await?;
+        record(
+            &mut tx,
+            access,
+            plan_record(Some(&old), None, "plan.deleted"),
+            now,
+        )
+        .await?;
         tx.commit().await?;
         Ok(())
     }
@@ -279,7 +297,9 @@ fn changed(old: &PlanRow, change: UpdatePlan, now: Timestamp) -> PlanRow {
         up_bytes_per_s: change.up_bytes_per_s.unwrap_or(old.up_bytes_per_s),
         down_bytes_per_s: change.down_bytes_per_s.unwrap_or(old.down_bytes_per_s),
         nodes_per_user: change.nodes_per_user.unwrap_or(old.nodes_per_user),
-        next_plan_id: change.next_plan_id.map_or(old.next_plan_id, |id| id.map(PlanId)),
+        next_plan_id: change
+            .next_plan_id
+            .map_or(old.next_plan_id, |id| id.map(PlanId)),
         archived_at: match change.archived {
             None => old.archived_at,
             Some(false) => None,
@@ -310,9 +330,16 @@ fn check(plan: &PlanRow) -> Result<(), ServiceError> {
         }
     }
     if !(1..=64).contains(&plan.nodes_per_user) {
-        issues.push(FieldIssue::new("nodes_per_user", "must be between 1 and 64"));
+        issues.push(FieldIssue::new(
+            "nodes_per_user",
+            "must be between 1 and 64",
+        ));
     }
-    if issues.is_empty() { Ok(()) } else { Err(ServiceError::Invalid(issues)) }
+    if issues.is_empty() {
+        Ok(())
+    } else {
+        Err(ServiceError::Invalid(issues))
+    }
 }
 
 fn plan_record<'a>(
@@ -324,7 +351,10 @@ fn plan_record<'a>(
         |row: &PlanRow| serde_json::to_value(PlanView::from(row.clone())).unwrap_or(Value::Null);
     Record {
         kind: "plan",
-        id: before.or(after).map(|row| row.id.to_string()).unwrap_or_default(),
+        id: before
+            .or(after)
+            .map(|row| row.id.to_string())
+            .unwrap_or_default(),
         before: before.map(view),
         after: after.map(view),
         owner: None,

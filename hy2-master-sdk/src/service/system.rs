@@ -141,7 +141,11 @@ pub async fn load_api_keys(
     let tokens = TokenSigner::new(issuer, newest, older);
     let (newest, _) = token_keys(store, vault, "audit", now).await?;
     let audit = AuditKey::load(newest.pkcs8()).map_err(ServiceError::internal)?;
-    Ok(ApiKeys { tokens, sessions, audit })
+    Ok(ApiKeys {
+        tokens,
+        sessions,
+        audit,
+    })
 }
 
 async fn session_keys(
@@ -157,7 +161,10 @@ async fn session_keys(
     let opened = vault
         .open(SECRET_PLACE, SESSION_KEY.as_bytes(), &sealed)
         .map_err(ServiceError::internal)?;
-    let key = opened.as_slice().try_into().map_err(ServiceError::internal)?;
+    let key = opened
+        .as_slice()
+        .try_into()
+        .map_err(ServiceError::internal)?;
     Ok(SessionKeys::new(Zeroizing::new(key)))
 }
 
@@ -216,9 +223,15 @@ impl Service {
     /// # Errors
     ///
     /// [`ServiceError::NotFound`] if it was never set.
-    pub async fn setting(&self, _access: Access<'_>, key: &str) -> Result<SettingRow, ServiceError> {
+    pub async fn setting(
+        &self,
+        _access: Access<'_>,
+        key: &str,
+    ) -> Result<SettingRow, ServiceError> {
         check_key(key)?;
-        settings::find(self.store(), key).await?.ok_or(ServiceError::NotFound("setting"))
+        settings::find(self.store(), key)
+            .await?
+            .ok_or(ServiceError::NotFound("setting"))
     }
 
     /// Writes a setting; with `expected`, only if it is at that revision (0: was never set).
@@ -252,7 +265,12 @@ impl Service {
         record(&mut tx, access, written, now).await?;
         tx.commit().await?;
         let value = sqlx::types::Json(value);
-        Ok(SettingRow { key: key.to_owned(), value, rev, updated_at: now })
+        Ok(SettingRow {
+            key: key.to_owned(),
+            value,
+            rev,
+            updated_at: now,
+        })
     }
 
     /// Lists audit entries, the newest first.

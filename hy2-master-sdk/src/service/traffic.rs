@@ -171,9 +171,16 @@ impl Service {
             self.user(access, user).await?;
         }
         let filter = self.filter(access, query)?;
-        let step = if by_day { Timestamp::DAY } else { Timestamp::HOUR };
+        let step = if by_day {
+            Timestamp::DAY
+        } else {
+            Timestamp::HOUR
+        };
         if (filter.to.0 - filter.from.0) / step > MAX_BUCKETS {
-            return Err(ServiceError::invalid("from", "too many steps; ask for less or by day"));
+            return Err(ServiceError::invalid(
+                "from",
+                "too many steps; ask for less or by day",
+            ));
         }
         Ok(traffic_report::series(self.store(), filter, step).await?)
     }
@@ -294,11 +301,18 @@ impl Service {
         access: Access<'_>,
         query: TrafficQuery,
     ) -> Result<TrafficFilter, ServiceError> {
-        let to = query.to.unwrap_or_else(|| Timestamp(self.now().0 + Timestamp::HOUR));
-        let from = query.from.unwrap_or(Timestamp(to.0.saturating_sub(Timestamp::DAY)));
+        let to = query
+            .to
+            .unwrap_or_else(|| Timestamp(self.now().0 + Timestamp::HOUR));
+        let from = query
+            .from
+            .unwrap_or(Timestamp(to.0.saturating_sub(Timestamp::DAY)));
         let span = to.0.saturating_sub(from.0);
         if !(1..=MAX_SPAN).contains(&span) {
-            return Err(ServiceError::invalid("from", "must be before to, by at most 400 days"));
+            return Err(ServiceError::invalid(
+                "from",
+                "must be before to, by at most 400 days",
+            ));
         }
         Ok(TrafficFilter {
             user: query.user,

@@ -1,6 +1,5 @@
 //! Users: who may connect, with what, for how long.
 
-
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -11,9 +10,7 @@ use super::moment::{Moment, SecretText, present};
 use super::page::{Page, PageRequest};
 use super::{FieldIssue, Record, Service, ServiceError, record};
 use crate::auth::access::Access;
-use crate::domain::{
-    AdminId, AssignmentSource, NodeId, PlanId, Timestamp, UserId, UserStatus,
-};
+use crate::domain::{AdminId, AssignmentSource, NodeId, PlanId, Timestamp, UserId, UserStatus};
 use crate::secrets::{Credential, SubscriptionToken, UserSecrets};
 use crate::store::assignments::{self, AssignmentRow, NewAssignment};
 use crate::store::user_list::{self, UserFilter, UserKey, UserSort};
@@ -156,7 +153,9 @@ pub struct CreateUser {
 
 impl std::fmt::Debug for CreateUser {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("CreateUser").field("username", &self.username).finish_non_exhaustive()
+        f.debug_struct("CreateUser")
+            .field("username", &self.username)
+            .finish_non_exhaustive()
     }
 }
 
@@ -324,14 +323,22 @@ impl Service {
             username: new.username.clone(),
             admin_id: Some(access.caller().admin).filter(|admin| admin.0 > 0),
             plan_id: new.plan_id.map(PlanId),
-            status: if on_hold { UserStatus::OnHold } else { UserStatus::Active },
+            status: if on_hold {
+                UserStatus::OnHold
+            } else {
+                UserStatus::Active
+            },
             seed_enc: secrets.seed_enc,
             credential_enc: chosen.as_ref().map(|chosen| chosen.seal(self.vault(), uid)),
-            auth_hash: chosen.as_ref().map(|chosen| self.fleet_keys().auth_hash(chosen).to_vec()),
+            auth_hash: chosen
+                .as_ref()
+                .map(|chosen| self.fleet_keys().auth_hash(chosen).to_vec()),
             subscription_hash: secrets.subscription_hash,
             subscription_enc: secrets.subscription_enc,
             expires_at: new.expires_at.map(|at| at.0),
-            hold_duration_ms: new.hold_duration_s.map(|seconds| i64::from(seconds) * 1_000),
+            hold_duration_ms: new
+                .hold_duration_s
+                .map(|seconds| i64::from(seconds) * 1_000),
             hold_deadline: None,
             quota_bytes: new.quota_bytes,
             max_devices: new.max_devices,
@@ -346,7 +353,10 @@ impl Service {
         };
         let row = users::create(tx, &user, now).await?;
         if !new.node_ids.is_empty() && access.owner().is_some() {
-            return Err(ServiceError::invalid("node_ids", "your role does not assign nodes"));
+            return Err(ServiceError::invalid(
+                "node_ids",
+                "your role does not assign nodes",
+            ));
         }
         for (rank, node) in (0_i64..).zip(&new.node_ids) {
             let assignment = NewAssignment {
@@ -358,7 +368,13 @@ impl Service {
             };
             assignments::assign(tx, &assignment, now).await?;
         }
-        record(tx, access, user_record(None, Some(&row), "user.created"), now).await?;
+        record(
+            tx,
+            access,
+            user_record(None, Some(&row), "user.created"),
+            now,
+        )
+        .await?;
         Ok(row)
     }
 
@@ -382,7 +398,13 @@ impl Service {
             check_reseller_change(&mut tx, owner, &old, &change).await?;
         }
         let row = users::update(&mut tx, id, expected, &to_store(change, &old, now), now).await?;
-        record(&mut tx, access, user_record(Some(&old), Some(&row), "user.updated"), now).await?;
+        record(
+            &mut tx,
+            access,
+            user_record(Some(&old), Some(&row), "user.updated"),
+            now,
+        )
+        .await?;
         tx.commit().await?;
         Ok(row)
     }
@@ -400,7 +422,8 @@ impl Service {
     ) -> Result<(), ServiceError> {
         let now = self.now();
         let mut tx = self.store().begin().await?;
-        self.delete_user_in(&mut tx, access, id, expected, now).await?;
+        self.delete_user_in(&mut tx, access, id, expected, now)
+            .await?;
         tx.commit().await?;
         Ok(())
     }
@@ -415,7 +438,13 @@ impl Service {
     ) -> Result<(), ServiceError> {
         reach(access, users::get_for_update(tx, id).await?)?;
         let old = users::delete(tx, id, expected, now).await?;
-        record(tx, access, user_record(Some(&old), None, "user.deleted"), now).await
+        record(
+            tx,
+            access,
+            user_record(Some(&old), None, "user.deleted"),
+            now,
+        )
+        .await
     }
 
     /// Does the same with several users, all or none.
@@ -440,7 +469,9 @@ impl Service {
         let now = self.now();
         let mut tx = self.store().begin().await?;
         for (at, id) in &order {
-            let done = self.batch_one(&mut tx, access, UserId(*id), action, now).await;
+            let done = self
+                .batch_one(&mut tx, access, UserId(*id), action, now)
+                .await;
             done.map_err(|error| match error {
                 ServiceError::NotFound(what) => {
                     ServiceError::invalid(format!("ids[{at}]"), format!("there is no such {what}"))
@@ -469,9 +500,18 @@ impl Service {
             BatchAction::Disable => UserStatus::Disabled,
         };
         let old = reach(access, users::get_for_update(tx, id).await?)?;
-        let change = UpdateUser { status: Some(status), ..UpdateUser::default() };
+        let change = UpdateUser {
+            status: Some(status),
+            ..UpdateUser::default()
+        };
         let row = users::update(tx, id, None, &to_store(change, &old, now), now).await?;
-        record(tx, access, user_record(Some(&old), Some(&row), "user.updated"), now).await
+        record(
+            tx,
+            access,
+            user_record(Some(&old), Some(&row), "user.updated"),
+            now,
+        )
+        .await
     }
 
     /// Starts a user's quota anew.
@@ -486,7 +526,10 @@ impl Service {
         reason: &str,
     ) -> Result<UserRow, ServiceError> {
         if reason.len() > 200 {
-            return Err(ServiceError::invalid("reason", "must have at most 200 bytes"));
+            return Err(ServiceError::invalid(
+                "reason",
+                "must have at most 200 bytes",
+            ));
         }
         let now = self.now();
         let mut tx = self.store().begin().await?;
@@ -506,7 +549,13 @@ impl Service {
         let old = reach(access, users::get_for_update(tx, id).await?)?;
         let actor = &access.caller().username;
         let row = users::reset_traffic(tx, id, reason, actor, now).await?;
-        record(tx, access, user_record(Some(&old), Some(&row), "user.traffic_reset"), now).await?;
+        record(
+            tx,
+            access,
+            user_record(Some(&old), Some(&row), "user.traffic_reset"),
+            now,
+        )
+        .await?;
         Ok(row)
     }
 
@@ -589,19 +638,29 @@ impl Service {
         released: bool,
     ) -> Result<Vec<AssignmentRow>, ServiceError> {
         self.user(access, id).await?;
-        Ok(self.store().assignments(Some(id), None, released, None, MAX_NODES).await?)
+        Ok(self
+            .store()
+            .assignments(Some(id), None, released, None, MAX_NODES)
+            .await?)
     }
 
     /// Returns the nodes that serve a user.
     pub(super) async fn nodes_of(&self, id: UserId) -> Result<Vec<NodeId>, ServiceError> {
-        let rows = self.store().assignments(Some(id), None, false, None, MAX_NODES).await?;
+        let rows = self
+            .store()
+            .assignments(Some(id), None, false, None, MAX_NODES)
+            .await?;
         Ok(rows.into_iter().map(|row| row.node_id).collect())
     }
 }
 
 /// Returns the user if the access reaches it; otherwise there is no such user.
 fn reach(access: Access<'_>, row: UserRow) -> Result<UserRow, ServiceError> {
-    if access.reaches(row.admin_id) { Ok(row) } else { Err(ServiceError::NotFound("user")) }
+    if access.reaches(row.admin_id) {
+        Ok(row)
+    } else {
+        Err(ServiceError::NotFound("user"))
+    }
 }
 
 fn user_record<'a>(
@@ -609,9 +668,8 @@ fn user_record<'a>(
     after: Option<&UserRow>,
     topic: &'a str,
 ) -> Record<'a> {
-    let view = |row: &UserRow| {
-        serde_json::to_value(UserView::from(row.clone())).unwrap_or(Value::Null)
-    };
+    let view =
+        |row: &UserRow| serde_json::to_value(UserView::from(row.clone())).unwrap_or(Value::Null);
     let some = before.or(after);
     Record {
         kind: "user",
@@ -637,12 +695,24 @@ pub(super) fn check_user(new: &CreateUser, at: &str) -> Result<(), ServiceError>
     for (field, value) in limits {
         check_positive(&mut issues, at, field, value);
     }
-    check_texts(&mut issues, at, Some(&new.note), Some(&new.tags), new.email.as_deref());
+    check_texts(
+        &mut issues,
+        at,
+        Some(&new.note),
+        Some(&new.tags),
+        new.email.as_deref(),
+    );
     if new.hold_duration_s == Some(0) {
-        issues.push(FieldIssue::new(format!("{at}hold_duration_s"), "must be positive"));
+        issues.push(FieldIssue::new(
+            format!("{at}hold_duration_s"),
+            "must be positive",
+        ));
     }
     if new.node_ids.len() > 64 {
-        issues.push(FieldIssue::new(format!("{at}node_ids"), "must have at most 64 entries"));
+        issues.push(FieldIssue::new(
+            format!("{at}node_ids"),
+            "must have at most 64 entries",
+        ));
     }
     if let Some(password) = &new.password {
         let text = password.0.expose_secret();
@@ -652,7 +722,11 @@ pub(super) fn check_user(new: &CreateUser, at: &str) -> Result<(), ServiceError>
             issues.push(FieldIssue::new(format!("{at}password"), message));
         }
     }
-    if issues.is_empty() { Ok(()) } else { Err(ServiceError::Invalid(issues)) }
+    if issues.is_empty() {
+        Ok(())
+    } else {
+        Err(ServiceError::Invalid(issues))
+    }
 }
 
 fn check_change(change: &UpdateUser) -> Result<(), ServiceError> {
@@ -671,12 +745,28 @@ fn check_change(change: &UpdateUser) -> Result<(), ServiceError> {
         check_positive(&mut issues, "", field, value.flatten());
     }
     let email = change.email.as_ref().and_then(Option::as_deref);
-    check_texts(&mut issues, "", change.note.as_ref(), change.tags.as_ref(), email);
+    check_texts(
+        &mut issues,
+        "",
+        change.note.as_ref(),
+        change.tags.as_ref(),
+        email,
+    );
     let settable = [UserStatus::Active, UserStatus::Disabled];
-    if change.status.is_some_and(|status| !settable.contains(&status)) {
-        issues.push(FieldIssue::new("status", "can be set to active or disabled only"));
+    if change
+        .status
+        .is_some_and(|status| !settable.contains(&status))
+    {
+        issues.push(FieldIssue::new(
+            "status",
+            "can be set to active or disabled only",
+        ));
     }
-    if issues.is_empty() { Ok(()) } else { Err(ServiceError::Invalid(issues)) }
+    if issues.is_empty() {
+        Ok(())
+    } else {
+        Err(ServiceError::Invalid(issues))
+    }
 }
 
 fn check_name(issues: &mut Vec<FieldIssue>, at: &str, name: &str) {
@@ -701,7 +791,10 @@ fn check_texts(
     email: Option<&str>,
 ) {
     if note.is_some_and(|note| note.len() > 2_000) {
-        issues.push(FieldIssue::new(format!("{at}note"), "must have at most 2000 bytes"));
+        issues.push(FieldIssue::new(
+            format!("{at}note"),
+            "must have at most 2000 bytes",
+        ));
     }
     if email.is_some_and(|email| email.len() > 254 || !email.contains('@')) {
         issues.push(FieldIssue::new(format!("{at}email"), "is not an address"));
@@ -722,7 +815,10 @@ async fn check_reseller(
     let admin = admins::get_for_update(tx, owner).await?;
     let (users, granted) = admins::holdings(tx, owner).await?;
     if admin.max_users.is_some_and(|most| users >= most) {
-        return Err(ServiceError::conflict("user_limit", "your account may have no more users"));
+        return Err(ServiceError::conflict(
+            "user_limit",
+            "your account may have no more users",
+        ));
     }
     check_granted(&admin, granted, quota)
 }
@@ -750,7 +846,10 @@ fn check_granted(
         return Ok(());
     };
     let Some(quota) = quota else {
-        return Err(ServiceError::invalid("quota_bytes", "your users need a quota"));
+        return Err(ServiceError::invalid(
+            "quota_bytes",
+            "your users need a quota",
+        ));
     };
     if granted.saturating_add(quota) > most {
         let detail = "the quotas of your users would exceed that of your account";

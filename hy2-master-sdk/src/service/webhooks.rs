@@ -14,9 +14,9 @@ use super::moment::Moment;
 use super::page::{Page, PageRequest};
 use super::{FieldIssue, Record, Service, ServiceError, record};
 use crate::auth::access::Access;
+use crate::store::events;
 use crate::store::nodes::check_rev;
 use crate::store::webhooks::{self, DeliveryRow, WebhookRow};
-use crate::store::events;
 
 /// Webhooks that there may be.
 const MAX_WEBHOOKS: i64 = 100;
@@ -136,11 +136,7 @@ impl Service {
     /// # Errors
     ///
     /// [`ServiceError::NotFound`].
-    pub async fn webhook(
-        &self,
-        _access: Access<'_>,
-        id: Uuid,
-    ) -> Result<WebhookRow, ServiceError> {
+    pub async fn webhook(&self, _access: Access<'_>, id: Uuid) -> Result<WebhookRow, ServiceError> {
         Ok(webhooks::get(self.store(), id).await?)
     }
 
@@ -157,8 +153,13 @@ impl Service {
         self.check_webhook(Some(&new.url), Some(&new.topics))?;
         let now = self.now();
         let id = Uuid::new_v4();
-        let secret = format!("whsec_{}", URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>()));
-        let secret_enc = self.vault().seal(SECRET_PLACE, id.as_bytes(), secret.as_bytes());
+        let secret = format!(
+            "whsec_{}",
+            URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>())
+        );
+        let secret_enc = self
+            .vault()
+            .seal(SECRET_PLACE, id.as_bytes(), secret.as_bytes());
         let row = WebhookRow {
             id,
             url: new.url,
@@ -177,7 +178,13 @@ impl Service {
             return Err(ServiceError::conflict("too_many_webhooks", detail));
         }
         webhooks::insert(&mut tx, &row).await?;
-        record(&mut tx, access, hook_record(None, Some(&row), "webhook.created"), now).await?;
+        record(
+            &mut tx,
+            access,
+            hook_record(None, Some(&row), "webhook.created"),
+            now,
+        )
+        .await?;
         tx.commit().await?;
         Ok((row, secret.into()))
     }
@@ -212,8 +219,18 @@ impl Service {
         };
         let mut tx = self.store().begin().await?;
         webhooks::update(&mut tx, &row, now).await?;
-        let row = WebhookRow { rev: row.rev + 1, updated_at: now, ..row };
-        record(&mut tx, access, hook_record(Some(&old), Some(&row), "webhook.updated"), now).await?;
+        let row = WebhookRow {
+            rev: row.rev + 1,
+            updated_at: now,
+            ..row
+        };
+        record(
+            &mut tx,
+            access,
+            hook_record(Some(&old), Some(&row), "webhook.updated"),
+            now,
+        )
+        .await?;
         tx.commit().await?;
         Ok(row)
     }
@@ -228,7 +245,13 @@ impl Service {
         let old = webhooks::get(self.store(), id).await?;
         let mut tx = self.store().begin().await?;
         webhooks::delete(&mut tx, id).await?;
-        record(&mut tx, access, hook_record(Some(&old), None, "webhook.deleted"), now).await?;
+        record(
+            &mut tx,
+            access,
+            hook_record(Some(&old), None, "webhook.deleted"),
+            now,
+        )
+        .await?;
         tx.commit().await?;
         Ok(())
     }
@@ -273,7 +296,11 @@ impl Service {
             let message = "must have at most 64 entries such as user.* or node.state_set";
             issues.push(FieldIssue::new("topics", message));
         }
-        if issues.is_empty() { Ok(()) } else { Err(ServiceError::Invalid(issues)) }
+        if issues.is_empty() {
+            Ok(())
+        } else {
+            Err(ServiceError::Invalid(issues))
+        }
     }
 }
 
@@ -287,7 +314,10 @@ fn hook_record<'a>(
     };
     Record {
         kind: "webhook",
-        id: before.or(after).map(|row| row.id.to_string()).unwrap_or_default(),
+        id: before
+            .or(after)
+            .map(|row| row.id.to_string())
+            .unwrap_or_default(),
         before: before.map(view),
         after: after.map(view),
         owner: None,

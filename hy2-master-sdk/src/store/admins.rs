@@ -158,7 +158,10 @@ pub async fn get(store: &Store, id: AdminId) -> Result<AdminRow, StoreError> {
 ///
 /// [`StoreError::NotFound`], or the database refuses.
 pub async fn get_in(tx: &mut Tx, id: AdminId) -> Result<AdminRow, StoreError> {
-    let row = on!(tx, |ex| sqlx::query_as(ADMIN_BY_ID).bind(id).fetch_optional(ex).await)?;
+    let row = on!(tx, |ex| sqlx::query_as(ADMIN_BY_ID)
+        .bind(id)
+        .fetch_optional(ex)
+        .await)?;
     row.ok_or(StoreError::NotFound("administrator"))
 }
 
@@ -209,10 +212,12 @@ pub async fn count(tx: &mut Tx) -> Result<i64, StoreError> {
 /// The database refuses.
 pub async fn other_owners(tx: &mut Tx, id: AdminId) -> Result<i64, StoreError> {
     // Every change of an owner locks the same row first; on SQLite there is one writer anyway.
-    on!(tx, |ex| sqlx::query("update admin_roles set updated_at = updated_at where name = 'owner'")
-        .execute(ex)
-        .await
-        .map(drop))?;
+    on!(tx, |ex| sqlx::query(
+        "update admin_roles set updated_at = updated_at where name = 'owner'"
+    )
+    .execute(ex)
+    .await
+    .map(drop))?;
     let (count,): (i64,) = on!(tx, |ex| sqlx::query_as(
         "select count(*) from admins a join admin_roles r on r.id = a.role_id \
          where r.name = 'owner' and a.status = 'active' and a.id <> $1",
@@ -265,7 +270,9 @@ pub async fn update(
     end_sessions: bool,
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    let changed = on!(tx, |ex| sqlx::query(
+    let changed =
+        on!(tx, |ex| {
+            sqlx::query(
         "update admins set role_id = (select id from admin_roles where name = $3), status = $4, \
          quota_bytes = $5, max_users = $6, session_epoch = session_epoch + $7, rev = rev + 1, \
          updated_at = $8 where id = $1 and rev = $2",
@@ -280,7 +287,8 @@ pub async fn update(
     .bind(now)
     .execute(ex)
     .await
-    .map(|done| done.rows_affected()))?;
+    .map(|done| done.rows_affected())
+        })?;
     stale_unless(changed, rev)?;
     if end_sessions {
         revoke_sessions(tx, id, "account changed", now).await?;
@@ -404,12 +412,14 @@ pub async fn spend_totp_step(tx: &mut Tx, id: AdminId, step: i64) -> Result<bool
 ///
 /// [`StoreError::Reference`] if users are left.
 pub async fn delete(tx: &mut Tx, id: AdminId, rev: i64) -> Result<(), StoreError> {
-    let changed = on!(tx, |ex| sqlx::query("delete from admins where id = $1 and rev = $2")
-        .bind(id)
-        .bind(rev)
-        .execute(ex)
-        .await
-        .map(|done| done.rows_affected()))?;
+    let changed = on!(tx, |ex| sqlx::query(
+        "delete from admins where id = $1 and rev = $2"
+    )
+    .bind(id)
+    .bind(rev)
+    .execute(ex)
+    .await
+    .map(|done| done.rows_affected()))?;
     stale_unless(changed, rev)
 }
 
@@ -433,12 +443,14 @@ pub async fn insert_session(tx: &mut Tx, session: &SessionRow) -> Result<(), Sto
     .execute(ex)
     .await
     .map(drop))?;
-    on!(tx, |ex| sqlx::query("update admins set last_login_at = $2 where id = $1")
-        .bind(session.admin_id)
-        .bind(session.created_at)
-        .execute(ex)
-        .await
-        .map(drop))?;
+    on!(tx, |ex| sqlx::query(
+        "update admins set last_login_at = $2 where id = $1"
+    )
+    .bind(session.admin_id)
+    .bind(session.created_at)
+    .execute(ex)
+    .await
+    .map(drop))?;
     Ok(())
 }
 
@@ -458,7 +470,10 @@ pub async fn session(store: &Store, id: Uuid) -> Result<Option<SessionRow>, Stor
 ///
 /// The database refuses.
 pub async fn session_in(tx: &mut Tx, id: Uuid) -> Result<Option<SessionRow>, StoreError> {
-    let row = on!(tx, |ex| sqlx::query_as(SESSION).bind(id).fetch_optional(ex).await)?;
+    let row = on!(tx, |ex| sqlx::query_as(SESSION)
+        .bind(id)
+        .fetch_optional(ex)
+        .await)?;
     Ok(row)
 }
 
@@ -595,11 +610,13 @@ const fn stale_unless(changed: u64, rev: i64) -> Result<(), StoreError> {
 /// [`StoreError::NotFound`], or the database refuses.
 pub async fn get_for_update(tx: &mut Tx, id: AdminId) -> Result<AdminRow, StoreError> {
     if tx.is_postgres() {
-        on!(tx, |ex| sqlx::query("update admins set rev = rev where id = $1")
-            .bind(id)
-            .execute(ex)
-            .await
-            .map(drop))?;
+        on!(tx, |ex| sqlx::query(
+            "update admins set rev = rev where id = $1"
+        )
+        .bind(id)
+        .execute(ex)
+        .await
+        .map(drop))?;
     }
     get_in(tx, id).await
 }

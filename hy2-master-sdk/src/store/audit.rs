@@ -175,13 +175,16 @@ pub async fn seal(store: &Store) -> Result<usize, StoreError> {
     .fetch_optional(ex)
     .await)?;
     let (mut seq, mut previous) = last.unwrap_or_else(|| (0, vec![0; 32]));
-    let rows: Vec<Unsealed> = on!(tx, |ex| sqlx::query_as(
+    let rows: Vec<Unsealed> =
+        on!(tx, |ex| {
+            sqlx::query_as(
         "select id, at, actor_kind, actor, address, action, object_kind, object_id, before, after, \
          request_id from audit_log where seq is null order by id limit $1",
     )
     .bind(SEAL_BATCH)
     .fetch_all(ex)
-    .await)?;
+    .await
+        })?;
     let sealed = rows.len();
     for row in rows {
         seq += 1;
@@ -468,6 +471,10 @@ mod tests {
         let mut moved = entry.clone();
         moved.actor = "an".into();
         moved.action = "ncreate_user".into();
-        assert_ne!(hash(&moved), hash(&entry), "parts do not run into each other");
+        assert_ne!(
+            hash(&moved),
+            hash(&entry),
+            "parts do not run into each other"
+        );
     }
 }

@@ -30,7 +30,11 @@ pub async fn newest(
     scope: ConfigScope,
     scope_id: i64,
 ) -> Result<Option<ConfigRow>, StoreError> {
-    Ok(on!(tx, |ex| sqlx::query_as(NEWEST).bind(scope).bind(scope_id).fetch_optional(ex).await)?)
+    Ok(on!(tx, |ex| sqlx::query_as(NEWEST)
+        .bind(scope)
+        .bind(scope_id)
+        .fetch_optional(ex)
+        .await)?)
 }
 
 /// Keeps others from putting configurations in force until the transaction ends: what is checked
@@ -40,10 +44,12 @@ pub async fn newest(
 ///
 /// The store fails.
 pub async fn lock(tx: &mut Tx) -> Result<(), StoreError> {
-    on!(tx, |ex| sqlx::query("update cluster set epoch = epoch where id = 1")
-        .execute(ex)
-        .await
-        .rows())?;
+    on!(tx, |ex| sqlx::query(
+        "update cluster set epoch = epoch where id = 1"
+    )
+    .execute(ex)
+    .await
+    .rows())?;
     Ok(())
 }
 

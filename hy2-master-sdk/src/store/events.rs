@@ -75,21 +75,25 @@ pub async fn seal(store: &Store) -> Result<usize, StoreError> {
         return Ok(0);
     }
     // The counter outlives the rows: retention may remove all of them.
-    let (mut seq,): (i64,) = on!(tx, |ex| sqlx::query_as(
+    let (mut seq,): (i64,) = on!(tx, |ex| {
+        sqlx::query_as(
         "insert into settings (key, value, rev, updated_at) values ('internal.event_seq', '0', $1, 0) \
          on conflict (key) do update set rev = settings.rev + excluded.rev returning rev - $1",
     )
     .bind(i64::try_from(ids.len()).unwrap_or(0))
     .fetch_one(ex)
-    .await)?;
+    .await
+    })?;
     for (id,) in &ids {
         seq += 1;
-        on!(tx, |ex| sqlx::query("update events set seq = $1 where id = $2")
-            .bind(seq)
-            .bind(id)
-            .execute(ex)
-            .await
-            .map(drop))?;
+        on!(tx, |ex| sqlx::query(
+            "update events set seq = $1 where id = $2"
+        )
+        .bind(seq)
+        .bind(id)
+        .execute(ex)
+        .await
+        .map(drop))?;
     }
     tx.commit().await?;
     Ok(ids.len())

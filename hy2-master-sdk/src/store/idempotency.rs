@@ -115,10 +115,12 @@ pub async fn release(store: &Store, admin: AdminId, key: &str) -> Result<(), Sto
 ///
 /// The database refuses.
 pub async fn sweep(tx: &mut Tx, now: Timestamp) -> Result<u64, StoreError> {
-    let removed = on!(tx, |ex| sqlx::query("delete from idempotency_keys where expires_at <= $1")
-        .bind(now)
-        .execute(ex)
-        .await
-        .map(|done| done.rows_affected()))?;
+    let removed = on!(tx, |ex| sqlx::query(
+        "delete from idempotency_keys where expires_at <= $1"
+    )
+    .bind(now)
+    .execute(ex)
+    .await
+    .map(|done| done.rows_affected()))?;
     Ok(removed)
 }

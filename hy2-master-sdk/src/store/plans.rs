@@ -75,8 +75,11 @@ pub async fn get(store: &Store, id: PlanId) -> Result<PlanRow, StoreError> {
 /// [`StoreError::NotFound`].
 pub async fn get_in(tx: &mut Tx, id: PlanId) -> Result<PlanRow, StoreError> {
     const SQL: &str = concat!("select ", plan_columns!(), " from plans where id = $1");
-    on!(tx, |ex| sqlx::query_as(SQL).bind(id).fetch_optional(ex).await)?
-        .ok_or(StoreError::NotFound("plan"))
+    on!(tx, |ex| sqlx::query_as(SQL)
+        .bind(id)
+        .fetch_optional(ex)
+        .await)?
+    .ok_or(StoreError::NotFound("plan"))
 }
 
 /// Makes a plan; number, revision and times of `plan` do not matter.
@@ -194,7 +197,11 @@ pub async fn delete(tx: &mut Tx, id: PlanId, rev: i64) -> Result<(), StoreError>
     if removed == 1 {
         return Ok(());
     }
-    Err(StoreError::StaleRevision { what: "plan", expected: rev, actual: -1 })
+    Err(StoreError::StaleRevision {
+        what: "plan",
+        expected: rev,
+        actual: -1,
+    })
 }
 
 const DELETE: &str = "delete from plans where id = $1 and rev = $2";

@@ -154,7 +154,11 @@ fn sing_box(servers: &[Server]) -> Value {
         outbounds.push(outbound);
     }
     outbounds.push(json!({"type": "direct", "tag": "direct"}));
-    let last = if servers.is_empty() { "direct" } else { "proxy" };
+    let last = if servers.is_empty() {
+        "direct"
+    } else {
+        "proxy"
+    };
     json!({
         "log": {"level": "warn"},
         "inbounds": [{"type": "mixed", "tag": "mixed", "listen": "127.0.0.1", "listen_port": 2080}],
@@ -245,7 +249,9 @@ mod tests {
             credential: Credential::chosen("p@ss/w:rd +%"),
             sni: Some("node.example".into()),
             pinned: Some(([0xab; 32], vec![0x30; 100])),
-            obfs: Some(ObfsBody::Salamander { password: "- \"salt\": yes #\n&*".into() }),
+            obfs: Some(ObfsBody::Salamander {
+                password: "- \"salt\": yes #\n&*".into(),
+            }),
         }
     }
 
@@ -263,9 +269,17 @@ mod tests {
         assert_eq!(uri.sni.as_deref(), Some("node.example"));
         assert_eq!(uri.pin_sha256.as_deref(), Some("ab".repeat(32).as_str()));
         assert_eq!(uri.name.as_deref(), Some("New York: #1"));
-        assert_eq!(uri.obfs, Some(Obfs::Salamander("- \"salt\": yes #\n&*".into())));
+        assert_eq!(
+            uri.obfs,
+            Some(Obfs::Salamander("- \"salt\": yes #\n&*".into()))
+        );
         let encoded = Format::Base64.write(&[server()], "").unwrap();
-        assert!(STANDARD.decode(encoded).unwrap().starts_with(b"hysteria2://"));
+        assert!(
+            STANDARD
+                .decode(encoded)
+                .unwrap()
+                .starts_with(b"hysteria2://")
+        );
     }
 
     #[test]
@@ -280,7 +294,10 @@ mod tests {
         let pem = outbound["tls"]["certificate"].as_array().unwrap();
         assert_eq!(pem[0], "-----BEGIN CERTIFICATE-----");
         assert!(pem.iter().all(|line| line.as_str().unwrap().len() <= 64));
-        assert_eq!(config["outbounds"][0]["outbounds"], json!(["auto", "New York: #1"]));
+        assert_eq!(
+            config["outbounds"][0]["outbounds"],
+            json!(["auto", "New York: #1"])
+        );
     }
 
     #[test]
@@ -290,7 +307,10 @@ mod tests {
         assert_eq!(proxy["name"], "New York: #1");
         assert_eq!(proxy["obfs-password"], "- \"salt\": yes #\n&*");
         assert_eq!(proxy["fingerprint"], json!("ab".repeat(32)));
-        assert_eq!(config["proxy-groups"][1]["proxies"], json!(["New York: #1"]));
+        assert_eq!(
+            config["proxy-groups"][1]["proxies"],
+            json!(["New York: #1"])
+        );
     }
 
     #[test]
@@ -300,12 +320,20 @@ mod tests {
         assert_eq!(config["auth"], "p@ss/w:rd +%");
         assert_eq!(config["tls"]["insecure"], true);
         assert_eq!(config["obfs"]["type"], "salamander");
-        assert_eq!(config["obfs"]["salamander"]["password"], "- \"salt\": yes #\n&*");
+        assert_eq!(
+            config["obfs"]["salamander"]["password"],
+            "- \"salt\": yes #\n&*"
+        );
     }
 
     #[test]
     fn without_servers_every_format_is_still_whole() {
-        for format in [Format::Plain, Format::Base64, Format::Clash, Format::Hysteria] {
+        for format in [
+            Format::Plain,
+            Format::Base64,
+            Format::Clash,
+            Format::Hysteria,
+        ] {
             format.write(&[], "https://sub.example/sub/x").unwrap();
         }
         let text = Format::SingBox.write(&[], "").unwrap();
@@ -319,7 +347,10 @@ mod tests {
     fn clients_are_known_by_their_names() {
         for (agent, format) in [
             ("sing-box 1.14.4", Format::SingBox),
-            ("SFA/1.14.4 (594; sing-box 1.14.4; language en)", Format::SingBox),
+            (
+                "SFA/1.14.4 (594; sing-box 1.14.4; language en)",
+                Format::SingBox,
+            ),
             ("clash-verge/v2.4", Format::Clash),
             ("mihomo/1.19", Format::Clash),
             ("Stash/3.0", Format::Clash),

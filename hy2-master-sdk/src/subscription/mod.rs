@@ -10,6 +10,7 @@ pub mod servers;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use axum::extract::rejection::PathRejection;
 use axum::extract::{ConnectInfo, Path, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -25,7 +26,6 @@ use self::formats::Format;
 use self::servers::Subscription;
 use crate::api::client_address;
 use crate::ratelimit::{self, address_key};
-use crate::secrets::SubscriptionToken;
 use crate::service::moment::Moment;
 use crate::service::{Service, ServiceError};
 use crate::store::StoreError;
@@ -47,7 +47,10 @@ struct PublicState {
 
 /// Returns the routes, for a listener that tells the peer's address.
 pub fn router(service: Service, trusted_proxies: Vec<IpNet>) -> Router {
-    let state = PublicState { service, trusted_proxies: trusted_proxies.into() };
+    let state = PublicState {
+        service,
+        trusted_proxies: trusted_proxies.into(),
+    };
     Router::new()
         .route("/sub/{token}", get(by_client))
         .route("/sub/{token}/{format}", get(by_format))
@@ -61,9 +64,14 @@ async fn by_client(
     State(state): State<PublicState>,
     peer: ConnectInfo<SocketAddr>,
     headers: HeaderMap,
-    Path(token): Path<String>,
+    token: Result<Path<String>, PathRejection>,
 ) -> Response {
-    let agent = headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok());
+    let Ok(Path(token)) = token else {
+        return unknown();
+    };
+    let agent = headers
+        .get(header::USER_AGENT)
+        .and_then(|value| value.to_str().ok());
     let format = Format::of_client(agent.unwrap_or_default());
     answer(&state, peer.0, &headers, &token, Some(format)).await
 }
@@ -72,8 +80,11 @@ async fn by_format(
     State(state): State<PublicState>,
     peer: ConnectInfo<SocketAddr>,
     headers: HeaderMap,
-    Path((token, format)): Path<(String, String)>,
+    parts: Result<Path<(String, String)>, PathRejection>,
 ) -> Response {
+    let Ok(Path((token, format))) = parts else {
+        return unknown();
+    };
     answer(&state, peer.0, &headers, &token, format.parse().ok()).await
 }
 
@@ -86,7 +97,10 @@ async fn answer(
 ) -> Response {
     let address = client_address(peer.ip(), headers, &state.trusted_proxies);
     let limiter = state.service.limiter();
-    if let Err(limited) = limiter.check(ratelimit::SUBSCRIPTION, &address_key(address)).await {
+    if let Err(limited) = limiter
+        .check(ratelimit::SUBSCRIPTION, &address_key(address))
+        .await
+    {
         let seconds = limited.retry_after.as_secs() + 1;
         let retry = [(header::RETRY_AFTER, seconds.to_string())];
         return (StatusCode::TOO_MANY_REQUESTS, retry, "too many requests\n").into_response();
@@ -96,8 +110,8 @@ async fn answer(
         Ok(None) => unknown(),
         Err(error) => {
             let problem = crate::api::problem::Problem::from(error);
-            let status = StatusCode::from_u16(problem.status)
-                .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            let status =
+                StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
             (status, [(header::RETRY_AFTER, "5")], "try again later\n").into_response()
         }
     }
@@ -105,7 +119,12 @@ async fn answer(
 
 /// The one answer for everything that is not there.
 fn unknown() -> Response {
-    (StatusCode::NOT_FOUND, [(header::CACHE_CONTROL, "no-store")], "not found\n").into_response()
+    (
+        StatusCode::NOT_FOUND,
+        [(header::CACHE_CONTROL, "no-store")],
+        "not found\n",
+    )
+        .into_response()
 }
 
 async fn render(
@@ -115,7 +134,11 @@ async fn render(
 ) -> Result<Option<Response>, ServiceError> {
     let service = &state.service;
     // The store is asked in any case: a malformed token costs what an unknown one does.
-    let hash = SubscriptionToken::hash(token.get(..MAX_TOKEN).unwrap_or(token));
+    let bounded = token
+        .as_bytes()
+        .get(..MAX_TOKEN)
+        .unwrap_or(token.as_bytes());
+    let hash = crate::secrets::sha256(bounded);
     let user = match service.store().user_by_subscription(&hash).await {
         Ok(user) => user,
         Err(StoreError::NotFound(_)) => return Ok(None),
@@ -150,7 +173,10 @@ async fn render(
 
 fn put_headers(response: &mut Response, subscription: &Subscription, format: Option<Format>) {
     let total = subscription.quota.unwrap_or(0);
-    let expire = subscription.user.expires_at.map_or(0, |at| at.0.div_euclid(1_000));
+    let expire = subscription
+        .user
+        .expires_at
+        .map_or(0, |at| at.0.div_euclid(1_000));
     let used = subscription.user.used();
     let info = format!("upload=0; download={used}; total={total}; expire={expire}");
     let name = STANDARD.encode(&subscription.user.username);
@@ -193,7 +219,11 @@ impl Info {
             quota_bytes: subscription.quota,
             expires_at: user.expires_at.map(Moment),
             max_devices: subscription.max_devices,
-            servers: subscription.nodes.iter().map(|node| node.name.clone()).collect(),
+            servers: subscription
+                .nodes
+                .iter()
+                .map(|node| node.name.clone())
+                .collect(),
         }
     }
 }

@@ -66,7 +66,9 @@ impl Subscription {
         };
         let mut nodes = Vec::new();
         if user.status.may_connect() {
-            let assigned = store.assignments(Some(user.id), None, false, None, MAX_SERVERS).await?;
+            let assigned = store
+                .assignments(Some(user.id), None, false, None, MAX_SERVERS)
+                .await?;
             for assignment in assigned {
                 let node = store.node(assignment.node_id).await?;
                 if serves(&node) {
@@ -86,8 +88,12 @@ impl Subscription {
             hasher.update(node.config_rev.to_be_bytes());
         }
         Ok(Self {
-            quota: user.quota_bytes.or_else(|| plan.as_ref().and_then(|plan| plan.quota_bytes)),
-            max_devices: user.max_devices.or_else(|| plan.and_then(|plan| plan.max_devices)),
+            quota: user
+                .quota_bytes
+                .or_else(|| plan.as_ref().and_then(|plan| plan.quota_bytes)),
+            max_devices: user
+                .max_devices
+                .or_else(|| plan.and_then(|plan| plan.max_devices)),
             fingerprint: hex::encode(hasher.finalize()),
             user,
             nodes,
@@ -140,7 +146,9 @@ impl Subscription {
                 host: node.public_host.clone(),
                 port: u16::try_from(node.listen_port).map_err(ServiceError::internal)?,
                 credential: chosen.clone().unwrap_or_else(|| seed.credential(node.uid)),
-                sni: tls.map(|tls| tls.host).filter(|host| *host != node.public_host),
+                sni: tls
+                    .map(|tls| tls.host)
+                    .filter(|host| *host != node.public_host),
                 pinned,
                 obfs: body.obfs,
             });
@@ -151,13 +159,22 @@ impl Subscription {
 }
 
 fn serves(node: &NodeRow) -> bool {
-    let wanted = matches!(node.desired_state, DesiredState::Active | DesiredState::Cordoned);
-    let never = matches!(node.observed_state, ObservedState::Pending | ObservedState::Revoked);
+    let wanted = matches!(
+        node.desired_state,
+        DesiredState::Active | DesiredState::Cordoned
+    );
+    let never = matches!(
+        node.observed_state,
+        ObservedState::Pending | ObservedState::Revoked
+    );
     wanted && !never
 }
 
 fn is_silent(node: &NodeRow) -> bool {
-    matches!(node.observed_state, ObservedState::Offline | ObservedState::Error)
+    matches!(
+        node.observed_state,
+        ObservedState::Offline | ObservedState::Error
+    )
 }
 
 impl Server {

@@ -201,7 +201,9 @@ on_both! {
 
 fn bearer(fleet: &Fleet, tokens: &Value) -> Client {
     let token = tokens["access_token"].as_str().unwrap();
-    fleet.client().with("authorization", &format!("Bearer {token}"))
+    fleet
+        .client()
+        .with("authorization", &format!("Bearer {token}"))
 }
 
 /// Decodes base32 (RFC 4648).

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use hy2_master_sdk::auth::access::{Grant, Operation, Role};
 use hy2_master_sdk::api::openapi::PUBLIC_OPERATIONS;
+use hy2_master_sdk::auth::access::{Grant, Operation, Role};
 use serde_json::{Value, json};
 
 use crate::contract::operations;
@@ -41,11 +41,12 @@ fn concrete(path: &str, id: &str) -> String {
         _ => path.to_owned(),
     };
     let uuid = "00000000-0000-4000-8000-000000000000";
-    let unknown = if path.contains("webhooks") || path.contains("tokens") || path.contains("sessions/") {
-        uuid
-    } else {
-        "1000000"
-    };
+    let unknown =
+        if path.contains("webhooks") || path.contains("tokens") || path.contains("sessions/") {
+            uuid
+        } else {
+            "1000000"
+        };
     path.replace("{id}", unknown)
         .replace("{user_id}", "1000000")
         .replace("{node_id}", "1000000")
@@ -161,4 +162,3 @@ on_both! {
         fleet.stop().await;
     }
 }
-

@@ -27,7 +27,10 @@ fn the_committed_document_is_the_one_the_routes_make() {
         std::fs::write(&path, &made).unwrap();
     }
     let committed = std::fs::read_to_string(&path).unwrap();
-    assert!(committed == made, "write it anew: HY2_WRITE_OPENAPI=1 cargo test --test api document");
+    assert!(
+        committed == made,
+        "write it anew: HY2_WRITE_OPENAPI=1 cargo test --test api document"
+    );
 }
 
 #[test]
@@ -42,7 +45,11 @@ fn every_operation_has_its_row_in_the_table_of_rights() {
     let undocumented = ["watch_events", "get_openapi", "get_metrics"];
     for operation in Operation::ALL {
         let routed = operations.iter().any(|(_, _, id)| id == operation.name());
-        assert!(routed || undocumented.contains(&operation.name()), "{}", operation.name());
+        assert!(
+            routed || undocumented.contains(&operation.name()),
+            "{}",
+            operation.name()
+        );
     }
 }
 
@@ -53,7 +60,10 @@ fn the_document_is_openapi_3_1_with_problem_documents_for_errors() {
     for (path, methods) in document["paths"].as_object().unwrap() {
         for (method, operation) in methods.as_object().unwrap() {
             let problem = &operation["responses"]["401"]["content"];
-            assert!(problem.get("application/problem+json").is_some(), "{method} {path}");
+            assert!(
+                problem.get("application/problem+json").is_some(),
+                "{method} {path}"
+            );
         }
     }
 }

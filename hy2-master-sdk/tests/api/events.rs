@@ -155,7 +155,9 @@ async fn receive(listener: &TcpListener, status: &str) -> (String, String) {
         let text = String::from_utf8_lossy(&read).into_owned();
         if let Some((head, body)) = text.split_once("\r\n\r\n") {
             let length = head.lines().find_map(|line| {
-                line.to_lowercase().strip_prefix("content-length: ").map(|n| n.parse().unwrap())
+                line.to_lowercase()
+                    .strip_prefix("content-length: ")
+                    .map(|n| n.parse().unwrap())
             });
             let length: usize = length.unwrap();
             if body.len() >= length {
@@ -184,7 +186,10 @@ impl EventStream {
             fleet.api
         );
         stream.write_all(request.as_bytes()).await.unwrap();
-        let mut stream = Self { stream, read: String::new() };
+        let mut stream = Self {
+            stream,
+            read: String::new(),
+        };
         while !stream.read.contains("\r\n\r\n") {
             stream.fill().await;
         }
@@ -194,10 +199,12 @@ impl EventStream {
 
     async fn fill(&mut self) {
         let mut buffer = [0; 4_096];
-        let read = tokio::time::timeout(Duration::from_secs(30), self.stream.read(&mut buffer)).await;
+        let read =
+            tokio::time::timeout(Duration::from_secs(30), self.stream.read(&mut buffer)).await;
         let count = read.unwrap().unwrap();
         assert!(count > 0, "the stream ended");
-        self.read.push_str(&String::from_utf8_lossy(&buffer[..count]));
+        self.read
+            .push_str(&String::from_utf8_lossy(&buffer[..count]));
     }
 
     async fn next(&mut self) -> Value {

@@ -67,13 +67,17 @@ impl Fleet {
     pub(crate) async fn sqlite() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("master.db");
-        let store = Store::open_sqlite(&path, &StoreOptions::default()).await.unwrap();
+        let store = Store::open_sqlite(&path, &StoreOptions::default())
+            .await
+            .unwrap();
         Self::start(store, directory).await
     }
 
     pub(crate) async fn postgres() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::open_postgres(&database().await, &options()).await.unwrap();
+        let store = Store::open_postgres(&database().await, &options())
+            .await
+            .unwrap();
         Self::start(store, directory).await
     }
 
@@ -90,7 +94,10 @@ impl Fleet {
         let mut config = FrontConfig::new("https://sub.example.org/".parse().unwrap());
         config.api = Some(loopback);
         config.public = Some(loopback);
-        config.password_cost = Cost { memory_kib: 64, passes: 1 };
+        config.password_cost = Cost {
+            memory_kib: 64,
+            passes: 1,
+        };
         // Tests come from loopback and say in X-Forwarded-For from where else.
         config.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
         config.targets = TargetPolicy::Any;
@@ -99,13 +106,27 @@ impl Fleet {
         let owner = first.password.expose_secret().to_owned();
         let api = front.api_address().unwrap();
         let public = front.public_address().unwrap();
-        Self { master, front, clock, api, public, directory, owner }
+        Self {
+            master,
+            front,
+            clock,
+            api,
+            public,
+            directory,
+            owner,
+        }
     }
 
     /// Returns a client logged in as the first owner.
     pub(crate) async fn owner(&self) -> Client {
-        let owner = self.owner.clone();
-        self.client().log_in("admin", &owner).await
+        // Each from an address of its own: logins are counted by address.
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let from = format!("2001:db8:0:{}::1", NEXT.fetch_add(1, Ordering::Relaxed));
+        let client = self.client().with("x-forwarded-for", &from);
+        client
+            .log_in("admin", &self.owner)
+            .await
+            .without("x-forwarded-for")
     }
 
     /// Returns the first owner's password.
@@ -126,7 +147,10 @@ impl Fleet {
         owner.post("/api/v1/admins", &new).await.expect(201);
         let client = self.client().log_in(name, password).await;
         let change = json!({"old": password, "new": OWN_PASSWORD});
-        client.post("/api/v1/auth/password", &change).await.expect(204);
+        client
+            .post("/api/v1/auth/password", &change)
+            .await
+            .expect(204);
         self.client().log_in(name, OWN_PASSWORD).await
     }
 
@@ -183,12 +207,21 @@ async fn database() -> String {
         SERVER
             .get_or_init(|| {
                 let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-                let directory = std::env::temp_dir().join(format!("hy2-api-{}", std::process::id()));
+                let directory =
+                    std::env::temp_dir().join(format!("hy2-api-{}", std::process::id()));
                 let started = Command::new(root.join("scripts/test-postgres.sh"))
-                    .args(["start", directory.to_str().unwrap(), &std::process::id().to_string()])
+                    .args([
+                        "start",
+                        directory.to_str().unwrap(),
+                        &std::process::id().to_string(),
+                    ])
                     .output()
                     .unwrap();
-                assert!(started.status.success(), "{}", String::from_utf8_lossy(&started.stderr));
+                assert!(
+                    started.status.success(),
+                    "{}",
+                    String::from_utf8_lossy(&started.stderr)
+                );
                 String::from_utf8(started.stdout).unwrap().trim().to_owned()
             })
             .clone()
@@ -234,7 +267,8 @@ impl Client {
         let login = json!({"username": name, "password": password});
         let answer = self.post("/api/v1/auth/login", &login).await.expect(200);
         let token = answer["access_token"].as_str().unwrap();
-        self.headers.insert("authorization".into(), format!("Bearer {token}"));
+        self.headers
+            .insert("authorization".into(), format!("Bearer {token}"));
         self.refresh = answer["refresh_token"].as_str().unwrap().to_owned();
         self
     }
@@ -294,7 +328,11 @@ impl Client {
         let response = self.http.request(request).await.unwrap();
         let (parts, body) = response.into_parts();
         let body = body.collect().await.unwrap().to_bytes();
-        Answer { status: parts.status.as_u16(), headers: parts.headers, body }
+        Answer {
+            status: parts.status.as_u16(),
+            headers: parts.headers,
+            body,
+        }
     }
 }
 
@@ -303,7 +341,11 @@ impl Answer {
     pub(crate) fn expect(self, status: u16) -> Value {
         let text = String::from_utf8_lossy(&self.body);
         assert_eq!(self.status, status, "{text}");
-        if self.body.is_empty() { Value::Null } else { serde_json::from_slice(&self.body).unwrap() }
+        if self.body.is_empty() {
+            Value::Null
+        } else {
+            serde_json::from_slice(&self.body).unwrap()
+        }
     }
 
     /// Returns the code of a problem document, if status and shape are right.
@@ -317,7 +359,9 @@ impl Answer {
     }
 
     pub(crate) fn header(&self, name: &str) -> &str {
-        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+        self.headers
+            .get(name)
+            .map_or("", |value| value.to_str().unwrap())
     }
 
     pub(crate) fn text(&self) -> String {
@@ -328,14 +372,18 @@ impl Answer {
 /// Opens an empty, migrated SQLite store.
 pub(crate) async fn empty_sqlite(directory: &Path) -> Store {
     let path = directory.join("restored.db");
-    let store = Store::open_sqlite(&path, &StoreOptions::default()).await.unwrap();
+    let store = Store::open_sqlite(&path, &StoreOptions::default())
+        .await
+        .unwrap();
     store.migrate().await.unwrap();
     store
 }
 
 /// Opens an empty, migrated PostgreSQL store.
 pub(crate) async fn empty_postgres() -> Store {
-    let store = Store::open_postgres(&database().await, &options()).await.unwrap();
+    let store = Store::open_postgres(&database().await, &options())
+        .await
+        .unwrap();
     store.migrate().await.unwrap();
     store
 }

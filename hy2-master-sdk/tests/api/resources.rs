@@ -222,5 +222,10 @@ on_both! {
 
 async fn ids(client: &crate::harness::Client, path: &str) -> Vec<i64> {
     let page = client.get(path).await.expect(200);
-    page["items"].as_array().unwrap().iter().map(|item| item["id"].as_i64().unwrap()).collect()
+    page["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|item| item["id"].as_i64().unwrap())
+        .collect()
 }

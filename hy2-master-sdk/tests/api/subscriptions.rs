@@ -18,29 +18,49 @@ async fn subscribed(fleet: &Fleet) -> (i64, String) {
     }
     let obfs = json!({"salamander": {"password": "a long obfuscation password"}});
     let body = json!({"body": {"obfs": obfs}});
-    owner.put("/api/v1/configs/fleet/0", &body).await.expect(200);
+    owner
+        .put("/api/v1/configs/fleet/0", &body)
+        .await
+        .expect(200);
     let user = json!({
         "username": "ann", "quota_bytes": 5000, "expires_at": "2030-01-01T00:00:00Z",
         "node_ids": nodes.map(|node| node.0),
     });
-    let user = owner.post("/api/v1/users", &user).await.expect(201)["id"].as_i64().unwrap();
+    let user = owner.post("/api/v1/users", &user).await.expect(201)["id"]
+        .as_i64()
+        .unwrap();
     (user, path_of(&owner, user).await)
 }
 
 async fn path_of(owner: &Client, user: i64) -> String {
     let path = format!("/api/v1/users/{user}/subscription");
-    let url = owner.get(&path).await.expect(200)["url"].as_str().unwrap().to_owned();
-    url.strip_prefix("https://sub.example.org").unwrap().to_owned()
+    let url = owner.get(&path).await.expect(200)["url"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    url.strip_prefix("https://sub.example.org")
+        .unwrap()
+        .to_owned()
 }
 
 async fn set_observed(store: &Store, node: NodeId, state: ObservedState) {
     let sql = "update vps_nodes set observed_state = $1 where id = $2";
     match store.db() {
         hy2_master_sdk::store::Db::Pg(pool) => {
-            sqlx::query(sql).bind(state).bind(node).execute(pool).await.unwrap();
+            sqlx::query(sql)
+                .bind(state)
+                .bind(node)
+                .execute(pool)
+                .await
+                .unwrap();
         }
         hy2_master_sdk::store::Db::Sqlite { write, .. } => {
-            sqlx::query(sql).bind(state).bind(node).execute(write).await.unwrap();
+            sqlx::query(sql)
+                .bind(state)
+                .bind(node)
+                .execute(write)
+                .await
+                .unwrap();
         }
     }
 }
