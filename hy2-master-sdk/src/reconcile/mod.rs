@@ -61,7 +61,19 @@ pub(crate) fn spawn_all(
             Box::pin(people::limits(core, fence))
         })
         .on(&[Topic::Users])
-        .on_traffic()
+        .alone(),
+    );
+    // Not alone: each master looks at what it counted.
+    spawn(
+        Task::new("quotas", every, |core, fence| {
+            Box::pin(people::quotas(core, fence))
+        })
+        .on_traffic(),
+    );
+    spawn(
+        Task::new("all quotas", people::ALL_QUOTAS_INTERVAL, |core, fence| {
+            Box::pin(people::all_quotas(core, fence))
+        })
         .alone(),
     );
     spawn(
@@ -69,6 +81,7 @@ pub(crate) fn spawn_all(
             Box::pin(people::assign(core, fence))
         })
         .on(&[Topic::Users])
+        .pause(people::ASSIGN_PAUSE)
         .alone(),
     );
     spawn(

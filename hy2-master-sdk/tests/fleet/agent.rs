@@ -33,7 +33,7 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 pub(crate) struct TestMaster {
     pub(crate) master: Master,
     pub(crate) address: SocketAddr,
-    pub(crate) dir: TempDir,
+    _dir: TempDir,
 }
 
 impl TestMaster {
@@ -58,7 +58,7 @@ impl TestMaster {
         Self {
             address: master.agents_address().unwrap(),
             master,
-            dir,
+            _dir: dir,
         }
     }
 
@@ -149,7 +149,6 @@ pub(crate) struct Agent {
     pub(crate) key: rcgen::KeyPair,
     pub(crate) chain: Vec<CertificateDer<'static>>,
     pub(crate) uid: Uuid,
-    pub(crate) node: NodeId,
     store: hy2_master_sdk::store::Store,
 }
 
@@ -161,7 +160,6 @@ impl Agent {
             key: rcgen::KeyPair::generate().unwrap(),
             chain: Vec::new(),
             uid: Uuid::nil(),
-            node: NodeId(0),
             store: master.master.store().clone(),
         }
     }
