@@ -76,14 +76,16 @@ pub(crate) fn spawn_all(
         })
         .alone(),
     );
-    spawn(
-        Task::new("assign", people::ASSIGN_INTERVAL, |core, fence| {
-            Box::pin(people::assign(core, fence))
-        })
-        .on(&[Topic::Users])
-        .pause(people::ASSIGN_PAUSE)
-        .alone(),
-    );
+    if config.auto_assign {
+        spawn(
+            Task::new("assign", people::ASSIGN_INTERVAL, |core, fence| {
+                Box::pin(people::assign(core, fence))
+            })
+            .on(&[Topic::Users])
+            .pause(people::ASSIGN_PAUSE)
+            .alone(),
+        );
+    }
     spawn(
         Task::new("upkeep", upkeep::INTERVAL, |core, fence| {
             Box::pin(upkeep::upkeep(core, fence))

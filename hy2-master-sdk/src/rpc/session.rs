@@ -87,7 +87,7 @@ pub(super) async fn open(
         outbound,
     };
     core.tasks.spawn(session.run(peer, inbound));
-    Ok(ReceiverStream::new(answers).map_ok())
+    Ok(tokio_stream::StreamExt::map(ReceiverStream::new(answers), Ok))
 }
 
 struct Session {
@@ -590,16 +590,6 @@ async fn sleep_until(deadline: Option<Instant>) {
         None => std::future::pending().await,
     }
 }
-
-trait MapOk: Stream + Sized {
-    fn map_ok(
-        self,
-    ) -> futures_util::stream::Map<Self, fn(Self::Item) -> Result<Self::Item, Status>> {
-        futures_util::StreamExt::map(self, Ok)
-    }
-}
-
-impl<S: Stream> MapOk for S {}
 
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(1);
