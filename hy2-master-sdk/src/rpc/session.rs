@@ -87,7 +87,10 @@ pub(super) async fn open(
         outbound,
     };
     core.tasks.spawn(session.run(peer, inbound));
-    Ok(tokio_stream::StreamExt::map(ReceiverStream::new(answers), Ok))
+    Ok(tokio_stream::StreamExt::map(
+        ReceiverStream::new(answers),
+        Ok,
+    ))
 }
 
 struct Session {
