@@ -1,5 +1,8 @@
 //! A master to test, and an agent small enough to misbehave.
 
+#[path = "../support/postgres.rs"]
+mod postgres;
+
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -8,7 +11,7 @@ use hy2_master_sdk::domain::{AssignmentSource, Clock, NodeId, SystemClock, UserI
 use hy2_master_sdk::secrets::{MasterKeys, UserSecrets, sha256};
 use hy2_master_sdk::store::assignments::{self, NewAssignment};
 use hy2_master_sdk::store::users::{self, NewUser};
-use hy2_master_sdk::{Master, MasterConfig};
+use hy2_master_sdk::{Builder, Master, MasterConfig};
 use hy2_proto::control::rpc::master_service_client::MasterServiceClient;
 use hy2_proto::control::rpc::session_request::Event as Up;
 use hy2_proto::control::rpc::session_response::Event as Down;
@@ -33,7 +36,7 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 pub(crate) struct TestMaster {
     pub(crate) master: Master,
     pub(crate) address: SocketAddr,
-    pub(crate) dir: TempDir,
+    _dir: TempDir,
 }
 
 impl TestMaster {
@@ -43,11 +46,36 @@ impl TestMaster {
 
     pub(crate) async fn with(clock: Arc<dyn Clock>, shape: impl FnOnce(&mut MasterConfig)) -> Self {
         let dir = tempfile::tempdir().unwrap();
+        // The whole suite on PostgreSQL: HY2_TEST_STORE=postgres.
+        let builder = match std::env::var("HY2_TEST_STORE").as_deref() {
+            Ok("postgres") => Master::postgres(postgres::database(false).await),
+            _ => Master::sqlite(dir.path().join("master.db")),
+        };
+        Self::build(builder, dir, clock, shape).await
+    }
+
+    /// On `sqlite` or `postgres`, both with full durability.
+    pub(crate) async fn on(backend: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let builder = match backend {
+            "postgres" => Master::postgres(postgres::database(true).await),
+            _ => Master::sqlite(dir.path().join("master.db")),
+        };
+        Self::build(builder, dir, Arc::new(SystemClock), |_| {}).await
+    }
+
+    async fn build(
+        builder: Builder,
+        dir: TempDir,
+        clock: Arc<dyn Clock>,
+        shape: impl FnOnce(&mut MasterConfig),
+    ) -> Self {
         let mut config = MasterConfig::default();
         config.reconcile_interval = Duration::from_millis(200);
         config.max_anonymous_per_minute = 100_000;
+        config.auto_assign = false;
         shape(&mut config);
-        let master = Master::sqlite(dir.path().join("master.db"))
+        let master = builder
             .keys(MasterKeys::generate().unwrap())
             .config(config)
             .clock(clock)
@@ -58,7 +86,7 @@ impl TestMaster {
         Self {
             address: master.agents_address().unwrap(),
             master,
-            dir,
+            _dir: dir,
         }
     }
 
@@ -149,7 +177,6 @@ pub(crate) struct Agent {
     pub(crate) key: rcgen::KeyPair,
     pub(crate) chain: Vec<CertificateDer<'static>>,
     pub(crate) uid: Uuid,
-    pub(crate) node: NodeId,
     store: hy2_master_sdk::store::Store,
 }
 
@@ -161,7 +188,6 @@ impl Agent {
             key: rcgen::KeyPair::generate().unwrap(),
             chain: Vec::new(),
             uid: Uuid::nil(),
-            node: NodeId(0),
             store: master.master.store().clone(),
         }
     }

@@ -8,7 +8,7 @@ use tokio::io::AsyncWriteExt;
 use tokio_stream::Empty;
 use tonic::{Request, Response, Status};
 
-use crate::agent::{Agent, Session, TestMaster};
+use crate::agent::{Agent, Session, TestMaster, eventually};
 
 #[tokio::test]
 async fn the_master_commands_a_node_over_a_connection_that_the_node_opened() {
@@ -50,8 +50,11 @@ async fn the_master_commands_a_node_over_a_connection_that_the_node_opened() {
     );
     // A revocation cuts it too.
     master.master.revoke_node(node, "stolen").await.unwrap();
-    server.await.unwrap();
-    assert!(again.get_info(rpc::GetInfoRequest {}).await.is_err());
+    eventually("the connection is cut", async || {
+        again.get_info(rpc::GetInfoRequest {}).await.is_err()
+    })
+    .await;
+    server.abort();
 }
 
 #[tokio::test]

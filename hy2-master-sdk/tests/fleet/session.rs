@@ -236,7 +236,13 @@ async fn a_second_session_of_a_node_ends_the_first() {
 
 #[tokio::test]
 async fn users_without_nodes_are_given_some() {
-    let master = TestMaster::start().await;
+    let master = TestMaster::with(
+        std::sync::Arc::new(hy2_master_sdk::domain::SystemClock),
+        |config| {
+            config.auto_assign = true;
+        },
+    )
+    .await;
     let agent = master.agent("node").await;
     let mut session = agent.session().await;
     settle(&mut session, |_| true).await;
@@ -278,31 +284,11 @@ async fn an_agent_that_reports_others_users_changes_nothing_of_theirs() {
         master.user("bob", Some(100)).await,
     );
     master.assign(ann, one.node().await).await;
-    // Also against the assignment task: bob is pinned to the other node, and to no more than there are.
-    master.assign(bob, two.node().await).await;
-    let mut tx = master.master.store().begin().await.unwrap();
-    hy2_master_sdk::store::nodes::set_desired_state(
-        &mut tx,
-        one.node().await,
-        hy2_master_sdk::domain::DesiredState::Cordoned,
-        None,
-        master.master.now(),
-    )
-    .await
-    .unwrap();
-    tx.commit().await.unwrap();
     let rows = [
         (ann.to_wire(), 1, 1),
         (bob.to_wire(), 1 << 40, 1 << 40),
         (u64::MAX, 5, 5),
     ];
-    let already = master
-        .master
-        .store()
-        .assignments(Some(bob), Some(one.node().await), true, None, 9)
-        .await
-        .unwrap();
-    assert!(already.is_empty(), "bob was never on the first node");
     let ack = report(&one, traffic(1, &rows)).await.unwrap();
     assert_eq!((ack.durable_seq, ack.quarantined), (1, 2));
     let row = master.master.store().user(bob).await.unwrap();

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hy2_master_sdk::domain::SystemClock;
-use hy2_proto::control::rpc::master_service_client::MasterServiceClient;
 use hy2_proto::control::{ALPN_REVERSE, rpc};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
@@ -125,6 +124,4 @@ async fn a_shut_down_master_closes_its_port_and_its_sessions() {
     master.master.shutdown().await;
     while session.next().await.is_some() {}
     assert!(agent.channel(true).await.is_err());
-    let _ = MasterServiceClient::<tonic::transport::Channel>::new;
-    drop(master.dir);
 }

@@ -261,9 +261,8 @@ pub(crate) async fn batches_count_once_in_every_order_and_number_of_deliveries(b
             _ => cursor + 1,
         };
         let last = first + i64::try_from(next(3)).unwrap();
-        let mut batch = batch(node, spool, first, last, &[(ann.0, first, last)]);
-        batch.rows[0].seen = NOW;
-        let done = store.ingest(&batch, NOW).await.unwrap();
+        let sent = batch(node, spool, first, last, &[(ann.0, first, last)]);
+        let done = store.ingest(&sent, NOW).await.unwrap();
         let fits = first == cursor + 1;
         assert_eq!(done.added, fits, "{first}..{last} at {cursor}");
         if fits {
@@ -294,8 +293,8 @@ pub(crate) async fn batches_count_once_in_every_order_and_number_of_deliveries(b
     // Another spool of the node begins at 1, whatever the first is at.
     let other = batch(node, Uuid::from_u128(6), 2, 2, &[(ann.0, 1, 1)]);
     assert!(!store.ingest(&other, NOW).await.unwrap().added);
-    let other = self::batch(node, Uuid::from_u128(6), 1, 1, &[(ann.0, 1, 1)]);
-    assert!(store.ingest(&other, NOW).await.unwrap().added);
+    let again = batch(node, Uuid::from_u128(6), 1, 1, &[(ann.0, 1, 1)]);
+    assert!(store.ingest(&again, NOW).await.unwrap().added);
 }
 
 pub(crate) async fn concurrent_deliveries_of_a_batch_count_once(backend: &Backend) {
@@ -1029,7 +1028,8 @@ async fn run_due(store: &Store, now: Timestamp) {
     let mut tx = store.begin().await.unwrap();
     due::holds(&mut tx, now).await.unwrap();
     due::expiry(&mut tx, now).await.unwrap();
-    due::quota(&mut tx, now).await.unwrap();
+    due::quota_again(&mut tx, now).await.unwrap();
+    due::used_up(&mut tx, None, now).await.unwrap();
     tx.commit().await.unwrap();
 }
 

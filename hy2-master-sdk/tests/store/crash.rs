@@ -7,7 +7,8 @@ use hy2_master_sdk::domain::{NodeId, UserId};
 use hy2_master_sdk::store::Store;
 use uuid::Uuid;
 
-use crate::backend::{Server, database_on, open_postgres, open_sqlite};
+use crate::backend::postgres::{Server, database_on};
+use crate::backend::{open_postgres, open_sqlite};
 use crate::cases::{NOW, assign, batch, node, user};
 
 const SPOOL: Uuid = Uuid::from_u128(77);
