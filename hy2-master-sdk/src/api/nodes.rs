@@ -16,10 +16,9 @@ use super::users::LiveSessions;
 use super::{ApiState, Items, PageOf, errors};
 use crate::auth::access::Operation;
 use crate::domain::{DesiredState, NodeId, ObservedState};
+use crate::service::enrolment::{CertificateView, CreateEnrolmentToken, EnrolmentTokenView};
 use crate::service::moment::Moment;
-use crate::service::nodes::{
-    CertificateView, CreateEnrolmentToken, EnrolmentTokenView, NodeView, UpdateNode,
-};
+use crate::service::nodes::{NodeView, UpdateNode};
 use crate::service::page::PageRequest;
 use crate::store::node_list::NodeFilter;
 use crate::store::observed::MetricsRow;

@@ -175,16 +175,15 @@ pub async fn seal(store: &Store) -> Result<usize, StoreError> {
     .fetch_optional(ex)
     .await)?;
     let (mut seq, mut previous) = last.unwrap_or_else(|| (0, vec![0; 32]));
-    let rows: Vec<Unsealed> =
-        on!(tx, |ex| {
-            sqlx::query_as(
+    let rows: Vec<Unsealed> = on!(tx, |ex| {
+        sqlx::query_as(
         "select id, at, actor_kind, actor, address, action, object_kind, object_id, before, after, \
          request_id from audit_log where seq is null order by id limit $1",
     )
     .bind(SEAL_BATCH)
     .fetch_all(ex)
     .await
-        })?;
+    })?;
     let sealed = rows.len();
     for row in rows {
         seq += 1;

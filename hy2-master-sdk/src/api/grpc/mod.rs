@@ -1,6 +1,8 @@
 //! AdminService: the same operations over gRPC, behind the same credentials and the same table of
 //! rights. Conversions only.
 
+mod convert;
+
 use std::pin::Pin;
 
 use axum::{Router, middleware};
@@ -11,27 +13,27 @@ use prost::Message;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Request, Response, Status};
 
+use self::convert::{
+    assignment, desired, expected, id, limit, moment, observed, page, page_info, plan, user,
+    wanted_state, wanted_status, wire, wire32,
+};
 use super::ApiState;
 use super::events::Feed;
 use super::problem::Problem;
 use crate::auth::access::{Access, Caller, Operation};
-use crate::domain::{AssignmentSource, NodeId, QuotaPeriod, Timestamp, UserId, UserStatus};
-use crate::domain::{DesiredState, ObservedState};
+use crate::domain::{DesiredState, NodeId, QuotaPeriod, Timestamp, UserId};
 use crate::service::ServiceError;
 use crate::service::assignments::AssignUser;
-use crate::service::moment::{Moment, SecretText};
-use crate::service::nodes::{CreateEnrolmentToken, UpdateNode};
-use crate::service::page::PageRequest;
+use crate::service::enrolment::CreateEnrolmentToken;
+use crate::service::moment::SecretText;
+use crate::service::nodes::UpdateNode;
 use crate::service::plans::CreatePlan;
 use crate::service::traffic::TrafficQuery;
 use crate::service::users::{CreateUser, ListUsers, UpdateUser};
-use crate::store::assignments::AssignmentRow;
 use crate::store::idempotency;
 use crate::store::node_list::NodeFilter;
 use crate::store::nodes::NodeRow;
-use crate::store::plans::PlanRow;
 use crate::store::user_list::{UserFilter, UserSort};
-use crate::store::users::UserRow;
 use secrecy::ExposeSecret;
 
 /// Where sealed answers belong.
@@ -113,52 +115,6 @@ fn status(error: ServiceError) -> Status {
         status.metadata_mut().insert("hy2-code", value);
     }
     status
-}
-
-fn id(value: u64, what: &'static str) -> Result<i64, Status> {
-    i64::try_from(value).map_err(|_| status(ServiceError::NotFound(what)))
-}
-
-fn expected(rev: u64) -> Option<i64> {
-    i64::try_from(rev).ok().filter(|rev| *rev > 0)
-}
-
-fn page(request: Option<pb::PageRequest>) -> PageRequest {
-    let request = request.unwrap_or_default();
-    PageRequest {
-        size: Some(request.size).filter(|size| *size > 0),
-        after: Some(request.after).filter(|after| !after.is_empty()),
-    }
-}
-
-fn page_info(next: Option<String>) -> Option<pb::PageInfo> {
-    Some(pb::PageInfo {
-        next: next.unwrap_or_default(),
-    })
-}
-
-fn moment(at: Option<prost_types::Timestamp>) -> Option<Moment> {
-    at.map(|at| Moment(Timestamp::from_proto(&at)))
-}
-
-/// Limits of the contract: 0 is no limit.
-fn limit<T: Into<u64>>(value: Option<T>, field: &str) -> Result<Option<Option<i64>>, Status> {
-    value
-        .map(|value| match value.into() {
-            0 => Ok(None),
-            value => i64::try_from(value)
-                .map(Some)
-                .map_err(|_| status(ServiceError::invalid(field, "is too large"))),
-        })
-        .transpose()
-}
-
-fn wire(value: Option<i64>) -> u64 {
-    value.unwrap_or(0).unsigned_abs()
-}
-
-fn wire32(value: Option<i64>) -> u32 {
-    u32::try_from(value.unwrap_or(0)).unwrap_or(u32::MAX)
 }
 
 impl Admin {
@@ -247,111 +203,6 @@ impl Admin {
             capacity_sessions: wire32(row.capacity_sessions),
             created_at: Some(row.created_at.to_proto()),
         })
-    }
-}
-
-const fn desired(state: DesiredState) -> pb::NodeDesiredState {
-    match state {
-        DesiredState::Active => pb::NodeDesiredState::Active,
-        DesiredState::Cordoned => pb::NodeDesiredState::Cordoned,
-        DesiredState::Draining => pb::NodeDesiredState::Draining,
-        DesiredState::Maintenance => pb::NodeDesiredState::Maintenance,
-        DesiredState::Disabled => pb::NodeDesiredState::Disabled,
-    }
-}
-
-const fn observed(state: ObservedState) -> pb::NodeObservedState {
-    match state {
-        ObservedState::Pending => pb::NodeObservedState::Pending,
-        ObservedState::Enrolling => pb::NodeObservedState::Enrolling,
-        ObservedState::Online => pb::NodeObservedState::Online,
-        ObservedState::Suspect => pb::NodeObservedState::Suspect,
-        ObservedState::Offline => pb::NodeObservedState::Offline,
-        ObservedState::Error => pb::NodeObservedState::Error,
-        ObservedState::Revoked => pb::NodeObservedState::Revoked,
-    }
-}
-
-fn wanted_state(value: i32) -> Result<Option<ObservedState>, Status> {
-    if value == 0 {
-        return Ok(None);
-    }
-    let known = ObservedState::ALL
-        .iter()
-        .find(|state| observed(**state) as i32 == value);
-    let unknown = || status(ServiceError::invalid("observed_state", "is unknown"));
-    known.copied().map(Some).ok_or_else(unknown)
-}
-
-fn wanted_status(value: i32) -> Result<Option<UserStatus>, Status> {
-    Ok(match pb::UserStatus::try_from(value) {
-        Ok(pb::UserStatus::Unspecified) => None,
-        Ok(pb::UserStatus::OnHold) => Some(UserStatus::OnHold),
-        Ok(pb::UserStatus::Active) => Some(UserStatus::Active),
-        Ok(pb::UserStatus::Disabled) => Some(UserStatus::Disabled),
-        Ok(pb::UserStatus::Limited) => Some(UserStatus::Limited),
-        Ok(pb::UserStatus::Expired) => Some(UserStatus::Expired),
-        Err(_) => return Err(status(ServiceError::invalid("status", "is unknown"))),
-    })
-}
-
-fn user(row: UserRow) -> pb::User {
-    let status = match row.status {
-        UserStatus::OnHold => pb::UserStatus::OnHold,
-        UserStatus::Active => pb::UserStatus::Active,
-        UserStatus::Disabled => pb::UserStatus::Disabled,
-        UserStatus::Limited => pb::UserStatus::Limited,
-        UserStatus::Expired => pb::UserStatus::Expired,
-        UserStatus::Deleted => pb::UserStatus::Unspecified,
-    };
-    pb::User {
-        id: row.id.to_wire(),
-        uid: row.uid.to_string(),
-        used_bytes: row.used().unsigned_abs(),
-        username: row.username,
-        status: status.into(),
-        plan_id: row.plan_id.map_or(0, |id| id.to_wire()),
-        expires_at: row.expires_at.map(Timestamp::to_proto),
-        quota_bytes: wire(row.quota_bytes),
-        tx_bytes: row.tx.unsigned_abs(),
-        rx_bytes: row.rx.unsigned_abs(),
-        max_devices: wire32(row.max_devices),
-        max_connections: wire32(row.max_connections),
-        up_bytes_per_s: wire(row.up_bytes_per_s),
-        down_bytes_per_s: wire(row.down_bytes_per_s),
-        note: row.note,
-        tags: row.tags.0,
-        rev: row.rev.unsigned_abs(),
-        created_at: Some(row.created_at.to_proto()),
-        online_at: row.online_at.map(Timestamp::to_proto),
-    }
-}
-
-fn plan(row: PlanRow) -> pb::Plan {
-    pb::Plan {
-        id: row.id.to_wire(),
-        name: row.name,
-        quota_bytes: wire(row.quota_bytes),
-        period: row.period.as_str().to_owned(),
-        duration_days: wire32(row.duration_days),
-        max_devices: wire32(row.max_devices),
-        max_connections: wire32(row.max_connections),
-        up_bytes_per_s: wire(row.up_bytes_per_s),
-        down_bytes_per_s: wire(row.down_bytes_per_s),
-        nodes_per_user: u32::try_from(row.nodes_per_user).unwrap_or(0),
-        rev: row.rev.unsigned_abs(),
-    }
-}
-
-fn assignment(row: AssignmentRow) -> pb::Assignment {
-    pb::Assignment {
-        id: row.id.0.unsigned_abs(),
-        user_id: row.user_id.to_wire(),
-        node_id: row.node_id.to_wire(),
-        rank: u32::try_from(row.rank).unwrap_or(0),
-        source: AssignmentSource::as_str(row.source).to_owned(),
-        assigned_at: Some(row.assigned_at.to_proto()),
-        released_at: row.released_at.map(Timestamp::to_proto),
     }
 }
 
