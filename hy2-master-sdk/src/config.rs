@@ -23,6 +23,8 @@ pub struct MasterConfig {
     pub start_grace: Duration,
     /// How often heartbeats are written to the store, all in one statement.
     pub seen_flush: Duration,
+    /// Whether users with too few nodes are given some.
+    pub auto_assign: bool,
     /// How often tasks look even when nobody calls.
     pub reconcile_interval: Duration,
     /// How long a TLS handshake may take.
@@ -59,6 +61,7 @@ impl Default for MasterConfig {
             offline_after: Duration::from_secs(40),
             start_grace: Duration::from_secs(60),
             seen_flush: Duration::from_secs(10),
+            auto_assign: true,
             reconcile_interval: Duration::from_secs(5),
             handshake_timeout: Duration::from_secs(5),
             max_pending_handshakes: 256,

@@ -16,7 +16,7 @@ use uuid::Uuid;
 use crate::auth::ca::{CaError, CertificateAuthority};
 use crate::auth::signing::{InvalidSigningKey, ManifestSigner};
 use crate::config::MasterConfig;
-use crate::domain::{Clock, Timestamp};
+use crate::domain::{Clock, Timestamp, UserId};
 use crate::rpc::live::LiveNodes;
 use crate::rpc::peers::Peers;
 use crate::rpc::publish::Views;
@@ -45,9 +45,29 @@ pub(crate) struct Core {
     pub(crate) views: Views,
     /// Sessions, to be awaited at the end.
     pub(crate) tasks: TaskTracker,
-    /// Wakes the quota task: some counters grew.
-    pub(crate) traffic: Notify,
+    /// Whose counters grew, for the quota task.
+    pub(crate) grown: Grown,
     pub(crate) shutdown: CancellationToken,
+}
+
+/// Users whose counters grew since somebody looked.
+#[derive(Debug, Default)]
+pub(crate) struct Grown {
+    users: parking_lot::Mutex<std::collections::BTreeSet<UserId>>,
+    pub(crate) notify: Notify,
+}
+
+impl Grown {
+    pub(crate) fn add(&self, users: impl IntoIterator<Item = UserId>) {
+        self.users.lock().extend(users);
+        self.notify.notify_one();
+    }
+
+    pub(crate) fn take(&self) -> Vec<UserId> {
+        std::mem::take(&mut *self.users.lock())
+            .into_iter()
+            .collect()
+    }
 }
 
 /// Authorities and signing keys in force.

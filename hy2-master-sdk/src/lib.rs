@@ -33,11 +33,13 @@
 
 pub mod api;
 pub mod auth;
+pub mod backup;
 pub mod cache;
 mod config;
 mod core;
 pub mod domain;
 pub mod events;
+pub mod front;
 mod master;
 pub mod plan;
 pub mod ratelimit;
@@ -46,7 +48,9 @@ pub mod rpc;
 pub mod secrets;
 pub mod service;
 pub mod store;
+pub mod subscription;
 pub mod targets;
+pub mod webhook;
 
 pub use self::config::MasterConfig;
 pub use self::core::KeysError;

@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use hy2_proto::control::rpc;
 use thiserror::Error;
 use tokio::net::TcpListener;
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -403,7 +403,7 @@ impl Builder {
             reverse: Default::default(),
             views: Default::default(),
             tasks: TaskTracker::new(),
-            traffic: Notify::new(),
+            grown: Default::default(),
             shutdown: CancellationToken::new(),
         });
         let tls = Arc::new(ArcSwap::new(refresh_tls(&core, &core.trust.load())?));

@@ -70,7 +70,7 @@ create unique index users_username_key on users (username) where deleted_at is n
 create unique index users_auth_hash_key on users (auth_hash) where deleted_at is null;
 create index users_status on users (status, id);
 create index users_admin on users (admin_id, id);
-create index users_plan on users (plan_id, id);
+create index users_plan on users (plan_id, period_started_at);
 create index users_expiry on users (expires_at) where status in ('active', 'limited');
 create index users_created on users (created_at, id);
 

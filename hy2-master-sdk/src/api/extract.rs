@@ -58,11 +58,14 @@ impl<T: DeserializeOwned, const MAX: usize> FromRequest<ApiState> for Body<T, MA
         let bytes = axum::body::to_bytes(request.into_body(), MAX)
             .await
             .map_err(|_| too_large(MAX))?;
+        if has_nul(&bytes) {
+            return Err(Problem::malformed("texts must not contain NUL"));
+        }
         let mut json = serde_json::Deserializer::from_slice(&bytes);
         let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
             let path = error.path().to_string();
-            let path = if path == "." { String::new() } else { path };
             let message = message_of(error.inner());
+            let path = path_of(path, &message);
             let inner = error.into_inner();
             match inner.is_data() {
                 true => ServiceError::Invalid(vec![FieldIssue::new(path, message)]).into(),
@@ -72,6 +75,34 @@ impl<T: DeserializeOwned, const MAX: usize> FromRequest<ApiState> for Body<T, MA
         json.end()
             .map_err(|_| Problem::malformed("something follows the JSON value"))?;
         Ok(Self(value))
+    }
+}
+
+/// Returns whether a JSON text has the escape of NUL in it, which no PostgreSQL text can hold.
+fn has_nul(json: &[u8]) -> bool {
+    let mut rest = json;
+    while let Some(at) = rest.iter().position(|byte| *byte == b'\\') {
+        rest = rest.get(at + 1..).unwrap_or_default();
+        if rest.starts_with(b"u0000") {
+            return true;
+        }
+        rest = rest.get(1..).unwrap_or_default();
+    }
+    false
+}
+
+/// Returns the path of what is wrong; of an unknown field, with its name.
+fn path_of(path: String, message: &str) -> String {
+    let path = if path == "." { String::new() } else { path };
+    let unknown = message
+        .strip_prefix("unknown field `")
+        .and_then(|rest| rest.split('`').next());
+    match unknown {
+        Some(name) if path.is_empty() => name.to_owned(),
+        Some(name) if path != name && !path.ends_with(&format!(".{name}")) => {
+            format!("{path}.{name}")
+        }
+        _ => path,
     }
 }
 
@@ -119,6 +150,9 @@ impl<T: DeserializeOwned> FromRequestParts<ApiState> for Params<T> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _state: &ApiState) -> Result<Self, Problem> {
+        if parts.uri.query().is_some_and(|query| query.contains("%00")) {
+            return Err(Problem::malformed("parameters must not contain NUL"));
+        }
         axum::extract::Query::try_from_uri(&parts.uri)
             .map(|axum::extract::Query(value)| Self(value))
             .map_err(|error| {
@@ -184,5 +218,27 @@ impl Deref for Auth {
 
     fn deref(&self) -> &Caller {
         &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nul_is_found_where_it_is_one() {
+        assert!(has_nul(br#"{"a":"x\u0000"}"#));
+        assert!(!has_nul(br#"{"a":"x\\u0000"}"#));
+        assert!(has_nul(br#"{"a":"x\\\u0000"}"#));
+        assert!(!has_nul(br#"{"a":"\u0001"}"#));
+    }
+
+    #[test]
+    fn an_unknown_field_is_named() {
+        let message = "unknown field `x`, expected `y`";
+        assert_eq!(path_of(".".into(), message), "x");
+        assert_eq!(path_of("a[1]".into(), message), "a[1].x");
+        assert_eq!(path_of("x".into(), message), "x");
+        assert_eq!(path_of("a.x".into(), message), "a.x");
     }
 }

@@ -16,6 +16,7 @@ mod configs;
 pub(crate) mod errors;
 mod events;
 mod extract;
+pub(crate) mod grpc;
 mod idempotency;
 mod nodes;
 pub mod openapi;
@@ -41,6 +42,8 @@ use serde::Serialize;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::ToSchema;
 
+pub(crate) use self::address::client_address;
+pub(crate) use self::events::matches as topic_matches;
 use self::problem::Problem;
 use crate::events::EventHub;
 use crate::service::page::Page;

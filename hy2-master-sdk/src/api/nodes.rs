@@ -10,17 +10,17 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
-use super::admins::PageQuery;
 use super::extract::{Auth, Body, IfMatch, Params, Path, Tagged};
 use super::problem::Problem;
 use super::users::LiveSessions;
 use super::{ApiState, Items, PageOf, errors};
 use crate::auth::access::Operation;
-use crate::domain::{DesiredState, NodeId};
+use crate::domain::{DesiredState, NodeId, ObservedState};
+use crate::service::enrolment::{CertificateView, CreateEnrolmentToken, EnrolmentTokenView};
 use crate::service::moment::Moment;
-use crate::service::nodes::{
-    CertificateView, CreateEnrolmentToken, EnrolmentTokenView, NodeView, UpdateNode,
-};
+use crate::service::nodes::{NodeView, UpdateNode};
+use crate::service::page::PageRequest;
+use crate::store::node_list::NodeFilter;
 use crate::store::observed::MetricsRow;
 
 pub(super) fn router() -> OpenApiRouter<ApiState> {
@@ -36,17 +36,41 @@ pub(super) fn router() -> OpenApiRouter<ApiState> {
         .routes(routes!(revoke_enrolment_token))
 }
 
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct NodeQuery {
+    /// Items of a page, 1 to 500.
+    #[param(default = 50, minimum = 1, maximum = 500)]
+    size: Option<u32>,
+    /// `next` of the page before.
+    after: Option<String>,
+    /// Only in this state.
+    #[param(value_type = Option<String>)]
+    observed_state: Option<ObservedState>,
+    /// Only with this in the name, in any case.
+    search: Option<String>,
+}
+
 /// Lists nodes.
-#[utoipa::path(get, path = "/nodes", tag = "nodes", params(PageQuery),
+#[utoipa::path(get, path = "/nodes", tag = "nodes", params(NodeQuery),
     responses((status = 200, body = PageOf<NodeView>), errors::Common))]
 async fn list_nodes(
     State(state): State<ApiState>,
     auth: Auth,
-    Params(query): Params<PageQuery>,
+    Params(query): Params<NodeQuery>,
 ) -> Result<Json<PageOf<NodeView>>, Problem> {
     let access = auth.access(Operation::ListNodes)?;
+    let page = PageRequest {
+        size: query.size,
+        after: query.after,
+    };
+    let filter = NodeFilter {
+        observed_state: query.observed_state,
+        search: query.search.filter(|search| !search.is_empty()),
+    };
     Ok(PageOf::of(
-        state.service.nodes(access, &query.into()).await?,
+        state.service.nodes(access, &filter, &page).await?,
     ))
 }
 

@@ -18,6 +18,7 @@ use super::extract::{Auth, Body, IfMatch, Params, Path, Tagged};
 use super::problem::Problem;
 use super::{ApiState, Items, PageOf, errors};
 use crate::auth::access::Operation;
+use crate::service::moment::SecretText;
 use crate::service::page::PageRequest;
 use crate::service::system::{AuditView, SettingView};
 use crate::store::audit::AuditFilter;
@@ -31,6 +32,39 @@ pub(super) fn router() -> OpenApiRouter<ApiState> {
         .routes(routes!(verify_audit))
         .routes(routes!(list_settings))
         .routes(routes!(get_setting, put_setting))
+        .routes(routes!(create_backup))
+}
+
+/// A backup to make.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct BackupRequest {
+    /// At least 12 characters; without it the backup does not open.
+    passphrase: SecretText,
+}
+
+/// Makes a backup and sends it: the whole store, encrypted with the passphrase. The master key file
+/// is not in it and has to be kept apart.
+#[utoipa::path(post, path = "/backups", tag = "backups", request_body = BackupRequest,
+    responses((status = 200, description = "The backup", content_type = "application/octet-stream"),
+        errors::Common))]
+async fn create_backup(
+    State(state): State<ApiState>,
+    auth: Auth,
+    Body(request): Body<BackupRequest>,
+) -> Result<Response, Problem> {
+    let access = auth.access(Operation::CreateBackup)?;
+    let pieces = state
+        .service
+        .create_backup(access, request.passphrase.0)
+        .await?;
+    let name = "attachment; filename=\"hy2.backup\"";
+    let headers = [
+        (header::CONTENT_TYPE, "application/octet-stream"),
+        (header::CONTENT_DISPOSITION, name),
+    ];
+    let stream = tokio_stream::wrappers::ReceiverStream::new(pieces);
+    Ok((headers, axum::body::Body::from_stream(stream)).into_response())
 }
 
 /// Health for supervisors, without credential; metrics for whoever has the right.

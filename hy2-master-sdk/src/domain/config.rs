@@ -657,7 +657,7 @@ mod tests {
     fn the_nodes_port_is_the_default_listener_and_keys_go_along() {
         let config = ConfigBody::default().to_proto(&NodeParts::new(4433, [1; 32], [2; 32]));
         assert_eq!(config.listen, [":4433"]);
-        assert_eq!(config.verifier_keys.unwrap().node_key, [2; 32]);
+        assert_eq!(config.verifier_keys.unwrap().node_key, [2; 32].as_slice());
     }
 
     #[test]

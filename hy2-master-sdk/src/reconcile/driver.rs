@@ -32,6 +32,7 @@ type Run = Pin<Box<dyn Future<Output = Result<(), TaskError>> + Send>>;
 pub(super) struct Task {
     name: &'static str,
     every: Duration,
+    pause: Duration,
     topics: &'static [Topic],
     traffic: bool,
     alone: bool,
@@ -47,6 +48,7 @@ impl Task {
         Self {
             name,
             every,
+            pause: BREATHER,
             topics: &[],
             traffic: false,
             alone: false,
@@ -57,6 +59,12 @@ impl Task {
     /// Runs also when one of these is called.
     pub(super) fn on(mut self, topics: &'static [Topic]) -> Self {
         self.topics = topics;
+        self
+    }
+
+    /// Runs at most once in this time.
+    pub(super) fn pause(mut self, pause: Duration) -> Self {
+        self.pause = pause;
         self
     }
 
@@ -76,7 +84,7 @@ impl Task {
         let mut calls = core.store.bus().listen();
         let mut timer = tokio::time::interval(self.every);
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut last_end = Instant::now();
+        let mut last_end = None::<Instant>;
         loop {
             tokio::select! {
                 biased;
@@ -86,8 +94,12 @@ impl Task {
                 _ = timer.tick() => {}
             }
             // A burst of calls costs few runs, and the first of them runs at once.
-            if last_end.elapsed() < BREATHER {
-                tokio::time::sleep(BREATHER).await;
+            if let Some(rest) = last_end.and_then(|end| self.pause.checked_sub(end.elapsed())) {
+                tokio::select! {
+                    biased;
+                    () = core.shutdown.cancelled() => return,
+                    () = tokio::time::sleep(rest) => {}
+                }
                 while calls.try_recv().is_ok() {}
             }
             let fence = if self.alone {
@@ -122,7 +134,7 @@ impl Task {
                     tracing::warn!(task = self.name, error = chain(&error), "task failed; it runs again");
                 },
             }
-            last_end = Instant::now();
+            last_end = Some(Instant::now());
         }
     }
 
@@ -136,7 +148,7 @@ impl Task {
                     Err(broadcast::error::RecvError::Lagged(_)) => {}
                     Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
                 },
-                () = core.traffic.notified(), if self.traffic => return,
+                () = core.grown.notify.notified(), if self.traffic => return,
             }
         }
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::driver::TaskError;
 use crate::core::Core;
 use crate::domain::ObservedState;
+use crate::rpc::peers::Identity;
 use crate::store::cluster::{self, Fence};
 use crate::store::observed;
 
@@ -22,11 +23,18 @@ pub(super) async fn poke(core: Arc<Core>) -> Result<(), TaskError> {
 
 /// Cuts connections whose certificate is not good any more.
 pub(super) async fn revocations(core: Arc<Core>) -> Result<(), TaskError> {
-    let nodes = core.peers.nodes();
-    for chunk in nodes.chunks(1_000) {
-        let good = core.store.good_certificates(chunk, core.now()).await?;
+    // Asked about what was open before the store is: one that opens meanwhile was looked up itself.
+    let open = core.peers.identities();
+    for chunk in open.chunks(1_000) {
+        let nodes = chunk
+            .iter()
+            .map(|identity| identity.node)
+            .collect::<Vec<_>>();
+        let good = core.store.good_certificates(&nodes, core.now()).await?;
         let good = good.into_iter().collect::<HashSet<_>>();
-        let cut = core.peers.keep_only(chunk, &good);
+        let is_bad = |identity: &&Identity| !good.contains(identity.fingerprint.as_slice());
+        let bad = chunk.iter().filter(is_bad).copied().collect::<Vec<_>>();
+        let cut = core.peers.cut(&bad);
         if cut > 0 {
             tracing::info!(
                 connections = cut,
@@ -51,9 +59,10 @@ pub(super) async fn seen(core: Arc<Core>) -> Result<(), TaskError> {
     Ok(())
 }
 
-/// Closes connections for commands that nobody uses.
-pub(super) async fn idle_commands(core: Arc<Core>) -> Result<(), TaskError> {
+/// Closes connections for commands that nobody uses, and forgets what is known of absent nodes.
+pub(super) async fn idle(core: Arc<Core>) -> Result<(), TaskError> {
     core.reverse.close_idle(COMMANDS_IDLE);
+    core.views.retain(|node| core.live.contains(node));
     std::future::ready(Ok(())).await
 }
 

@@ -40,8 +40,8 @@ pub(crate) fn spawn_all(
     spawn(Task::new("seen", config.seen_flush, |core, _| {
         Box::pin(fleet::seen(core))
     }));
-    spawn(Task::new("idle commands", config.seen_flush, |core, _| {
-        Box::pin(fleet::idle_commands(core))
+    spawn(Task::new("idle", config.seen_flush, |core, _| {
+        Box::pin(fleet::idle(core))
     }));
     let tls = Arc::clone(tls);
     spawn(
@@ -61,16 +61,31 @@ pub(crate) fn spawn_all(
             Box::pin(people::limits(core, fence))
         })
         .on(&[Topic::Users])
-        .on_traffic()
         .alone(),
+    );
+    // Not alone: each master looks at what it counted.
+    spawn(
+        Task::new("quotas", every, |core, fence| {
+            Box::pin(people::quotas(core, fence))
+        })
+        .on_traffic(),
     );
     spawn(
-        Task::new("assign", people::ASSIGN_INTERVAL, |core, fence| {
-            Box::pin(people::assign(core, fence))
+        Task::new("all quotas", people::ALL_QUOTAS_INTERVAL, |core, fence| {
+            Box::pin(people::all_quotas(core, fence))
         })
-        .on(&[Topic::Users])
         .alone(),
     );
+    if config.auto_assign {
+        spawn(
+            Task::new("assign", people::ASSIGN_INTERVAL, |core, fence| {
+                Box::pin(people::assign(core, fence))
+            })
+            .on(&[Topic::Users])
+            .pause(people::ASSIGN_PAUSE)
+            .alone(),
+        );
+    }
     spawn(
         Task::new("upkeep", upkeep::INTERVAL, |core, fence| {
             Box::pin(upkeep::upkeep(core, fence))

@@ -11,7 +11,45 @@ use crate::store::assignments::{self, NewAssignment};
 use crate::store::cluster::{self, Fence};
 use crate::store::{StoreError, due, users};
 
-/// Makes every user's status what time and traffic say, batch by batch.
+/// Limits users whose quota is used up: those whose counters grew here, and now and then all.
+pub(super) async fn quotas(core: Arc<Core>, fence: Option<Fence>) -> Result<(), TaskError> {
+    let grown = core.grown.take();
+    let mut limited = 0;
+    for chunk in grown.chunks(1_000) {
+        limited += over(&core, fence.as_ref(), Some(chunk)).await?;
+    }
+    if limited > 0 {
+        tracing::info!(users = limited, "quotas are used up");
+    }
+    Ok(())
+}
+
+/// Limits users whose quota is used up, of all: an operator may have lowered it, and counters may
+/// have grown on another master.
+pub(super) async fn all_quotas(core: Arc<Core>, fence: Option<Fence>) -> Result<(), TaskError> {
+    while over(&core, fence.as_ref(), None).await? > 0 {}
+    Ok(())
+}
+
+async fn over(
+    core: &Core,
+    fence: Option<&Fence>,
+    among: Option<&[UserId]>,
+) -> Result<usize, TaskError> {
+    let mut tx = core.store.begin().await?;
+    if let Some(fence) = fence {
+        cluster::check_fence(&mut tx, fence).await?;
+    }
+    let over = due::used_up(&mut tx, among, core.now()).await?;
+    if over.is_empty() {
+        tx.rollback().await?;
+    } else {
+        tx.commit().await?;
+    }
+    Ok(over.len())
+}
+
+/// Makes every user's status what time says, batch by batch.
 pub(super) async fn limits(core: Arc<Core>, fence: Option<Fence>) -> Result<(), TaskError> {
     loop {
         let now = core.now();
@@ -26,8 +64,8 @@ pub(super) async fn limits(core: Arc<Core>, fence: Option<Fence>) -> Result<(), 
         }
         let started = due::holds(&mut tx, now).await?;
         let expired = due::expiry(&mut tx, now).await?;
-        let limited = due::quota(&mut tx, now).await?;
-        let changed = renewed.len() + started.len() + expired.len() + limited.len();
+        let freed = due::quota_again(&mut tx, now).await?;
+        let changed = renewed.len() + started.len() + expired.len() + freed.len();
         if changed == 0 {
             tx.rollback().await?;
             return Ok(());
@@ -37,8 +75,8 @@ pub(super) async fn limits(core: Arc<Core>, fence: Option<Fence>) -> Result<(), 
             renewed = renewed.len(),
             started = started.len(),
             expired = expired.len(),
-            limited = limited.len(),
-            "users changed by time or traffic"
+            freed = freed.len(),
+            "users changed by time"
         );
     }
 }
@@ -113,6 +151,10 @@ pub(super) async fn assign(core: Arc<Core>, fence: Option<Fence>) -> Result<(), 
     }
 }
 
+/// For what no ingest of this master tells.
+pub(super) const ALL_QUOTAS_INTERVAL: Duration = Duration::from_secs(15);
+/// Looking for users with too few nodes reads all users.
+pub(super) const ASSIGN_PAUSE: Duration = Duration::from_millis(500);
 /// Calls wake the task; the timer is for lost ones.
 pub(super) const ASSIGN_INTERVAL: Duration = Duration::from_secs(30);
 const BATCH: u32 = 500;

@@ -1,6 +1,6 @@
 //! Who is connected: the identity of each connection, and the means to cut it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
@@ -84,31 +84,19 @@ impl Peers {
         }
     }
 
-    /// Returns the nodes with open connections.
-    pub(crate) fn nodes(&self) -> Vec<NodeId> {
-        let nodes = self
-            .open
-            .lock()
-            .keys()
-            .map(|identity| identity.node)
-            .collect::<HashSet<_>>();
-        nodes.into_iter().collect()
+    /// Returns whose connections are open.
+    pub(crate) fn identities(&self) -> Vec<Identity> {
+        self.open.lock().keys().copied().collect()
     }
 
-    /// Cuts every connection of these nodes whose certificate is not among the good ones. Returns
-    /// how many.
-    pub(crate) fn keep_only(&self, asked: &[NodeId], good: &HashSet<Vec<u8>>) -> usize {
-        let asked = asked.iter().copied().collect::<HashSet<_>>();
-        let mut cut = 0;
-        for (identity, connections) in &*self.open.lock() {
-            if asked.contains(&identity.node) && !good.contains(identity.fingerprint.as_slice()) {
-                for (_, token) in connections {
-                    token.cancel();
-                    cut += 1;
-                }
-            }
-        }
-        cut
+    /// Cuts every connection of these. Returns how many.
+    pub(crate) fn cut(&self, bad: &[Identity]) -> usize {
+        let open = self.open.lock();
+        let connections = bad
+            .iter()
+            .filter_map(|identity| open.get(identity))
+            .flatten();
+        connections.map(|(_, token)| token.cancel()).count()
     }
 
     /// Counts a request without a certificate; false when the address has made too many.
@@ -284,20 +272,20 @@ mod tests {
     }
 
     #[test]
-    fn only_connections_with_a_bad_certificate_are_cut_and_a_closed_one_is_forgotten() {
+    fn only_the_connections_of_a_bad_certificate_are_cut_and_a_closed_one_is_forgotten() {
         let peers = Arc::new(Peers::default());
         let tokens = [(1, 1), (1, 2), (2, 3)]
             .map(|(node, print)| (identity(node, print), CancellationToken::new()));
         let guards = tokens
             .clone()
             .map(|(identity, token)| peers.register(identity, token));
-        let good = HashSet::from([vec![2; 32]]);
-        assert_eq!(peers.keep_only(&[NodeId(1)], &good), 1);
+        assert_eq!(peers.identities().len(), 3);
+        assert_eq!(peers.cut(&[tokens[0].0, identity(9, 9)]), 1);
         assert_eq!(
             tokens.map(|(_, token)| token.is_cancelled()),
             [true, false, false]
         );
         drop(guards);
-        assert!(peers.nodes().is_empty());
+        assert!(peers.identities().is_empty());
     }
 }

@@ -161,15 +161,35 @@ async fn load(
     view: &mut View,
     base: Option<i64>,
 ) -> Result<Changes, StoreError> {
-    let since = match base {
-        Some(base) => base.min(view.rev),
+    let mut changes = Changes::default();
+    match base {
         None => {
             *view = View::default();
-            0
+            read(core, tx, node, view, 0, Some(&mut changes)).await?;
+            changes.remove.clear();
         }
-    };
+        Some(base) => {
+            if view.rev < base {
+                // The node knows more than this master has looked at.
+                read(core, tx, node, view, view.rev, None).await?;
+            }
+            read(core, tx, node, view, base, Some(&mut changes)).await?;
+        }
+    }
+    view.rev = node.desired_rev;
+    Ok(changes)
+}
+
+/// Puts the entries that changed after `since` into the view, and into `changes` when given.
+async fn read(
+    core: &Core,
+    tx: &mut Tx,
+    node: &NodeRow,
+    view: &mut View,
+    since: i64,
+    mut changes: Option<&mut Changes>,
+) -> Result<(), StoreError> {
     let key = core.keys.node_key(node.uid);
-    let mut changes = Changes::default();
     let mut after = UserId(0);
     loop {
         let page = published::entries(tx, node.id, since, after, PAGE).await?;
@@ -181,21 +201,18 @@ async fn load(
                     None
                 });
             let encoded = view.set.set(row.user_id, entry.as_ref());
-            if base.is_none_or(|base| row.rev > base) {
+            if let Some(changes) = &mut changes {
                 match encoded {
                     Some(encoded) => changes.upsert.push(encoded),
-                    None if base.is_some() => changes.remove.push(row.user_id),
-                    None => {}
+                    None => changes.remove.push(row.user_id),
                 }
             }
         }
         match page.last() {
             Some(last) if page.len() == PAGE as usize => after = last.user_id,
-            _ => break,
+            _ => return Ok(()),
         }
     }
-    view.rev = node.desired_rev;
-    Ok(changes)
 }
 
 /// Splits an update into messages well below the limit; the last has the manifest.
@@ -328,9 +345,9 @@ impl Views {
         Arc::clone(self.views.lock().entry(node).or_default())
     }
 
-    /// Forgets nodes that are gone.
-    pub(crate) fn retain(&self, known: &std::collections::HashSet<NodeId>) {
-        self.views.lock().retain(|node, _| known.contains(node));
+    /// Forgets nodes that are not connected: their sets are read again when they come back.
+    pub(crate) fn retain(&self, connected: impl Fn(NodeId) -> bool) {
+        self.views.lock().retain(|node, _| connected(*node));
     }
 }
 

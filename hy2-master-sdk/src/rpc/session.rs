@@ -18,9 +18,10 @@ use tonic::{Status, Streaming};
 
 use super::error::{chain, store};
 use super::peers::{Identity, Peer};
-use super::publish::{self, Have, Update};
+use super::publish::{self, Have, PublishError, Update};
 use super::traffic::uuid;
 use crate::core::Core;
+use crate::domain::config::ConfigError;
 use crate::domain::{EngineState, Timestamp};
 use crate::plan::MANIFEST_VALIDITY_MS;
 use crate::store::nodes::{self, Bump};
@@ -86,7 +87,10 @@ pub(super) async fn open(
         outbound,
     };
     core.tasks.spawn(session.run(peer, inbound));
-    Ok(ReceiverStream::new(answers).map_ok())
+    Ok(tokio_stream::StreamExt::map(
+        ReceiverStream::new(answers),
+        Ok,
+    ))
 }
 
 struct Session {
@@ -205,6 +209,7 @@ impl Session {
         };
         let mut update = match prepared {
             Ok(update) => update,
+            Err(PublishError::Config(errors)) => return self.invalid(desired, &errors).await,
             Err(error) => {
                 tracing::error!(
                     node = node.0,
@@ -223,6 +228,38 @@ impl Session {
         let deadline = Instant::now() + self.core.config.ack_timeout;
         self.pending = Some((update, deadline));
         Ok(())
+    }
+
+    /// What is configured for the node is invalid: it keeps what it has until the next change.
+    async fn invalid(&mut self, rev: i64, errors: &[ConfigError]) -> Result<(), Option<End>> {
+        self.settled = rev;
+        let reason = errors
+            .first()
+            .map(|error| short(error.to_string()))
+            .unwrap_or_default();
+        tracing::error!(
+            node = self.identity.node.0,
+            rev,
+            reason,
+            "the node's configuration is invalid"
+        );
+        let errors = errors
+            .iter()
+            .map(|error| serde_json::json!({"code": "INVALID_FIELD", "path": error.path, "message": error.message}))
+            .collect();
+        let noted = self
+            .core
+            .store
+            .note_refused(
+                self.identity.node,
+                self.owner_epoch,
+                rev,
+                &serde_json::Value::Array(errors),
+                &reason,
+                self.core.now(),
+            )
+            .await;
+        self.noted(noted).map_err(Some)
     }
 
     /// Takes the leases of users back who are no longer on the node.
@@ -556,16 +593,6 @@ async fn sleep_until(deadline: Option<Instant>) {
         None => std::future::pending().await,
     }
 }
-
-trait MapOk: Stream + Sized {
-    fn map_ok(
-        self,
-    ) -> futures_util::stream::Map<Self, fn(Self::Item) -> Result<Self::Item, Status>> {
-        futures_util::StreamExt::map(self, Ok)
-    }
-}
-
-impl<S: Stream> MapOk for S {}
 
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(1);

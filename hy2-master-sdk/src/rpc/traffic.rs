@@ -72,7 +72,7 @@ async fn handle(
         );
     }
     if !done.users.is_empty() {
-        core.traffic.notify_one();
+        core.grown.add(done.users);
     }
     Ok(rpc::ReportTrafficResponse {
         ack: Some(rpc::TrafficAck {

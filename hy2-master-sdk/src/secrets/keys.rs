@@ -223,7 +223,7 @@ impl MasterKeys {
         }
         let mut text = Zeroizing::new(String::new());
         for (version, key) in &self.keys {
-            let key = Zeroizing::new(URL_SAFE_NO_PAD.encode(&**key));
+            let key = Zeroizing::new(URL_SAFE_NO_PAD.encode(key.as_slice()));
             text.push_str(&format!("{version} "));
             text.push_str(&key);
             text.push('\n');
@@ -240,7 +240,7 @@ fn sync_directory(path: &Path) -> io::Result<()> {
     let parent = path
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty());
-    fs::File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+    fs::File::open(parent.unwrap_or_else(|| Path::new(".")))?.sync_all()
 }
 
 impl fmt::Debug for MasterKeys {

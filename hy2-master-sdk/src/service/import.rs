@@ -9,7 +9,8 @@ use utoipa::ToSchema;
 
 use super::moment::Moment;
 use super::page::{MAX_SIZE, PageRequest};
-use super::users::{CreateUser, ListUsers, UserView, check_user};
+use super::user_rules::check_user;
+use super::users::{CreateUser, ListUsers, UserView};
 use super::{FieldIssue, Service, ServiceError};
 use crate::auth::access::Access;
 use crate::domain::{Timestamp, UserStatus};

@@ -5,8 +5,10 @@
 
 pub mod accounts;
 pub mod admins;
+pub mod api_tokens;
 pub mod assignments;
 pub mod configs;
+pub mod enrolment;
 mod error;
 pub mod fleet;
 pub mod import;
@@ -16,6 +18,8 @@ pub mod page;
 pub mod plans;
 pub mod system;
 pub mod traffic;
+mod user_rules;
+mod user_view;
 pub mod users;
 pub mod webhooks;
 

@@ -1,7 +1,10 @@
 //! Settings, the audit log, and the keys that the API itself needs.
 
+use bytes::Bytes;
+use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 use serde_json::Value;
+use tokio::sync::mpsc;
 use utoipa::ToSchema;
 use uuid::Uuid;
 use zeroize::Zeroizing;
@@ -12,6 +15,8 @@ use super::{Record, Service, ServiceError, record};
 use crate::auth::access::Access;
 use crate::auth::jwt::{TokenKey, TokenSigner};
 use crate::auth::session::SessionKeys;
+use crate::backup::envelope::BackupKey;
+use crate::backup::{self, BackupError};
 use crate::domain::{Clock, Timestamp};
 use crate::events::{AuditKey, is_signed};
 use crate::secrets::Vault;
@@ -298,6 +303,59 @@ impl Service {
         })
         .await?;
         Ok(found)
+    }
+}
+
+impl Service {
+    /// Begins a backup and returns its pieces. One that fails on the way ends with an error, and
+    /// what has been sent of it does not open.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::Invalid`] of a weak passphrase, or the store fails.
+    pub async fn create_backup(
+        &self,
+        access: Access<'_>,
+        passphrase: SecretString,
+    ) -> Result<mpsc::Receiver<Result<Bytes, BackupError>>, ServiceError> {
+        if passphrase.expose_secret().chars().count() < 12 {
+            let message = "must have at least 12 characters";
+            return Err(ServiceError::invalid("passphrase", message));
+        }
+        let now = self.now();
+        let written = Record {
+            kind: "backup",
+            id: now.to_string(),
+            before: None,
+            after: None,
+            owner: None,
+            topic: "backup.made",
+        };
+        let mut tx = self.store().begin().await?;
+        record(&mut tx, access, written, now).await?;
+        tx.commit().await?;
+        let store = self.store().clone();
+        let (sender, pieces) = mpsc::channel(4);
+        // Ends with the receiver: the request's body owns it.
+        tokio::spawn(async move {
+            let (out, mut sealed) = mpsc::channel(4);
+            let key = BackupKey::Passphrase(passphrase);
+            let writing = backup::dump::write(&store, &key, out);
+            let passing = async {
+                while let Some(piece) = sealed.recv().await {
+                    if sender.send(Ok(piece)).await.is_err() {
+                        break;
+                    }
+                }
+                drop(sealed);
+            };
+            let (written, ()) = tokio::join!(writing, passing);
+            if let Err(error) = written {
+                tracing::error!(%error, "a backup failed");
+                let _ = sender.send(Err(error)).await;
+            }
+        });
+        Ok(pieces)
     }
 }
 

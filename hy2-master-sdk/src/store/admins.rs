@@ -270,9 +270,8 @@ pub async fn update(
     end_sessions: bool,
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    let changed =
-        on!(tx, |ex| {
-            sqlx::query(
+    let changed = on!(tx, |ex| {
+        sqlx::query(
         "update admins set role_id = (select id from admin_roles where name = $3), status = $4, \
          quota_bytes = $5, max_users = $6, session_epoch = session_epoch + $7, rev = rev + 1, \
          updated_at = $8 where id = $1 and rev = $2",
@@ -288,7 +287,7 @@ pub async fn update(
     .execute(ex)
     .await
     .map(|done| done.rows_affected())
-        })?;
+    })?;
     stale_unless(changed, rev)?;
     if end_sessions {
         revoke_sessions(tx, id, "account changed", now).await?;

@@ -175,16 +175,15 @@ pub async fn seal(store: &Store) -> Result<usize, StoreError> {
     .fetch_optional(ex)
     .await)?;
     let (mut seq, mut previous) = last.unwrap_or_else(|| (0, vec![0; 32]));
-    let rows: Vec<Unsealed> =
-        on!(tx, |ex| {
-            sqlx::query_as(
+    let rows: Vec<Unsealed> = on!(tx, |ex| {
+        sqlx::query_as(
         "select id, at, actor_kind, actor, address, action, object_kind, object_id, before, after, \
          request_id from audit_log where seq is null order by id limit $1",
     )
     .bind(SEAL_BATCH)
     .fetch_all(ex)
     .await
-        })?;
+    })?;
     let sealed = rows.len();
     for row in rows {
         seq += 1;
@@ -402,7 +401,7 @@ fn hash(entry: &Entry) -> Vec<u8> {
 }
 
 /// Writes JSON with sorted keys: databases keep no order.
-fn canonical(value: &Value) -> String {
+pub(crate) fn canonical(value: &Value) -> String {
     match value {
         Value::Object(map) => {
             let mut fields: Vec<_> = map.iter().collect();

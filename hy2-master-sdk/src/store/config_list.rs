@@ -87,3 +87,29 @@ pub async fn check_region(tx: &mut Tx, region: RegionId) -> Result<(), StoreErro
     .await)?;
     found.map(drop).ok_or(StoreError::NotFound("region"))
 }
+
+/// Returns the code of a region.
+///
+/// # Errors
+///
+/// The store fails.
+pub async fn region_code(store: &Store, id: RegionId) -> Result<String, StoreError> {
+    let code: Option<(String,)> = on!(read store, |ex| sqlx::query_as("select code from regions where id = $1")
+        .bind(id)
+        .fetch_optional(ex)
+        .await)?;
+    Ok(code.map(|(code,)| code).unwrap_or_default())
+}
+
+/// Returns the region with a code.
+///
+/// # Errors
+///
+/// The store fails.
+pub async fn region_by_code(store: &Store, code: &str) -> Result<Option<RegionId>, StoreError> {
+    let id: Option<(RegionId,)> = on!(read store, |ex| sqlx::query_as("select id from regions where code = $1")
+        .bind(code)
+        .fetch_optional(ex)
+        .await)?;
+    Ok(id.map(|(id,)| id))
+}

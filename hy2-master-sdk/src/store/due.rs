@@ -126,19 +126,58 @@ pub async fn expiry(tx: &mut Tx, now: Timestamp) -> Result<Vec<UserId>, StoreErr
     Ok([over, back].concat())
 }
 
-/// Limits users whose quota is used up, and brings those back who have some again.
+/// Limits users whose quota is used up: of all, or of those whose counters grew.
 ///
 /// # Errors
 ///
 /// The store fails.
-pub async fn quota(tx: &mut Tx, now: Timestamp) -> Result<Vec<UserId>, StoreError> {
-    const OVER: &str = "select u.id from users u join user_counters c on c.user_id = u.id \
+pub async fn used_up(
+    tx: &mut Tx,
+    among: Option<&[UserId]>,
+    now: Timestamp,
+) -> Result<Vec<UserId>, StoreError> {
+    const ALL: &str = "select u.id from users u join user_counters c on c.user_id = u.id \
         left join plans p on p.id = u.plan_id where u.status = 'active' \
         and c.billed - c.base_billed >= coalesce(u.quota_bytes, p.quota_bytes) order by u.id limit 1000";
-    let over = on!(tx, |ex| sqlx::query_scalar::<_, UserId>(OVER)
-        .fetch_all(ex)
-        .await)?;
+    let over = match among {
+        None => on!(tx, |ex| sqlx::query_scalar::<_, UserId>(ALL)
+            .fetch_all(ex)
+            .await)?,
+        Some(users) => {
+            let ids = users.iter().map(|user| user.0).collect::<Vec<_>>();
+            match tx.connection() {
+                Connection::Pg(tx) => {
+                    const SQL: &str = "select u.id from users u join user_counters c on c.user_id = u.id \
+                        left join plans p on p.id = u.plan_id where u.id = any($1) and u.status = 'active' \
+                        and c.billed - c.base_billed >= coalesce(u.quota_bytes, p.quota_bytes) order by u.id";
+                    sqlx::query_scalar(SQL)
+                        .bind(ids)
+                        .fetch_all(&mut **tx)
+                        .await?
+                }
+                Connection::Sqlite(tx) => {
+                    const SQL: &str = "select u.id from users u join user_counters c on c.user_id = u.id \
+                        left join plans p on p.id = u.plan_id where u.id in (select value from json_each($1)) \
+                        and u.status = 'active' \
+                        and c.billed - c.base_billed >= coalesce(u.quota_bytes, p.quota_bytes) order by u.id";
+                    sqlx::query_scalar(SQL)
+                        .bind(Json(ids))
+                        .fetch_all(&mut **tx)
+                        .await?
+                }
+            }
+        }
+    };
     set_status(tx, &over, UserStatus::Limited, "the quota is used up", now).await?;
+    Ok(over)
+}
+
+/// Brings users back whom the quota limited and who have some again.
+///
+/// # Errors
+///
+/// The store fails.
+pub async fn quota_again(tx: &mut Tx, now: Timestamp) -> Result<Vec<UserId>, StoreError> {
     const BACK: &str = "select u.id from users u join user_counters c on c.user_id = u.id \
         left join plans p on p.id = u.plan_id where u.status = 'limited' \
         and (coalesce(u.quota_bytes, p.quota_bytes) is null \
@@ -147,7 +186,7 @@ pub async fn quota(tx: &mut Tx, now: Timestamp) -> Result<Vec<UserId>, StoreErro
         .fetch_all(ex)
         .await)?;
     set_status(tx, &back, UserStatus::Active, "", now).await?;
-    Ok([over, back].concat())
+    Ok(back)
 }
 
 /// Starts the clock of users on hold who have connected, or whose time to do so is over.

@@ -18,6 +18,7 @@ mod error;
 pub mod events;
 pub mod idempotency;
 pub mod leases;
+pub mod node_list;
 pub mod nodes;
 pub mod observed;
 pub mod plans;

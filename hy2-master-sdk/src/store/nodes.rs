@@ -67,6 +67,7 @@ macro_rules! node_columns {
          owner_epoch, rev, created_at, updated_at"
     };
 }
+pub(crate) use node_columns;
 
 /// What an operator or an enrolment says of a new node.
 #[derive(Debug, Clone)]

@@ -144,7 +144,7 @@ pub async fn list(
 }
 
 /// Makes a pattern of a text in which nothing is special.
-fn pattern(search: &str) -> String {
+pub(super) fn pattern(search: &str) -> String {
     let mut pattern = String::from("%");
     for letter in search.to_lowercase().chars() {
         if matches!(letter, '%' | '_' | '\\') {

@@ -129,9 +129,8 @@ pub async fn count(tx: &mut Tx) -> Result<i64, StoreError> {
 ///
 /// [`StoreError::StaleRevision`] if it is not.
 pub async fn update(tx: &mut Tx, hook: &WebhookRow, now: Timestamp) -> Result<(), StoreError> {
-    let changed =
-        on!(tx, |ex| {
-            sqlx::query(
+    let changed = on!(tx, |ex| {
+        sqlx::query(
         "update webhooks set url = $3, topics = $4, enabled = $5, cursor_seq = $6, rev = rev + 1, \
          updated_at = $7 where id = $1 and rev = $2",
     )
@@ -145,7 +144,7 @@ pub async fn update(tx: &mut Tx, hook: &WebhookRow, now: Timestamp) -> Result<()
     .execute(ex)
     .await
     .map(|done| done.rows_affected())
-        })?;
+    })?;
     if changed == 1 {
         return Ok(());
     }

@@ -1,0 +1,344 @@
+//! Rows in: one transaction, on an empty store of the same schema, and a new epoch of the cluster.
+
+use serde::Deserialize;
+use serde_json::Value;
+use sqlx::AssertSqlSafe;
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+use super::BackupError;
+use super::envelope::{BackupKey, CHUNK, Decryptor, HEADER};
+use super::tables::{Kind, Table, schema_version, tables};
+use crate::domain::Timestamp;
+use crate::store::{Connection, Store, Tx, cluster};
+
+/// Rows inserted by one statement.
+const BATCH: usize = 200;
+
+/// Longest line of a dump, in bytes.
+const MAX_LINE: usize = 16 << 20;
+
+/// What a restore brought back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Restored {
+    /// Rows.
+    pub rows: u64,
+    /// The epoch that begins.
+    pub epoch: i64,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Line {
+    Row(Vec<Value>),
+    Head { hy2: u32, schema: i64 },
+    Table { table: String, columns: Vec<String> },
+    End { end: bool },
+}
+
+/// Restores a backup into an empty store that is migrated to the backup's schema. Nodes take the new
+/// epoch's revisions whatever theirs are.
+///
+/// # Errors
+///
+/// [`BackupError`]; nothing has happened then.
+pub async fn read(
+    store: &Store,
+    key: &BackupKey,
+    mut from: impl AsyncRead + Unpin,
+    now: Timestamp,
+) -> Result<Restored, BackupError> {
+    let mut header = [0; HEADER];
+    from.read_exact(&mut header)
+        .await
+        .map_err(|_| BackupError::Format)?;
+    let secret = key.clone();
+    let made = tokio::task::spawn_blocking(move || Decryptor::new(&secret, header));
+    let mut decryptor = made.await.map_err(|_| BackupError::Format)??;
+
+    let mut tx = store.begin().await?;
+    let mut restore = Restore::begin(&mut tx).await?;
+    let mut plain = Vec::new();
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        let read = from.read(&mut buffer).await?;
+        if read == 0 {
+            break;
+        }
+        decryptor.push(buffer.get(..read).unwrap_or_default(), &mut plain)?;
+        restore.lines(&mut tx, &mut plain).await?;
+    }
+    decryptor.finish(&mut plain)?;
+    restore.lines(&mut tx, &mut plain).await?;
+    let rows = restore.finish(&mut tx, &plain).await?;
+    let epoch = cluster::bump_epoch(&mut tx, now).await?;
+    tx.commit().await?;
+    Ok(Restored { rows, epoch })
+}
+
+struct Restore {
+    tables: Vec<Table>,
+    schema: i64,
+    begun: bool,
+    ended: bool,
+    current: Option<Table>,
+    batch: Vec<Value>,
+    /// Columns that refer to their own table: statement and rows, for the end.
+    later: Vec<(String, Vec<Value>)>,
+    rows: u64,
+    row: usize,
+}
+
+impl Restore {
+    async fn begin(tx: &mut Tx) -> Result<Self, BackupError> {
+        if let Connection::Sqlite(sqlite) = tx.connection() {
+            sqlx::query("pragma defer_foreign_keys = on")
+                .execute(&mut **sqlite)
+                .await?;
+        }
+        let tables = tables(tx).await?;
+        for table in &tables {
+            // Roles are made by the first start, before anybody can restore.
+            if table.name != "admin_roles" && !is_empty(tx, &table.name).await? {
+                return Err(BackupError::NotEmpty);
+            }
+        }
+        execute(tx, "delete from admin_roles".to_owned(), None).await?;
+        let schema = schema_version(tx).await?;
+        Ok(Self {
+            tables,
+            schema,
+            begun: false,
+            ended: false,
+            current: None,
+            batch: Vec::new(),
+            later: Vec::new(),
+            rows: 0,
+            row: 0,
+        })
+    }
+
+    /// Takes whole lines out of `plain`.
+    async fn lines(&mut self, tx: &mut Tx, plain: &mut Vec<u8>) -> Result<(), BackupError> {
+        let mut from = 0;
+        while let Some(length) = plain
+            .get(from..)
+            .and_then(|rest| rest.iter().position(|byte| *byte == b'\n'))
+        {
+            let line = plain.get(from..from + length).unwrap_or_default().to_vec();
+            from += length + 1;
+            self.line(tx, &line).await?;
+        }
+        plain.drain(..from);
+        if plain.len() > MAX_LINE {
+            return Err(BackupError::Format);
+        }
+        Ok(())
+    }
+
+    async fn line(&mut self, tx: &mut Tx, line: &[u8]) -> Result<(), BackupError> {
+        let line: Line = serde_json::from_slice(line).map_err(|_| BackupError::Format)?;
+        if self.ended {
+            return Err(BackupError::Format);
+        }
+        match line {
+            Line::Head { hy2: 1, schema } if !self.begun => {
+                if schema != self.schema {
+                    return Err(BackupError::Schema {
+                        backup: schema,
+                        store: self.schema,
+                    });
+                }
+                self.begun = true;
+            }
+            Line::Table { table, columns } if self.begun => {
+                self.flush(tx).await?;
+                self.row = 0;
+                let known = self
+                    .tables
+                    .iter()
+                    .find(|known| known.name == table)
+                    .cloned();
+                let known = known.ok_or(BackupError::Format)?;
+                let same = known.columns.iter().map(|column| &column.name).eq(&columns);
+                self.current = Some(known).filter(|_| same);
+                if self.current.is_none() {
+                    return Err(BackupError::Format);
+                }
+            }
+            Line::Row(values) => {
+                self.row += 1;
+                let table = self.current.as_ref().ok_or(BackupError::Format)?;
+                if values.len() != table.columns.len() {
+                    return Err(self.misfit("wrong number of columns"));
+                }
+                self.batch.push(Value::Array(values));
+                self.rows += 1;
+                if self.batch.len() >= BATCH {
+                    self.flush(tx).await?;
+                }
+            }
+            Line::End { end: true } if self.begun => self.ended = true,
+            _ => return Err(BackupError::Format),
+        }
+        Ok(())
+    }
+
+    async fn flush(&mut self, tx: &mut Tx) -> Result<(), BackupError> {
+        let Some(table) = self.current.clone() else {
+            return Ok(());
+        };
+        if self.batch.is_empty() {
+            return Ok(());
+        }
+        let batch = std::mem::take(&mut self.batch);
+        let postgres = tx.is_postgres();
+        if postgres && let Some(update) = update_own(&table) {
+            self.later.push((update, batch.clone()));
+        }
+        let inserted = execute(tx, insert(&table, postgres), Some(Value::Array(batch))).await;
+        inserted.map_err(|error| self.misfit(&error.to_string()))
+    }
+
+    async fn finish(mut self, tx: &mut Tx, rest: &[u8]) -> Result<u64, BackupError> {
+        self.flush(tx).await?;
+        if !self.ended || !rest.is_empty() {
+            return Err(BackupError::Format);
+        }
+        for (update, batch) in std::mem::take(&mut self.later) {
+            execute(tx, update, Some(Value::Array(batch))).await?;
+        }
+        if tx.is_postgres() {
+            for table in &self.tables {
+                for column in table.columns.iter().filter(|column| column.identity) {
+                    let (table, column) = (&table.name, &column.name);
+                    let set = format!(
+                        "select setval(pg_get_serial_sequence('public.{table}', '{column}'), \
+                         greatest((select coalesce(max(\"{column}\"), 0) from \"{table}\"), 1))"
+                    );
+                    execute(tx, set, None).await?;
+                }
+            }
+        }
+        Ok(self.rows)
+    }
+
+    fn misfit(&self, reason: &str) -> BackupError {
+        BackupError::Row {
+            table: self
+                .current
+                .as_ref()
+                .map(|table| table.name.clone())
+                .unwrap_or_default(),
+            row: self.row,
+            reason: reason.to_owned(),
+        }
+    }
+}
+
+async fn is_empty(tx: &mut Tx, table: &str) -> Result<bool, BackupError> {
+    let sql = AssertSqlSafe(format!(
+        "select count(*) from (select 1 from \"{table}\" limit 1) x"
+    ));
+    let count: i64 = match tx.connection() {
+        Connection::Pg(pg) => sqlx::query_scalar(sql).fetch_one(&mut **pg).await?,
+        Connection::Sqlite(sqlite) => sqlx::query_scalar(sql).fetch_one(&mut **sqlite).await?,
+    };
+    Ok(count == 0)
+}
+
+/// Runs a statement made from names of the schema; values come in one JSON parameter.
+async fn execute(tx: &mut Tx, sql: String, values: Option<Value>) -> Result<(), sqlx::Error> {
+    let sql = AssertSqlSafe(sql);
+    let values = values.map(|values| values.to_string());
+    match tx.connection() {
+        Connection::Pg(pg) => {
+            let mut query = sqlx::query(sql);
+            if let Some(values) = values {
+                query = query.bind(values);
+            }
+            query.execute(&mut **pg).await?;
+        }
+        Connection::Sqlite(sqlite) => {
+            let mut query = sqlx::query(sql);
+            if let Some(values) = values {
+                query = query.bind(values);
+            }
+            query.execute(&mut **sqlite).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Returns the expression that reads a column's value out of a row `r`.
+fn value(at: usize, kind: Kind, postgres: bool) -> String {
+    if postgres {
+        let text = format!("(r->>{at})");
+        return match kind {
+            Kind::Integer => format!("{text}::bigint"),
+            Kind::Real => format!("{text}::double precision"),
+            Kind::Boolean => format!("({text}::int <> 0)"),
+            Kind::Bytes => format!("decode({text}, 'hex')"),
+            Kind::Uuid => format!("{text}::uuid"),
+            Kind::Json => format!("{text}::jsonb"),
+            Kind::Text => text,
+        };
+    }
+    let extracted = format!("json_extract(r, '$[{at}]')");
+    match kind {
+        Kind::Bytes | Kind::Uuid => format!("unhex({extracted})"),
+        Kind::Real => format!("cast({extracted} as real)"),
+        _ => extracted,
+    }
+}
+
+fn insert(table: &Table, postgres: bool) -> String {
+    let names: Vec<String> = table
+        .columns
+        .iter()
+        .map(|column| format!("\"{}\"", column.name))
+        .collect();
+    let values: Vec<String> = table
+        .columns
+        .iter()
+        .enumerate()
+        .map(|(at, column)| match postgres && column.own_table {
+            true => "null".to_owned(),
+            false => value(at, column.kind, postgres),
+        })
+        .collect();
+    let (name, names, values) = (&table.name, names.join(", "), values.join(", "));
+    if postgres {
+        return format!(
+            "insert into \"{name}\" ({names}) overriding system value \
+             select {values} from jsonb_array_elements($1::jsonb) as rows(r)"
+        );
+    }
+    format!(
+        "insert into \"{name}\" ({names}) select {values} from (select value as r from json_each($1))"
+    )
+}
+
+/// Returns the statement that writes the columns which refer to the table itself.
+fn update_own(table: &Table) -> Option<String> {
+    let [key] = table.key.as_slice() else {
+        return None;
+    };
+    let place = |name: &str| table.columns.iter().position(|column| column.name == name);
+    let key_at = place(key)?;
+    let key_value = value(key_at, table.columns.get(key_at)?.kind, true);
+    let sets: Vec<String> = table
+        .columns
+        .iter()
+        .enumerate()
+        .filter(|(_, column)| column.own_table)
+        .map(|(at, column)| format!("\"{}\" = {}", column.name, value(at, column.kind, true)))
+        .collect();
+    if sets.is_empty() {
+        return None;
+    }
+    let (name, sets) = (&table.name, sets.join(", "));
+    Some(format!(
+        "update \"{name}\" set {sets} from jsonb_array_elements($1::jsonb) as rows(r) \
+         where \"{name}\".\"{key}\" = {key_value}"
+    ))
+}

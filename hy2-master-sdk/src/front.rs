@@ -1,0 +1,361 @@
+//! The master's side towards people and programs: REST and AdminService on one port, subscriptions on
+//! another, the sealer and the webhooks behind them.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use futures_util::future::BoxFuture;
+use hy2_proto::control::rpc;
+use ipnet::IpNet;
+use thiserror::Error;
+use tokio::net::TcpListener;
+use tokio::sync::Mutex;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use url::Url;
+
+use crate::Master;
+use crate::api::{self, ApiState};
+use crate::auth::password::{Cost, DEFAULT_COST, PasswordError, Passwords};
+use crate::cache::Cache;
+use crate::domain::{NodeId, UserId};
+use crate::events::{EventHub, Sealer};
+use crate::ratelimit::RateLimiter;
+use crate::service::admins::Credentials;
+use crate::service::fleet::{NodeSession, Reach};
+use crate::service::system::load_api_keys;
+use crate::service::{Fleet, Parts, Service, ServiceError};
+use crate::subscription;
+use crate::targets::TargetPolicy;
+use crate::webhook::Deliverer;
+
+/// How long a node may take to carry out a command.
+const NODE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Live connections that are listed at once.
+const MAX_SESSIONS: usize = 10_000;
+
+/// Settings of a [`Front`].
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct FrontConfig {
+    /// Where REST and AdminService listen; none: not at all. Without TLS in front of it, loopback.
+    pub api: Option<SocketAddr>,
+    /// Where subscriptions are served; none: not at all.
+    pub public: Option<SocketAddr>,
+    /// Where clients reach what `public` serves.
+    pub public_url: Url,
+    /// Proxies whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// What an administrator's password costs.
+    pub password_cost: Cost,
+    /// Counts attempts.
+    pub limiter: RateLimiter,
+    /// Keeps rendered subscriptions.
+    pub cache: Cache,
+    /// Where webhooks may be sent to.
+    pub targets: TargetPolicy,
+    /// What `/metrics` shows.
+    pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
+}
+
+impl std::fmt::Debug for FrontConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FrontConfig")
+            .field("api", &self.api)
+            .field("public", &self.public)
+            .field("public_url", &self.public_url.as_str())
+            .finish_non_exhaustive()
+    }
+}
+
+impl FrontConfig {
+    /// REST on 127.0.0.1:8081, subscriptions on every address at 8080, reached under `public_url`.
+    #[must_use]
+    pub fn new(public_url: Url) -> Self {
+        Self {
+            api: Some(SocketAddr::from(([127, 0, 0, 1], 8081))),
+            public: Some(SocketAddr::from(([0, 0, 0, 0], 8080))),
+            public_url,
+            trusted_proxies: Vec::new(),
+            password_cost: DEFAULT_COST,
+            limiter: RateLimiter::local(),
+            cache: Cache::memory(),
+            targets: TargetPolicy::Public,
+            metrics: Arc::new(String::new),
+        }
+    }
+}
+
+/// The front cannot start.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum FrontError {
+    /// A port cannot be bound.
+    #[error("cannot listen on {address}")]
+    Bind {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Passwords cannot be hashed with this cost.
+    #[error(transparent)]
+    Passwords(#[from] PasswordError),
+    /// The store fails, or a key does not open.
+    #[error("cannot load what the API needs")]
+    Service(#[from] ServiceError),
+}
+
+/// A running front. Dropping it stops it.
+#[derive(Debug)]
+pub struct Front {
+    service: Service,
+    api: Option<SocketAddr>,
+    public: Option<SocketAddr>,
+    first_admin: Option<Credentials>,
+    stop: CancellationToken,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+impl Front {
+    /// Starts beside a running master.
+    ///
+    /// # Errors
+    ///
+    /// A port cannot be bound, or the store fails.
+    pub async fn start(master: &Master, config: FrontConfig) -> Result<Self, FrontError> {
+        let (store, clock) = (master.store().clone(), Arc::clone(master.clock()));
+        let keys = load_api_keys(&store, master.vault(), &*clock).await?;
+        let service = Service::new(Parts {
+            store: store.clone(),
+            clock: Arc::clone(&clock),
+            vault: master.vault().clone(),
+            fleet_keys: master.fleet_keys().clone(),
+            session_keys: keys.sessions,
+            fleet: Arc::new(MasterFleet(master.clone())),
+            limiter: config.limiter,
+            cache: config.cache,
+            passwords: Passwords::new(config.password_cost)?,
+            tokens: keys.tokens,
+            public_url: config.public_url,
+            targets: config.targets,
+        });
+        let first_admin = service.bootstrap_admins().await?;
+        let hub = EventHub::default();
+        let stop = master.shutdown_token().child_token();
+        let mut tasks = JoinSet::new();
+        let sealer = Sealer::new(store, clock, hub.clone(), keys.audit);
+        tasks.spawn(sealer.run(stop.clone()));
+        tasks.spawn(Deliverer::new(service.clone(), hub.clone()).run(stop.clone()));
+
+        let metrics = config.metrics;
+        let proxies = config.trusted_proxies;
+        let state = ApiState::new(service.clone(), hub, proxies.clone(), move || metrics());
+        let api = match config.api {
+            Some(address) => {
+                let router = api::router(state.clone()).merge(api::grpc::router(state));
+                Some(serve(&mut tasks, address, router, &stop).await?)
+            }
+            None => None,
+        };
+        let public = match config.public {
+            Some(address) => {
+                let router = subscription::router(service.clone(), proxies);
+                Some(serve(&mut tasks, address, router, &stop).await?)
+            }
+            None => None,
+        };
+        Ok(Self {
+            service,
+            api,
+            public,
+            first_admin,
+            stop,
+            tasks: Mutex::new(tasks),
+        })
+    }
+
+    /// Returns what can be asked of the fleet.
+    #[must_use]
+    pub const fn service(&self) -> &Service {
+        &self.service
+    }
+
+    /// Returns where REST listens, as bound.
+    #[must_use]
+    pub const fn api_address(&self) -> Option<SocketAddr> {
+        self.api
+    }
+
+    /// Returns where subscriptions are served, as bound.
+    #[must_use]
+    pub const fn public_address(&self) -> Option<SocketAddr> {
+        self.public
+    }
+
+    /// Returns the first owner's password, if this start made one. It is nowhere else.
+    #[must_use]
+    pub const fn first_admin(&self) -> Option<&Credentials> {
+        self.first_admin.as_ref()
+    }
+
+    /// Stops listening, lets requests finish for a while, and waits for every task.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancelled, everything is still told to stop, but not awaited.
+    pub async fn shutdown(&self) {
+        self.stop.cancel();
+        let mut tasks = self.tasks.lock().await;
+        let all = async { while tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(NODE_PATIENCE, all).await.is_err() {
+            tasks.shutdown().await;
+        }
+    }
+}
+
+impl Drop for Front {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// Serves a router until `stop`; then requests may finish for a short while.
+async fn serve(
+    tasks: &mut JoinSet<()>,
+    address: SocketAddr,
+    router: Router,
+    stop: &CancellationToken,
+) -> Result<SocketAddr, FrontError> {
+    let bind = |source| FrontError::Bind { address, source };
+    let listener = TcpListener::bind(address).await.map_err(bind)?;
+    let bound = listener.local_addr().map_err(bind)?;
+    let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    let (told, stop) = (stop.clone(), stop.clone());
+    tasks.spawn(async move {
+        let serving = axum::serve(listener, service).with_graceful_shutdown(told.cancelled_owned());
+        let late = async {
+            stop.cancelled().await;
+            tokio::time::sleep(Duration::from_secs(3)).await;
+        };
+        tokio::select! {
+            served = async { serving.await } => {
+                if let Err(error) = served {
+                    tracing::error!(%error, %bound, "a listener failed");
+                }
+            }
+            // Streams of events never finish by themselves.
+            () = late => {}
+        }
+    });
+    Ok(bound)
+}
+
+/// Reaches the nodes that are connected to this master.
+#[derive(Debug)]
+struct MasterFleet(Master);
+
+impl MasterFleet {
+    /// Asks every node at once; one that fails or takes too long counts as unreachable.
+    async fn ask<'a, F>(&'a self, nodes: &[NodeId], ask: F) -> Reach
+    where
+        F: Fn(crate::rpc::reverse::NodeClient) -> BoxFuture<'a, Result<u64, tonic::Status>>,
+    {
+        let asked = nodes.iter().map(|node| {
+            let ask = &ask;
+            async move {
+                let answer = tokio::time::timeout(NODE_PATIENCE, async {
+                    let client = self.0.node_client(*node).await.ok()?;
+                    ask(client).await.ok()
+                });
+                (*node, answer.await.ok().flatten())
+            }
+        });
+        let mut reach = Reach::default();
+        for (node, answer) in futures_util::future::join_all(asked).await {
+            match answer {
+                Some(connections) => {
+                    reach.reached.push(node);
+                    reach.connections += connections;
+                }
+                None => reach.unreachable.push(node),
+            }
+        }
+        reach
+    }
+}
+
+impl Fleet for MasterFleet {
+    fn kick_user<'a>(&'a self, nodes: &'a [NodeId], user: UserId) -> BoxFuture<'a, Reach> {
+        Box::pin(self.ask(nodes, move |mut client| {
+            Box::pin(async move {
+                let request = rpc::KickSessionsRequest {
+                    user_ids: vec![user.to_wire()],
+                    ..Default::default()
+                };
+                let answer = client.kick_sessions(request).await?;
+                Ok(u64::from(answer.into_inner().closed))
+            })
+        }))
+    }
+
+    fn set_user_rate<'a>(
+        &'a self,
+        nodes: &'a [NodeId],
+        user: UserId,
+        up_bytes_per_s: u64,
+        down_bytes_per_s: u64,
+        for_s: u32,
+    ) -> BoxFuture<'a, Reach> {
+        Box::pin(self.ask(nodes, move |mut client| {
+            Box::pin(async move {
+                let lasting = (for_s > 0).then(|| prost_types::Duration {
+                    seconds: i64::from(for_s),
+                    nanos: 0,
+                });
+                let request = rpc::SetUserRateRequest {
+                    user_id: user.to_wire(),
+                    up_bytes_per_s,
+                    down_bytes_per_s,
+                    r#for: lasting,
+                };
+                let answer = client.set_user_rate(request).await?;
+                Ok(u64::from(answer.into_inner().connections))
+            })
+        }))
+    }
+
+    fn sessions<'a>(
+        &'a self,
+        nodes: &'a [NodeId],
+        user: Option<UserId>,
+    ) -> BoxFuture<'a, (Vec<NodeSession>, Reach)> {
+        let live: std::collections::HashSet<NodeId> = self
+            .0
+            .live_nodes()
+            .into_iter()
+            .map(|node| node.node)
+            .collect();
+        let mut reach = Reach::default();
+        let mut sessions = Vec::new();
+        for node in nodes {
+            if !live.contains(node) {
+                reach.unreachable.push(*node);
+                continue;
+            }
+            reach.reached.push(*node);
+            let listed = self.0.live_sessions(Some(*node), user, MAX_SESSIONS);
+            sessions.extend(
+                listed
+                    .into_iter()
+                    .map(|(node, session)| NodeSession { node, session }),
+            );
+        }
+        reach.connections = u64::try_from(sessions.len()).unwrap_or(u64::MAX);
+        Box::pin(std::future::ready((sessions, reach)))
+    }
+}

@@ -1,0 +1,216 @@
+//! What holds of every user, and of a reseller's.
+
+use secrecy::ExposeSecret;
+
+use super::user_view::{CreateUser, UpdateUser};
+use super::{FieldIssue, ServiceError};
+use crate::domain::{AdminId, PlanId, Timestamp, UserStatus};
+use crate::store::users::{UserChange, UserRow};
+use crate::store::{Tx, admins};
+
+/// Checks a new user; `at` is the path in front of the fields' names.
+pub(super) fn check_user(new: &CreateUser, at: &str) -> Result<(), ServiceError> {
+    let mut issues = Vec::new();
+    check_name(&mut issues, at, &new.username);
+    let limits = [
+        ("quota_bytes", new.quota_bytes),
+        ("max_devices", new.max_devices),
+        ("max_connections", new.max_connections),
+        ("up_bytes_per_s", new.up_bytes_per_s),
+        ("down_bytes_per_s", new.down_bytes_per_s),
+    ];
+    for (field, value) in limits {
+        check_positive(&mut issues, at, field, value);
+    }
+    check_texts(
+        &mut issues,
+        at,
+        Some(&new.note),
+        Some(&new.tags),
+        new.email.as_deref(),
+    );
+    if new.hold_duration_s == Some(0) {
+        issues.push(FieldIssue::new(
+            format!("{at}hold_duration_s"),
+            "must be positive",
+        ));
+    }
+    if new.node_ids.len() > 64 {
+        issues.push(FieldIssue::new(
+            format!("{at}node_ids"),
+            "must have at most 64 entries",
+        ));
+    }
+    if let Some(password) = &new.password {
+        let text = password.0.expose_secret();
+        let printable = text.chars().all(|c| c.is_ascii_graphic());
+        if !(16..=128).contains(&text.len()) || !printable {
+            let message = "must be 16 to 128 printable ASCII characters without spaces";
+            issues.push(FieldIssue::new(format!("{at}password"), message));
+        }
+    }
+    if issues.is_empty() {
+        Ok(())
+    } else {
+        Err(ServiceError::Invalid(issues))
+    }
+}
+
+pub(super) fn check_change(change: &UpdateUser) -> Result<(), ServiceError> {
+    let mut issues = Vec::new();
+    if let Some(name) = &change.username {
+        check_name(&mut issues, "", name);
+    }
+    let limits = [
+        ("quota_bytes", change.quota_bytes),
+        ("max_devices", change.max_devices),
+        ("max_connections", change.max_connections),
+        ("up_bytes_per_s", change.up_bytes_per_s),
+        ("down_bytes_per_s", change.down_bytes_per_s),
+    ];
+    for (field, value) in limits {
+        check_positive(&mut issues, "", field, value.flatten());
+    }
+    let email = change.email.as_ref().and_then(Option::as_deref);
+    check_texts(
+        &mut issues,
+        "",
+        change.note.as_ref(),
+        change.tags.as_ref(),
+        email,
+    );
+    let settable = [UserStatus::Active, UserStatus::Disabled];
+    if change
+        .status
+        .is_some_and(|status| !settable.contains(&status))
+    {
+        issues.push(FieldIssue::new(
+            "status",
+            "can be set to active or disabled only",
+        ));
+    }
+    if issues.is_empty() {
+        Ok(())
+    } else {
+        Err(ServiceError::Invalid(issues))
+    }
+}
+
+fn check_name(issues: &mut Vec<FieldIssue>, at: &str, name: &str) {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "._@-".contains(c);
+    if !(1..=64).contains(&name.len()) || !name.chars().all(allowed) {
+        let message = "must be 1 to 64 of letters, digits and ._@-";
+        issues.push(FieldIssue::new(format!("{at}username"), message));
+    }
+}
+
+fn check_positive(issues: &mut Vec<FieldIssue>, at: &str, field: &str, value: Option<i64>) {
+    if value.is_some_and(|value| value <= 0) {
+        issues.push(FieldIssue::new(format!("{at}{field}"), "must be positive"));
+    }
+}
+
+fn check_texts(
+    issues: &mut Vec<FieldIssue>,
+    at: &str,
+    note: Option<&String>,
+    tags: Option<&Vec<String>>,
+    email: Option<&str>,
+) {
+    if note.is_some_and(|note| note.len() > 2_000) {
+        issues.push(FieldIssue::new(
+            format!("{at}note"),
+            "must have at most 2000 bytes",
+        ));
+    }
+    if email.is_some_and(|email| email.len() > 254 || !email.contains('@')) {
+        issues.push(FieldIssue::new(format!("{at}email"), "is not an address"));
+    }
+    let bad = |tag: &String| tag.is_empty() || tag.len() > 64;
+    if tags.is_some_and(|tags| tags.len() > 32 || tags.iter().any(bad)) {
+        let message = "must have at most 32 entries of 1 to 64 bytes";
+        issues.push(FieldIssue::new(format!("{at}tags"), message));
+    }
+}
+
+/// Checks a reseller's limits with the row locked, so that two requests at once count each other.
+pub(super) async fn check_reseller(
+    tx: &mut Tx,
+    owner: AdminId,
+    quota: Option<i64>,
+) -> Result<(), ServiceError> {
+    let admin = admins::get_for_update(tx, owner).await?;
+    let (users, granted) = admins::holdings(tx, owner).await?;
+    if admin.max_users.is_some_and(|most| users >= most) {
+        return Err(ServiceError::conflict(
+            "user_limit",
+            "your account may have no more users",
+        ));
+    }
+    check_granted(&admin, granted, quota)
+}
+
+pub(super) async fn check_reseller_change(
+    tx: &mut Tx,
+    owner: AdminId,
+    old: &UserRow,
+    change: &UpdateUser,
+) -> Result<(), ServiceError> {
+    let Some(quota) = change.quota_bytes.filter(|quota| *quota != old.quota_bytes) else {
+        return Ok(());
+    };
+    let admin = admins::get_for_update(tx, owner).await?;
+    let (_, granted) = admins::holdings(tx, owner).await?;
+    check_granted(&admin, granted - old.quota_bytes.unwrap_or(0), quota)
+}
+
+fn check_granted(
+    admin: &admins::AdminRow,
+    granted: i64,
+    quota: Option<i64>,
+) -> Result<(), ServiceError> {
+    let Some(most) = admin.quota_bytes else {
+        return Ok(());
+    };
+    let Some(quota) = quota else {
+        return Err(ServiceError::invalid(
+            "quota_bytes",
+            "your users need a quota",
+        ));
+    };
+    if granted.saturating_add(quota) > most {
+        let detail = "the quotas of your users would exceed that of your account";
+        return Err(ServiceError::conflict("quota_limit", detail));
+    }
+    Ok(())
+}
+
+pub(super) fn to_store(change: UpdateUser, old: &UserRow, now: Timestamp) -> UserChange {
+    let expires_at = change.expires_at.map(|at| at.map(|at| at.0));
+    let end = expires_at.unwrap_or(old.expires_at);
+    let over = end.is_some_and(|end| end <= now);
+    // A later end lets an expired user in again; a larger quota is judged by the quota task.
+    let status = match (change.status, old.status) {
+        (None, UserStatus::Expired) if expires_at.is_some() && !over => Some(UserStatus::Active),
+        (Some(UserStatus::Active), _) if over => Some(UserStatus::Expired),
+        (status, _) => status,
+    };
+    UserChange {
+        username: change.username,
+        admin_id: None,
+        plan_id: change.plan_id.map(|plan| plan.map(PlanId)),
+        status_reason: status.map(|_| String::new()),
+        status,
+        expires_at,
+        quota_bytes: change.quota_bytes,
+        max_devices: change.max_devices,
+        max_connections: change.max_connections,
+        up_bytes_per_s: change.up_bytes_per_s,
+        down_bytes_per_s: change.down_bytes_per_s,
+        home_region_id: None,
+        email: change.email,
+        telegram_id: change.telegram_id,
+        note: change.note,
+        tags: change.tags,
+    }
+}

@@ -1,0 +1,228 @@
+//! Logging in, staying logged in, second factors, tokens.
+
+use std::time::Duration;
+
+use hy2_master_sdk::auth::totp::SecondFactor;
+use serde_json::{Value, json};
+
+use crate::harness::{Client, Fleet, OWN_PASSWORD, on_both};
+
+on_both! {
+    async fn a_session_is_opened_used_and_closed(fleet) {
+        let owner = fleet.owner().await;
+        let me = owner.get("/api/v1/auth/me").await.expect(200);
+        assert_eq!((me["username"].as_str(), me["role"].as_str()), (Some("admin"), Some("owner")));
+        owner.post("/api/v1/auth/logout", &Value::Null).await.expect(204);
+        assert_eq!(owner.get("/api/v1/auth/me").await.problem(401), "unauthenticated");
+        let refresh = json!({"refresh_token": owner.refresh});
+        fleet.client().post("/api/v1/auth/refresh", &refresh).await.problem(401);
+        fleet.stop().await;
+    }
+
+    async fn an_access_token_ends_by_itself(fleet) {
+        let owner = fleet.owner().await;
+        fleet.clock.advance(Duration::from_secs(599));
+        owner.get("/api/v1/auth/me").await.expect(200);
+        fleet.clock.advance(Duration::from_secs(6));
+        assert_eq!(owner.get("/api/v1/auth/me").await.problem(401), "unauthenticated");
+        fleet.stop().await;
+    }
+
+    async fn a_refresh_token_used_twice_ends_the_session(fleet) {
+        let owner = fleet.owner().await;
+        let first = json!({"refresh_token": owner.refresh});
+        let renewed = owner.post("/api/v1/auth/refresh", &first).await.expect(200);
+        let second = renewed["refresh_token"].as_str().unwrap().to_owned();
+        let renewed = bearer(&fleet, &renewed);
+        renewed.get("/api/v1/auth/me").await.expect(200);
+
+        // The first again, as a thief would.
+        fleet.client().post("/api/v1/auth/refresh", &first).await.problem(401);
+        renewed.get("/api/v1/auth/me").await.problem(401);
+        let second = json!({"refresh_token": second});
+        fleet.client().post("/api/v1/auth/refresh", &second).await.problem(401);
+
+        let other = fleet.owner().await;
+        let entries = fleet
+            .until("the reuse is in the audit log", || async {
+                let page = other.get("/api/v1/audit?action=refresh_reused").await.expect(200);
+                page["items"].as_array().filter(|items| !items.is_empty()).cloned()
+            })
+            .await;
+        assert_eq!(entries[0]["actor"], "admin");
+        fleet.stop().await;
+    }
+
+    async fn of_two_renewals_at_once_one_succeeds(fleet) {
+        let owner = fleet.owner().await;
+        let token = json!({"refresh_token": owner.refresh});
+        let renewals = (0..8).map(|_| owner.post("/api/v1/auth/refresh", &token));
+        let answers = futures_util::future::join_all(renewals).await;
+        let good = answers.iter().filter(|answer| answer.status == 200).count();
+        assert_eq!(good, 1);
+        fleet.stop().await;
+    }
+
+    async fn a_given_password_has_to_be_changed_and_that_ends_other_sessions(fleet) {
+        let owner = fleet.owner().await;
+        let new = json!({"username": "ann", "password": "given by somebody", "role": "operator"});
+        owner.post("/api/v1/admins", &new).await.expect(201);
+        let ann = fleet.client().log_in("ann", "given by somebody").await;
+        let other = fleet.client().log_in("ann", "given by somebody").await;
+        assert_eq!(ann.get("/api/v1/users").await.problem(403), "password_change_required");
+        let wrong = json!({"old": "not the old one", "new": OWN_PASSWORD});
+        assert_eq!(ann.post("/api/v1/auth/password", &wrong).await.problem(401), "wrong_credentials");
+        let weak = json!({"old": "given by somebody", "new": "short"});
+        assert_eq!(ann.post("/api/v1/auth/password", &weak).await.problem(422), "invalid");
+        let change = json!({"old": "given by somebody", "new": OWN_PASSWORD});
+        ann.post("/api/v1/auth/password", &change).await.expect(204);
+        other.get("/api/v1/auth/me").await.problem(401);
+        let refresh = json!({"refresh_token": other.refresh});
+        other.post("/api/v1/auth/refresh", &refresh).await.problem(401);
+        let ann = fleet.client().log_in("ann", OWN_PASSWORD).await;
+        ann.get("/api/v1/users").await.expect(200);
+        fleet.stop().await;
+    }
+
+    async fn a_second_factor_is_asked_for_and_no_code_opens_two_sessions(fleet) {
+        let owner = fleet.owner().await;
+        let begun = owner.post("/api/v1/auth/totp", &Value::Null).await.expect(200);
+        let secret = totp_rs_secret(begun["secret"].as_str().unwrap());
+        let factor = SecondFactor::new(&secret, "hy2", "admin").unwrap();
+        let code = |ahead: i64| factor.code(fleet.master.now().0 / 1_000 + ahead);
+        let wrong = json!({"code": "000000"});
+        owner.post("/api/v1/auth/totp/confirm", &wrong).await.problem(401);
+        owner.post("/api/v1/auth/totp/confirm", &json!({"code": code(0)})).await.expect(204);
+        // A secret in force is not replaced without a code.
+        assert_eq!(owner.post("/api/v1/auth/totp", &Value::Null).await.problem(409), "totp_enabled");
+
+        let login = |code: Option<String>| {
+            let password = fleet.owner_password();
+            json!({"username": "admin", "password": password, "code": code})
+        };
+        let client = fleet.client();
+        let answer = client.post("/api/v1/auth/login", &login(None)).await;
+        assert_eq!(answer.problem(401), "totp_required");
+        // The code that confirmed is spent.
+        let answer = client.post("/api/v1/auth/login", &login(Some(code(0)))).await;
+        assert_eq!(answer.problem(401), "wrong_credentials");
+        fleet.clock.advance(Duration::from_secs(30));
+        let next = code(0);
+        client.post("/api/v1/auth/login", &login(Some(next.clone()))).await.expect(200);
+        let elsewhere = fleet.client().with("x-forwarded-for", "198.51.100.7");
+        let answer = elsewhere.post("/api/v1/auth/login", &login(Some(next))).await;
+        assert_eq!(answer.problem(401), "wrong_credentials");
+        fleet.stop().await;
+    }
+
+    async fn an_api_token_has_its_scopes_and_addresses_only_and_can_be_ended(fleet) {
+        let owner = fleet.owner().await;
+        let new = json!({"name": "ci", "scopes": ["users:read"], "cidrs": ["198.51.100.0/24"]});
+        let made = owner.post("/api/v1/api-tokens", &new).await.expect(201);
+        let token = format!("Bearer {}", made["token"].as_str().unwrap());
+        let program = fleet.client().with("authorization", &token);
+        let inside = program.clone().with("x-forwarded-for", "198.51.100.9");
+        inside.get("/api/v1/users").await.expect(200);
+        program.get("/api/v1/users").await.problem(401);
+        let user = json!({"username": "bob"});
+        assert_eq!(inside.post("/api/v1/users", &user).await.problem(403), "forbidden");
+        // A token makes no tokens.
+        assert_eq!(inside.post("/api/v1/api-tokens", &new).await.problem(403), "forbidden");
+        let unknown = json!({"name": "x", "scopes": ["session"]});
+        owner.post("/api/v1/api-tokens", &unknown).await.problem(422);
+
+        let listed = owner.get("/api/v1/api-tokens").await.expect(200);
+        assert!(!listed.to_string().contains(made["token"].as_str().unwrap()));
+        let path = format!("/api/v1/api-tokens/{}", made["id"].as_str().unwrap());
+        owner.delete(&path).await.expect(204);
+        inside.get("/api/v1/users").await.problem(401);
+        fleet.stop().await;
+    }
+
+    async fn a_disabled_administrator_is_out_at_once_and_an_owner_remains(fleet) {
+        let owner = fleet.owner().await;
+        let ann = fleet.as_role("ann", "operator").await;
+        let id = ann.get("/api/v1/auth/me").await.expect(200)["id"].clone();
+        let disable = json!({"status": "disabled"});
+        owner.patch(&format!("/api/v1/admins/{id}"), &disable).await.expect(200);
+        ann.get("/api/v1/users").await.problem(401);
+        let me = owner.get("/api/v1/auth/me").await.expect(200)["id"].clone();
+        let own = format!("/api/v1/admins/{me}");
+        assert_eq!(owner.patch(&own, &disable).await.problem(409), "last_owner");
+        let demote = json!({"role": "auditor"});
+        assert_eq!(owner.patch(&own, &demote).await.problem(409), "last_owner");
+        assert_eq!(owner.delete(&own).await.problem(409), "last_owner");
+        fleet.stop().await;
+    }
+
+    async fn cookies_need_the_csrf_token_and_the_same_origin(fleet) {
+        let host = fleet.api.to_string();
+        let origin = format!("http://{host}");
+        let panel = fleet.client().with("origin", &origin);
+        let login = json!({"username": "admin", "password": fleet.owner_password(), "cookies": true});
+        // A foreign page cannot even log its own account in.
+        let evil = fleet.client().with("origin", "https://evil.example");
+        assert_eq!(evil.post("/api/v1/auth/login", &login).await.problem(403), "csrf");
+
+        let answer = panel.post("/api/v1/auth/login", &login).await;
+        let cookies: Vec<String> = answer
+            .headers
+            .get_all("set-cookie")
+            .iter()
+            .map(|value| value.to_str().unwrap().to_owned())
+            .collect();
+        assert_eq!(cookies.len(), 2);
+        for cookie in &cookies {
+            assert!(cookie.starts_with("__Host-hy2_"), "{cookie}");
+            for part in ["Path=/", "Secure", "HttpOnly", "SameSite=Strict"] {
+                assert!(cookie.contains(part), "{cookie}");
+            }
+        }
+        let body = answer.expect(200);
+        assert_eq!((&body["access_token"], &body["refresh_token"]), (&Value::Null, &Value::Null));
+        let csrf = body["csrf_token"].as_str().unwrap();
+        let jar: Vec<&str> = cookies.iter().map(|c| c.split(';').next().unwrap()).collect();
+        let panel = panel.with("cookie", &jar.join("; "));
+        panel.get("/api/v1/auth/me").await.expect(200);
+        let user = json!({"username": "bob"});
+        assert_eq!(panel.post("/api/v1/users", &user).await.problem(403), "csrf");
+        let wrong = panel.clone().with("x-csrf-token", "x");
+        assert_eq!(wrong.post("/api/v1/users", &user).await.problem(403), "csrf");
+        let foreign = panel.clone().with("x-csrf-token", csrf).with("origin", "https://evil.example");
+        assert_eq!(foreign.post("/api/v1/users", &user).await.problem(403), "csrf");
+        let hidden = panel.clone().with("x-csrf-token", csrf).without("origin");
+        assert_eq!(hidden.post("/api/v1/users", &user).await.problem(403), "csrf");
+        let panel = panel.with("x-csrf-token", csrf);
+        panel.post("/api/v1/users", &user).await.expect(201);
+        panel.post("/api/v1/auth/refresh", &json!({})).await.expect(200);
+        fleet.stop().await;
+    }
+}
+
+fn bearer(fleet: &Fleet, tokens: &Value) -> Client {
+    let token = tokens["access_token"].as_str().unwrap();
+    fleet
+        .client()
+        .with("authorization", &format!("Bearer {token}"))
+}
+
+/// Decodes base32 (RFC 4648).
+fn totp_rs_secret(text: &str) -> Vec<u8> {
+    let mut bits = 0_u32;
+    let mut count = 0;
+    let mut bytes = Vec::new();
+    for letter in text.bytes() {
+        let value = match letter {
+            b'A'..=b'Z' => letter - b'A',
+            b'2'..=b'7' => letter - b'2' + 26,
+            other => panic!("not base32: {other}"),
+        };
+        bits = (bits << 5) | u32::from(value);
+        count += 5;
+        if count >= 8 {
+            count -= 8;
+            bytes.push((bits >> count) as u8);
+        }
+    }
+    bytes
+}

@@ -1,0 +1,231 @@
+//! Users, plans, nodes, configurations: what operators do all day.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::harness::on_both;
+
+on_both! {
+    async fn a_user_is_made_changed_by_revision_and_deleted(fleet) {
+        let owner = fleet.owner().await;
+        let new = json!({"username": "ann", "quota_bytes": 1000, "tags": ["a"]});
+        let made = owner.post("/api/v1/users", &new).await;
+        assert_eq!(made.header("etag"), "\"1\"");
+        let location = made.header("location").to_owned();
+        let user = made.expect(201);
+        assert_eq!((user["status"].as_str(), user["used_bytes"].as_i64()), (Some("active"), Some(0)));
+        assert_eq!(owner.post("/api/v1/users", &new).await.problem(409), "duplicate");
+
+        let change = json!({"quota_bytes": null, "note": "n"});
+        let first = owner.clone().with("if-match", "\"1\"");
+        let changed = first.patch(&location, &change).await;
+        assert_eq!(changed.header("etag"), "\"2\"");
+        let changed = changed.expect(200);
+        assert_eq!((&changed["quota_bytes"], &changed["note"]), (&Value::Null, &json!("n")));
+        assert_eq!(first.patch(&location, &change).await.problem(412), "stale_revision");
+        let odd = owner.clone().with("if-match", "W/\"2\"");
+        assert_eq!(odd.patch(&location, &change).await.problem(400), "malformed");
+        owner.delete(&location).await.expect(204);
+        owner.get(&location).await.problem(404);
+        // The name is free again.
+        owner.post("/api/v1/users", &new).await.expect(201);
+        fleet.stop().await;
+    }
+
+    async fn what_is_wrong_is_named_by_its_path(fleet) {
+        let owner = fleet.owner().await;
+        let paths = |answer: Value| -> Vec<String> {
+            let errors = answer["errors"].as_array().unwrap().clone();
+            errors.iter().map(|error| error["path"].as_str().unwrap().to_owned()).collect()
+        };
+        let bad = json!({"username": "no spaces", "quota_bytes": -1, "password": "short"});
+        let answer = owner.post("/api/v1/users", &bad).await.expect(422);
+        assert_eq!(paths(answer), ["username", "quota_bytes", "password"]);
+        let unknown = json!({"username": "ann", "admin_id": 1});
+        let answer = owner.post("/api/v1/users", &unknown).await.expect(422);
+        assert_eq!(paths(answer.clone()), ["admin_id"]);
+        let wrong = json!({"username": 5});
+        let answer = owner.post("/api/v1/users", &wrong).await.expect(422);
+        assert_eq!(answer["errors"][0], json!({"path": "username", "message": "expected a string"}));
+        owner.send_raw("POST", "/api/v1/users", "application/json", "{".into()).await.problem(400);
+        owner.send_raw("POST", "/api/v1/users", "text/plain", "{}".into()).await.problem(415);
+        owner.get("/api/v1/users?size=0").await.problem(422);
+        owner.get("/api/v1/users?nonsense=1").await.problem(422);
+        owner.get("/api/v1/users?after=garbage").await.problem(422);
+        owner.get("/api/v1/users/abc").await.problem(404);
+        owner.get("/nowhere").await.problem(404);
+        owner.send("PUT", "/api/v1/users", Some(&json!({}))).await.problem(405);
+        fleet.stop().await;
+    }
+
+    async fn pages_miss_nothing_and_repeat_nothing_while_users_are_made(fleet) {
+        let owner = fleet.owner().await;
+        let make = |from: usize, to: usize| {
+            let rows: Vec<Value> = (from..to)
+                .map(|at| json!({"username": format!("user{:04}", (at * 7919) % 10_000)}))
+                .collect();
+            json!({"format": "json", "data": rows})
+        };
+        let report = owner.post("/api/v1/users:import", &make(0, 120)).await.expect(200);
+        assert_eq!(report["created"], 120);
+        let sorts = ["id", "username", "created_at", "expires_at"];
+        let orders = sorts.into_iter().flat_map(|sort| [(sort, false), (sort, true)]);
+        for (round, (sort, descending)) in orders.enumerate() {
+            let before: Vec<i64> = ids(&owner, "/api/v1/users?size=500").await;
+            let mut seen = Vec::new();
+            let mut after = String::new();
+            loop {
+                let path = format!(
+                    "/api/v1/users?size=17&sort={sort}&descending={descending}&after={after}"
+                );
+                let page = owner.get(&path).await.expect(200);
+                seen.extend(page["items"].as_array().unwrap().iter().map(|u| u["id"].as_i64().unwrap()));
+                let from = 200 + round * 100 + seen.len();
+                owner.post("/api/v1/users:import", &make(from, from + 2)).await.expect(200);
+                match page["next"].as_str() {
+                    Some(next) => after = next.to_owned(),
+                    None => break,
+                }
+            }
+            let mut unique = seen.clone();
+            unique.sort_unstable();
+            unique.dedup();
+            assert_eq!(unique.len(), seen.len(), "{sort} {descending}: something came twice");
+            assert!(before.iter().all(|id| unique.contains(id)), "{sort} {descending}: missed");
+        }
+        fleet.stop().await;
+    }
+
+    async fn a_search_finds_letters_not_patterns(fleet) {
+        let owner = fleet.owner().await;
+        for name in ["Alice_1", "alice-2", "bob%"] {
+            let status = owner.post("/api/v1/users", &json!({"username": name})).await.status;
+            assert_eq!(status, if name.contains('%') { 422 } else { 201 });
+        }
+        let found = |search: &'static str| {
+            let owner = owner.clone();
+            async move { ids(&owner, &format!("/api/v1/users?search={search}")).await.len() }
+        };
+        assert_eq!(found("ALICE").await, 2);
+        assert_eq!(found("e_1").await, 1);
+        assert_eq!(found("%25").await, 0);
+        assert_eq!(found("'%20or%201=1%20--").await, 0);
+        fleet.stop().await;
+    }
+
+    async fn a_repeated_request_gets_the_first_answer(fleet) {
+        let owner = fleet.owner().await;
+        let keyed = owner.clone().with("idempotency-key", "k-1");
+        let new = json!({"username": "ann"});
+        let first = keyed.post("/api/v1/users", &new).await;
+        let again = keyed.post("/api/v1/users", &new).await;
+        assert_eq!((again.status, again.header("idempotency-replayed")), (201, "true"));
+        assert_eq!(again.header("etag"), first.header("etag"));
+        assert_eq!(again.body, first.body);
+        let other = json!({"username": "bob"});
+        assert_eq!(keyed.post("/api/v1/users", &other).await.problem(422), "idempotency_mismatch");
+        // A refused request gives its key back.
+        let keyed = owner.clone().with("idempotency-key", "k-2");
+        keyed.post("/api/v1/users", &json!({"username": "not ok"})).await.problem(422);
+        keyed.post("/api/v1/users", &other).await.expect(201);
+        // Keys belong to an administrator.
+        let ann = fleet.as_role("ann", "operator").await.with("idempotency-key", "k-2");
+        assert_eq!(ann.post("/api/v1/users", &other).await.problem(409), "duplicate");
+        fleet.clock.advance(Duration::from_secs(86_401));
+        assert_eq!(ids(&fleet.owner().await, "/api/v1/users").await.len(), 2);
+        fleet.stop().await;
+    }
+
+    async fn of_equal_requests_at_once_one_acts(fleet) {
+        let owner = fleet.owner().await.with("idempotency-key", "same");
+        let new = json!({"label": "node"});
+        let requests = (0..10).map(|_| owner.post("/api/v1/enrolment-tokens", &new));
+        let answers = futures_util::future::join_all(requests).await;
+        assert!(answers.iter().all(|answer| matches!(answer.status, 201 | 409)));
+        let tokens = owner.get("/api/v1/enrolment-tokens").await.expect(200);
+        assert_eq!(tokens["items"].as_array().unwrap().len(), 1);
+        fleet.stop().await;
+    }
+
+    async fn a_plan_changes_its_users_nodes_and_stays_while_it_is_used(fleet) {
+        let owner = fleet.owner().await;
+        let node = fleet.node("ny").await;
+        let plan = json!({"name": "basic", "quota_bytes": 100, "period": "month"});
+        let plan = owner.post("/api/v1/plans", &plan).await.expect(201);
+        let path = format!("/api/v1/plans/{}", plan["id"]);
+        let user = json!({"username": "ann", "plan_id": plan["id"], "node_ids": [node.0]});
+        owner.post("/api/v1/users", &user).await.expect(201);
+        let node_path = format!("/api/v1/nodes/{node}");
+        let before = owner.get(&node_path).await.expect(200)["desired_rev"].as_i64();
+        owner.patch(&path, &json!({"quota_bytes": 200})).await.expect(200);
+        let after = owner.get(&node_path).await.expect(200)["desired_rev"].as_i64();
+        assert!(after > before, "{before:?} {after:?}");
+        assert_eq!(owner.delete(&path).await.problem(409), "reference");
+        owner.patch(&path, &json!({"period": "fortnight"})).await.problem(422);
+        fleet.stop().await;
+    }
+
+    async fn configurations_are_checked_kept_compared_and_taken_back(fleet) {
+        let owner = fleet.owner().await;
+        let node = fleet.node("ny").await;
+        let path = "/api/v1/configs/fleet/0";
+        let put = |body: Value| json!({"body": body, "message": "m"});
+        let obfs = json!({"salamander": {"password": "canary-obfs-password"}});
+        let one = owner.put(path, &put(json!({"speed_test": true, "obfs": obfs}))).await.expect(200);
+        assert_eq!(one["body"]["obfs"]["salamander"]["password"], "***");
+        // What reads *** stays what it is.
+        let two = put(json!({"speed_test": false, "obfs": one["body"]["obfs"]}));
+        let two = owner.put(path, &two).await.expect(200);
+        let bad = owner.put(path, &put(json!({"up_bytes_per_s": "fast"}))).await.expect(422);
+        assert!(bad["errors"][0]["path"].as_str().unwrap().contains("up_bytes_per_s"), "{bad}");
+        let stale = json!({"body": {}, "parent": one["id"]});
+        assert_eq!(owner.put(path, &stale).await.problem(412), "stale_revision");
+        let dry = json!({"body": {"speed_test": true}, "dry_run": true});
+        owner.put(path, &dry).await.expect(204);
+        let diff = format!("/api/v1/revisions/{}/diff?to={}", one["id"], two["id"]);
+        let diff = owner.get(&diff).await.expect(200);
+        assert_eq!(diff["items"], json!([{"path": "speed_test", "before": true, "after": false}]));
+        let back = format!("/api/v1/revisions/{}/rollback", one["id"]);
+        let back = owner.post(&back, &Value::Null).await.expect(200);
+        assert!(back["id"].as_i64() > two["id"].as_i64());
+        assert_eq!(back["body"], one["body"]);
+        let listed = owner.get("/api/v1/configs/fleet/0/revisions?size=2").await.expect(200);
+        assert_eq!(listed["items"].as_array().unwrap().len(), 2);
+        assert!(listed["next"].is_string());
+        owner.put("/api/v1/configs/node/999999", &put(json!({}))).await.problem(404);
+        let own = format!("/api/v1/configs/node/{node}");
+        owner.put(&own, &put(json!({"speed_test": false}))).await.expect(200);
+        fleet.stop().await;
+    }
+
+    async fn nodes_are_cordoned_revoked_and_asked_when_away(fleet) {
+        let owner = fleet.owner().await;
+        let node = fleet.node("ny").await;
+        let path = format!("/api/v1/nodes/{node}");
+        let state = json!({"state": "draining", "drain_deadline": "2030-01-01T00:00:00Z"});
+        let drained = owner.put(&format!("{path}/state"), &state).await.expect(200);
+        assert_eq!(drained["desired_state"], "draining");
+        let odd = json!({"state": "active", "drain_deadline": "2030-01-01T00:00:00Z"});
+        owner.put(&format!("{path}/state"), &odd).await.problem(422);
+        owner.patch(&path, &json!({"public_host": "not a host"})).await.problem(422);
+        let user = json!({"username": "ann", "node_ids": [node.0]});
+        let user = owner.post("/api/v1/users", &user).await.expect(201)["id"].clone();
+        let kick = owner.post(&format!("/api/v1/users/{user}/kick"), &Value::Null).await.expect(200);
+        assert_eq!(kick, json!({"reached": [], "unreachable": [node.0], "connections": 0}));
+        let (revoke, reason) = (format!("{path}/certificates/revoke"), json!({"reason": "gone"}));
+        let revoked = owner.post(&revoke, &reason).await.expect(200);
+        assert_eq!(revoked["observed_state"], "revoked");
+        fleet.stop().await;
+    }
+}
+
+async fn ids(client: &crate::harness::Client, path: &str) -> Vec<i64> {
+    let page = client.get(path).await.expect(200);
+    page["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|item| item["id"].as_i64().unwrap())
+        .collect()
+}

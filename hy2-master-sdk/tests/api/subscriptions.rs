@@ -1,0 +1,174 @@
+//! What clients fetch with a user's token, and what strangers get.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use hy2_master_sdk::domain::{NodeId, ObservedState};
+use hy2_master_sdk::store::Store;
+use hy2_proto::uri::ShareUri;
+use serde_json::{Value, json};
+
+use crate::harness::{Client, Fleet, on_both};
+
+/// Makes a user on two nodes that serve; returns the user's number and the path of the subscription.
+async fn subscribed(fleet: &Fleet) -> (i64, String) {
+    let owner = fleet.owner().await;
+    let nodes = [fleet.node("ny").await, fleet.node("fra").await];
+    for node in nodes {
+        set_observed(fleet.master.store(), node, ObservedState::Online).await;
+    }
+    let obfs = json!({"salamander": {"password": "a long obfuscation password"}});
+    let body = json!({"body": {"obfs": obfs}});
+    owner
+        .put("/api/v1/configs/fleet/0", &body)
+        .await
+        .expect(200);
+    let user = json!({
+        "username": "ann", "quota_bytes": 5000, "expires_at": "2030-01-01T00:00:00Z",
+        "node_ids": nodes.map(|node| node.0),
+    });
+    let user = owner.post("/api/v1/users", &user).await.expect(201)["id"]
+        .as_i64()
+        .unwrap();
+    (user, path_of(&owner, user).await)
+}
+
+async fn path_of(owner: &Client, user: i64) -> String {
+    let path = format!("/api/v1/users/{user}/subscription");
+    let url = owner.get(&path).await.expect(200)["url"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    url.strip_prefix("https://sub.example.org")
+        .unwrap()
+        .to_owned()
+}
+
+async fn set_observed(store: &Store, node: NodeId, state: ObservedState) {
+    let sql = "update vps_nodes set observed_state = $1 where id = $2";
+    match store.db() {
+        hy2_master_sdk::store::Db::Pg(pool) => {
+            sqlx::query(sql)
+                .bind(state)
+                .bind(node)
+                .execute(pool)
+                .await
+                .unwrap();
+        }
+        hy2_master_sdk::store::Db::Sqlite { write, .. } => {
+            sqlx::query(sql)
+                .bind(state)
+                .bind(node)
+                .execute(write)
+                .await
+                .unwrap();
+        }
+    }
+}
+
+on_both! {
+    async fn every_format_carries_the_same_servers_and_credentials(fleet) {
+        let (_, path) = subscribed(&fleet).await;
+        let client = Client::new(fleet.public);
+        let answer = client.get(&path).await;
+        let info = answer.header("subscription-userinfo");
+        assert_eq!(info, "upload=0; download=0; total=5000; expire=1893456000");
+        assert_eq!(answer.header("profile-update-interval"), "12");
+        let links = String::from_utf8(STANDARD.decode(answer.text()).unwrap()).unwrap();
+        let uris: Vec<ShareUri> = links.lines().map(|line| line.parse().unwrap()).collect();
+        let names: Vec<_> = uris.iter().map(|uri| uri.name.as_deref().unwrap()).collect();
+        assert_eq!(names, ["ny", "fra"]);
+        let secrets: Vec<_> = uris.iter().map(|uri| uri.auth.clone().unwrap()).collect();
+        assert_ne!(secrets[0], secrets[1], "each node has its own credential");
+        assert_eq!(client.get(&format!("{path}/plain")).await.text(), links);
+
+        let sing_box = client.clone().with("user-agent", "SFA/1.14 (sing-box 1.14)");
+        let config: Value = serde_json::from_str(&sing_box.get(&path).await.text()).unwrap();
+        let outbounds = config["outbounds"].as_array().unwrap();
+        let passwords: Vec<_> = outbounds.iter().filter_map(|o| o["password"].as_str()).collect();
+        assert_eq!(passwords, secrets);
+
+        let clash = client.clone().with("user-agent", "mihomo/1.19").get(&path).await;
+        assert_eq!(clash.header("content-type"), "application/yaml; charset=utf-8");
+        let config: Value = serde_saphyr::from_str(&clash.text()).unwrap();
+        assert_eq!(config["proxies"][1]["password"], secrets[1].as_str());
+        assert_eq!(config["proxies"][1]["obfs-password"], "a long obfuscation password");
+
+        let official = client.get(&format!("{path}/hysteria")).await.text();
+        let config: Value = serde_saphyr::from_str(&official).unwrap();
+        assert_eq!(config["server"], "ny.example.org:8080");
+        assert_eq!(config["auth"], secrets[0].as_str());
+
+        let qr = client.get(&format!("{path}/qr")).await;
+        assert_eq!(qr.header("content-type"), "image/svg+xml");
+        let info: Value = serde_json::from_str(&client.get(&format!("{path}/info")).await.text()).unwrap();
+        assert_eq!((&info["status"], &info["servers"]), (&json!("active"), &json!(["ny", "fra"])));
+        fleet.stop().await;
+    }
+
+    async fn a_change_shows_at_once_and_a_user_who_may_not_connect_gets_no_server(fleet) {
+        let (user, path) = subscribed(&fleet).await;
+        let owner = fleet.owner().await;
+        let client = Client::new(fleet.public);
+        let plain = format!("{path}/plain");
+        assert_eq!(client.get(&plain).await.text().lines().count(), 2);
+        let old = client.get(&plain).await.text();
+        let rotate = format!("/api/v1/users/{user}/credentials/rotate");
+        owner.post(&rotate, &Value::Null).await.expect(200);
+        assert_ne!(client.get(&plain).await.text(), old);
+        let user_path = format!("/api/v1/users/{user}");
+        owner.patch(&user_path, &json!({"status": "disabled"})).await.expect(200);
+        let answer = client.get(&plain).await;
+        assert_eq!((answer.status, answer.text().as_str()), (200, ""));
+        owner.patch(&user_path, &json!({"status": "active"})).await.expect(200);
+        assert_eq!(client.get(&plain).await.text().lines().count(), 2);
+        fleet.stop().await;
+    }
+
+    async fn everything_unknown_gets_the_same_answer(fleet) {
+        let (user, path) = subscribed(&fleet).await;
+        let owner = fleet.owner().await;
+        let rotate = format!("/api/v1/users/{user}/subscription/rotate");
+        let url = owner.post(&rotate, &Value::Null).await.expect(200)["url"].clone();
+        let fresh = url.as_str().unwrap().strip_prefix("https://sub.example.org").unwrap().to_owned();
+        let client = Client::new(fleet.public);
+        assert_eq!(client.get(&fresh).await.status, 200);
+        let mut answers = Vec::new();
+        for path in [
+            path.clone(),
+            format!("{fresh}/no-such-format"),
+            "/sub/AAAAAAAAAAAAAAAAAAAAAA".to_owned(),
+            "/sub/x".to_owned(),
+            format!("/sub/{}", "y".repeat(2_000)),
+            "/sub/%00%ff".to_owned(),
+            "/sub/'%20or%201=1".to_owned(),
+            "/sub/..%2f..%2fetc".to_owned(),
+            "/".to_owned(),
+        ] {
+            let answer = client.get(&path).await;
+            let mut headers: Vec<_> = answer.headers.keys().map(ToString::to_string).collect();
+            headers.sort();
+            answers.push((answer.status, answer.text(), headers));
+        }
+        let first = answers[0].clone();
+        assert_eq!(first.0, 404);
+        for (at, answer) in answers.iter().enumerate() {
+            assert_eq!(answer, &first, "{at}");
+        }
+        owner.delete(&format!("/api/v1/users/{user}")).await.expect(204);
+        assert_eq!(client.get(&fresh).await.text(), first.1);
+        fleet.stop().await;
+    }
+
+    async fn one_address_asks_thirty_times_an_hour(fleet) {
+        let client = Client::new(fleet.public).with("x-forwarded-for", "198.51.100.20");
+        for _ in 0..30 {
+            assert_eq!(client.get("/sub/AAAAAAAAAAAAAAAAAAAAAA").await.status, 404);
+        }
+        let limited = client.get("/sub/AAAAAAAAAAAAAAAAAAAAAA").await;
+        assert_eq!(limited.status, 429);
+        assert!(limited.header("retry-after").parse::<u64>().unwrap() > 0);
+        let other = client.with("x-forwarded-for", "198.51.100.21");
+        assert_eq!(other.get("/sub/AAAAAAAAAAAAAAAAAAAAAA").await.status, 404);
+        fleet.stop().await;
+    }
+}

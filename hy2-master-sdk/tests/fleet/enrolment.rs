@@ -1,0 +1,380 @@
+//! How nodes get an identity, keep it, and lose it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
+use hy2_master_sdk::auth::ca::CertificateAuthority;
+use hy2_master_sdk::domain::{Clock, ManualClock, ObservedState, SystemClock};
+use hy2_proto::control::rpc::master_service_client::MasterServiceClient;
+use hy2_proto::control::{ALPN_MASTER, RENEW_SIGNATURE_CONTEXT, rpc};
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use tonic::Code;
+
+use crate::agent::{Agent, DEADLINE, TestMaster, connect, eventually};
+
+#[tokio::test]
+async fn of_a_hundred_who_use_a_token_at_once_one_enrols() {
+    let master = TestMaster::start().await;
+    let token = master.token().await;
+    let mut tries = Vec::new();
+    for _ in 0..100 {
+        let agent = Agent::new(&master);
+        let token = token.clone();
+        tries.push(tokio::spawn(async move {
+            agent
+                .enroll(&token, "node")
+                .await
+                .map_err(|status| status.code())
+        }));
+    }
+    let mut enrolled = 0;
+    for attempt in tries {
+        match attempt.await.unwrap() {
+            Ok(_) => enrolled += 1,
+            Err(code) => assert_eq!(code, Code::PermissionDenied),
+        }
+    }
+    assert_eq!(enrolled, 1);
+    assert_eq!(
+        master.master.store().nodes(None, 10).await.unwrap().len(),
+        1
+    );
+}
+
+#[tokio::test]
+async fn the_same_key_gets_the_same_node_again_and_another_key_nothing() {
+    let master = TestMaster::start().await;
+    let token = master.token().await;
+    let agent = Agent::new(&master);
+    let first = agent.enroll(&token, "node").await.unwrap();
+    let second = agent.enroll(&token, "node").await.unwrap();
+    assert_eq!(first.node_uid, second.node_uid);
+    assert_eq!(first.name, "node");
+    let thief = Agent::new(&master);
+    assert_eq!(
+        thief.enroll(&token, "node").await.unwrap_err().code(),
+        Code::PermissionDenied
+    );
+    assert_eq!(
+        thief.enroll("guess", "node").await.unwrap_err().code(),
+        Code::PermissionDenied
+    );
+    // A second node of the name gets another.
+    let other = master.agent("node").await;
+    assert_ne!(other.uid.as_bytes().as_slice(), first.node_uid.as_ref());
+    let names = master.master.store().nodes(None, 10).await.unwrap();
+    assert!(names[1].name.starts_with("node-"), "{}", names[1].name);
+}
+
+#[tokio::test]
+async fn a_token_bound_to_a_network_is_worth_nothing_elsewhere() {
+    let master = TestMaster::start().await;
+    let issued = master
+        .master
+        .create_enrolment_token("bound", Duration::from_secs(60), |token| {
+            token.bind_cidr = Some("192.0.2.0/24".parse().unwrap());
+        })
+        .await
+        .unwrap();
+    let agent = Agent::new(&master);
+    assert_eq!(
+        agent.enroll(&issued.secret, "n").await.unwrap_err().code(),
+        Code::PermissionDenied
+    );
+    assert!(!format!("{issued:?}").contains(&issued.secret));
+}
+
+#[tokio::test]
+async fn an_agent_with_a_wrong_pin_sends_no_token() {
+    let master = TestMaster::start().await;
+    let token = master.token().await;
+    let mut agent = Agent::new(&master);
+    agent.pin = format!("sha256:{}", "0".repeat(64));
+    let refused = agent.enroll(&token, "node").await.unwrap_err();
+    assert!(
+        refused.message().contains("not the pinned one"),
+        "{refused:?}"
+    );
+    assert!(
+        master
+            .master
+            .store()
+            .nodes(None, 1)
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    let honest = Agent::new(&master);
+    honest.enroll(&token, "node").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_foreign_certificate_does_not_connect() {
+    let master = TestMaster::start().await;
+    let mut agent = master.agent("node").await;
+    let (foreign, _) = CertificateAuthority::generate(SystemClock.now()).unwrap();
+    let csr = hy2_master_sdk::auth::ca::NodeRequest::parse(&agent.csr()).unwrap();
+    let forged = foreign
+        .issue_node(agent.uid, &csr, SystemClock.now())
+        .unwrap();
+    agent.chain = vec![forged.certificate];
+    assert!(agent.try_session(rpc::Hello::default()).await.is_err());
+}
+
+#[tokio::test]
+async fn a_certificate_of_the_authority_that_is_no_nodes_does_not_connect() {
+    let master = TestMaster::start().await;
+    // Signed by the right authority, but not in the store: as the master's own certificate is.
+    let vault = master.master.vault();
+    let row = &master.master.store().authorities().await.unwrap()[0];
+    let key = vault
+        .open(
+            "certificate_authorities.private_key",
+            row.id.as_bytes(),
+            &row.private_key_enc,
+        )
+        .unwrap();
+    let authority = CertificateAuthority::load(row.certificate.clone().into(), &key).unwrap();
+    let made = authority.issue_master(&[], SystemClock.now()).unwrap();
+    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(made.key.to_vec()));
+    let pin = master.master.ca_pin();
+    let chain = vec![made.issued.certificate];
+    let stream = connect(master.address, &pin, ALPN_MASTER, chain, key).await;
+    // In TLS 1.3 the refusal arrives after the client has finished.
+    if let Ok(stream) = stream {
+        let channel = crate::agent::channel(stream).await;
+        if let Ok(channel) = channel {
+            let mut client = MasterServiceClient::new(channel);
+            assert!(client.lease(rpc::LeaseRequest::default()).await.is_err());
+        }
+    }
+    assert!(master.master.live_nodes().is_empty());
+}
+
+#[tokio::test]
+async fn nothing_but_enrolment_works_without_a_certificate() {
+    let master = TestMaster::start().await;
+    let agent = master.agent("node").await;
+    let mut client = MasterServiceClient::new(agent.channel(false).await.unwrap());
+    let code = |status: tonic::Status| status.code();
+    let hello = rpc::SessionRequest { event: None };
+    assert_eq!(
+        client
+            .session(tokio_stream::iter([hello]))
+            .await
+            .map(|_| ())
+            .map_err(code),
+        Err(Code::Unauthenticated)
+    );
+    let batches = tokio_stream::iter([rpc::ReportTrafficRequest::default()]);
+    assert_eq!(
+        client
+            .report_traffic(batches)
+            .await
+            .map(|_| ())
+            .map_err(code),
+        Err(Code::Unauthenticated)
+    );
+    assert_eq!(
+        client
+            .report_metrics(rpc::ReportMetricsRequest::default())
+            .await
+            .map(|_| ())
+            .map_err(code),
+        Err(Code::Unauthenticated)
+    );
+    assert_eq!(
+        client
+            .lease(rpc::LeaseRequest::default())
+            .await
+            .map(|_| ())
+            .map_err(code),
+        Err(Code::Unauthenticated)
+    );
+    assert_eq!(
+        client
+            .heartbeat(rpc::HeartbeatRequest::default())
+            .await
+            .map(|_| ())
+            .map_err(code),
+        Err(Code::Unauthenticated)
+    );
+    let renew = rpc::RenewCertificateRequest {
+        csr: agent.csr().into(),
+        ..Default::default()
+    };
+    assert_eq!(
+        client
+            .renew_certificate(renew)
+            .await
+            .map(|_| ())
+            .map_err(code),
+        Err(Code::Unauthenticated)
+    );
+}
+
+#[tokio::test]
+async fn anonymous_requests_of_one_address_are_limited() {
+    let master = TestMaster::with(Arc::new(SystemClock), |config| {
+        config.max_anonymous_per_minute = 3
+    })
+    .await;
+    let agent = Agent::new(&master);
+    for _ in 0..3 {
+        assert_eq!(
+            agent.enroll("x", "n").await.unwrap_err().code(),
+            Code::PermissionDenied
+        );
+    }
+    assert_eq!(
+        agent.enroll("x", "n").await.unwrap_err().code(),
+        Code::ResourceExhausted
+    );
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_works_and_its_predecessor_for_the_grace() {
+    let master = TestMaster::with(Arc::new(SystemClock), |config| {
+        config.certificate_grace = Duration::from_secs(3_600);
+    })
+    .await;
+    let mut agent = master.agent("node").await;
+    let old = agent.chain.clone();
+    let renew = rpc::RenewCertificateRequest {
+        csr: agent.csr().into(),
+        ..Default::default()
+    };
+    let answer = agent
+        .client()
+        .await
+        .renew_certificate(renew.clone())
+        .await
+        .unwrap()
+        .into_inner();
+    agent.take(&answer.certificate.unwrap());
+    assert_ne!(agent.chain[0], old[0]);
+    agent
+        .client()
+        .await
+        .lease(rpc::LeaseRequest::default())
+        .await
+        .unwrap();
+    let new = std::mem::replace(&mut agent.chain, old);
+    agent
+        .client()
+        .await
+        .lease(rpc::LeaseRequest::default())
+        .await
+        .unwrap();
+    agent.chain = new;
+    agent.client().await.renew_certificate(renew).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_expired_certificate_does_not_connect_but_its_key_renews_it() {
+    // The master believes that it is 40 days ago when it issues, and then the present.
+    let clock = Arc::new(ManualClock::new(
+        SystemClock.now().minus(Duration::from_secs(40 * 86_400)),
+    ));
+    let master = TestMaster::with(Arc::clone(&clock) as Arc<dyn Clock>, |_| {}).await;
+    let mut agent = master.agent("node").await;
+    clock.advance(Duration::from_secs(40 * 86_400));
+    assert!(agent.try_session(rpc::Hello::default()).await.is_err());
+    let csr = agent.csr();
+    let at = clock.now().to_proto();
+    let proof = |key: &rcgen::KeyPair| {
+        let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &key.serialize_der())
+            .unwrap();
+        let signed = [
+            RENEW_SIGNATURE_CONTEXT,
+            &csr,
+            at.seconds.to_string().as_bytes(),
+        ]
+        .concat();
+        key.sign(&SystemRandom::new(), &signed)
+            .unwrap()
+            .as_ref()
+            .to_vec()
+    };
+    let renew = |signature: Vec<u8>| rpc::RenewCertificateRequest {
+        csr: csr.clone().into(),
+        expired_certificate: agent.chain[0].to_vec().into(),
+        signature: signature.into(),
+        at: Some(at),
+    };
+    let mut client = MasterServiceClient::new(agent.channel(false).await.unwrap());
+    let thief = rcgen::KeyPair::generate().unwrap();
+    let refused = client
+        .renew_certificate(renew(proof(&thief)))
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), Code::Unauthenticated);
+    let mut old = renew(proof(&agent.key));
+    old.at = Some(clock.now().minus(Duration::from_secs(600)).to_proto());
+    assert_eq!(
+        client.renew_certificate(old).await.unwrap_err().code(),
+        Code::FailedPrecondition
+    );
+    let answer = client
+        .renew_certificate(renew(proof(&agent.key)))
+        .await
+        .unwrap()
+        .into_inner();
+    agent.take(&answer.certificate.unwrap());
+    agent
+        .client()
+        .await
+        .lease(rpc::LeaseRequest::default())
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_revocation_cuts_open_streams_and_nothing_brings_the_node_back() {
+    let master = TestMaster::start().await;
+    let (agent, other) = (master.agent("node").await, master.agent("other").await);
+    let mut session = agent.session().await;
+    let mut kept = other.session().await;
+    session.update().await;
+    kept.update().await;
+    let node = agent.node().await;
+    let mut client = agent.client().await;
+    client.lease(rpc::LeaseRequest::default()).await.unwrap();
+    master.master.revoke_node(node, "stolen").await.unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(5), async {
+        while session.next().await.is_some() {}
+    });
+    ended.await.expect("the stream ends within 5 s");
+    assert!(client.lease(rpc::LeaseRequest::default()).await.is_err());
+    assert!(agent.try_session(rpc::Hello::default()).await.is_err());
+    let mut anonymous = MasterServiceClient::new(agent.channel(false).await.unwrap());
+    let renew = rpc::RenewCertificateRequest {
+        csr: agent.csr().into(),
+        expired_certificate: agent.chain[0].to_vec().into(),
+        signature: vec![0; 64].into(),
+        at: Some(SystemClock.now().to_proto()),
+    };
+    assert_eq!(
+        anonymous.renew_certificate(renew).await.unwrap_err().code(),
+        Code::Unauthenticated
+    );
+    let row = master.master.store().node(node).await.unwrap();
+    assert_eq!(row.observed_state, ObservedState::Revoked);
+    // The others stay.
+    eventually("the other node is connected", async || {
+        master.master.live_nodes().len() == 1
+    })
+    .await;
+    kept.send(rpc::session_request::Event::Heartbeat(
+        rpc::Heartbeat::default(),
+    ))
+    .await;
+    let seen = tokio::time::timeout(DEADLINE, async {
+        while master.master.live_nodes()[0].heartbeat.is_none() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    seen.await.unwrap();
+}

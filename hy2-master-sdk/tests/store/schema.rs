@@ -1,0 +1,289 @@
+//! The two schemas say the same.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sqlx::Row;
+
+use crate::backend::{Backend, Place};
+
+/// What can be compared: per table its columns with nullability and family of types, its primary
+/// key, its unique column sets, its foreign keys.
+#[derive(Debug, Default, PartialEq)]
+struct Table {
+    columns: BTreeMap<String, (String, bool)>,
+    primary_key: BTreeSet<String>,
+    unique: BTreeSet<Vec<String>>,
+    references: BTreeSet<(String, String, String, String)>,
+}
+
+#[tokio::test]
+async fn postgres_and_sqlite_have_the_same_schema() {
+    let sqlite = sqlite_schema(&Backend::sqlite().await).await;
+    let postgres = postgres_schema(&Backend::postgres().await).await;
+    assert!(sqlite.len() > 40, "{} tables", sqlite.len());
+    assert_eq!(
+        sqlite.keys().collect::<Vec<_>>(),
+        postgres.keys().collect::<Vec<_>>()
+    );
+    for (name, table) in &sqlite {
+        assert_eq!(
+            table, &postgres[name],
+            "table {name}: SQLite left, PostgreSQL right"
+        );
+    }
+}
+
+#[tokio::test]
+async fn migrations_that_were_killed_in_the_middle_run_to_the_same_schema() {
+    // SQLite: killed after each statement of the script, by cutting the connection in a transaction.
+    let whole = sqlite_schema(&Backend::sqlite().await).await;
+    for killed_after in [1, 3, 10, 25, 60] {
+        let backend = Backend::empty_sqlite().await;
+        let Place::Sqlite(path) = &backend.place else {
+            unreachable!()
+        };
+        let mut connection = {
+            use sqlx::ConnectOptions;
+            sqlx::sqlite::SqliteConnectOptions::new()
+                .filename(path)
+                .connect()
+                .await
+                .unwrap()
+        };
+        let mut statements = 0;
+        sqlx::query("begin").execute(&mut connection).await.unwrap();
+        let mut left = killed_after;
+        'files: for entry in sqlx::migrate!("migrations/sqlite").iter() {
+            for statement in entry.sql.as_str().split(";\n") {
+                if left == 0 {
+                    break 'files;
+                }
+                sqlx::query(sqlx::AssertSqlSafe(statement.to_owned()))
+                    .execute(&mut connection)
+                    .await
+                    .unwrap();
+                left -= 1;
+                statements += 1;
+            }
+        }
+        assert!(statements > 0);
+        drop(connection);
+        backend.store.migrate().await.unwrap();
+        backend.store.migrate().await.unwrap();
+        assert_eq!(sqlite_schema(&backend).await, whole);
+    }
+}
+
+#[tokio::test]
+async fn migrations_whose_connection_is_killed_run_to_the_same_schema() {
+    let whole = postgres_schema(&Backend::postgres().await).await;
+    let backend = Backend::empty_postgres().await;
+    let Place::Postgres(url) = &backend.place else {
+        unreachable!()
+    };
+    let admin = sqlx::PgPool::connect(url).await.unwrap();
+    let mut killed = 0;
+    for _ in 0..60 {
+        let store = backend.reopen().await;
+        let run = tokio::spawn(async move { store.migrate().await });
+        // As soon as it is inside a migration, its connection is ended.
+        while !run.is_finished() {
+            let rows = sqlx::query(
+                "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() \
+                 and pid <> pg_backend_pid() and state <> 'idle' and query like '%create table%'",
+            )
+            .fetch_all(&admin)
+            .await
+            .unwrap();
+            killed += rows.len();
+            if !rows.is_empty() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        if run.await.unwrap().is_ok() {
+            break;
+        }
+    }
+    backend.store.migrate().await.unwrap();
+    assert_eq!(postgres_schema(&backend).await, whole);
+    println!("connections ended inside a migration: {killed}");
+}
+
+#[tokio::test]
+async fn several_masters_migrate_at_once() {
+    for backend in [
+        Backend::empty_sqlite().await,
+        Backend::empty_postgres().await,
+    ] {
+        let mut runs = Vec::new();
+        for _ in 0..4 {
+            let store = backend.reopen().await;
+            runs.push(tokio::spawn(async move { store.migrate().await }));
+        }
+        for run in runs {
+            run.await.unwrap().unwrap();
+        }
+    }
+}
+
+async fn sqlite_schema(backend: &Backend) -> BTreeMap<String, Table> {
+    let Place::Sqlite(path) = &backend.place else {
+        unreachable!()
+    };
+    let pool =
+        sqlx::SqlitePool::connect_with(sqlx::sqlite::SqliteConnectOptions::new().filename(path))
+            .await
+            .unwrap();
+    let names: Vec<String> = sqlx::query_scalar(
+        "select name from sqlite_master where type = 'table' and name not like 'sqlite_%' \
+         and name not like '_sqlx%' order by name",
+    )
+    .fetch_all(&pool)
+    .await
+    .unwrap();
+    let mut schema = BTreeMap::new();
+    for name in names {
+        let mut table = Table::default();
+        let sql: String = sqlx::query_scalar("select sql from sqlite_master where name = $1")
+            .bind(&name)
+            .fetch_one(&pool)
+            .await
+            .unwrap();
+        for row in sqlx::query("select name, type, \"notnull\", pk from pragma_table_info($1)")
+            .bind(&name)
+            .fetch_all(&pool)
+            .await
+            .unwrap()
+        {
+            let column: String = row.get("name");
+            let kind: String = row.get("type");
+            let json = sql.contains(&format!("json_valid({column})"));
+            let family = if json {
+                "json".to_owned()
+            } else {
+                kind.to_lowercase()
+            };
+            let in_key = row.get::<i64, _>("pk") > 0;
+            if in_key {
+                table.primary_key.insert(column.clone());
+            }
+            table
+                .columns
+                .insert(column, (family, row.get::<i64, _>("notnull") > 0 || in_key));
+        }
+        for row in sqlx::query("select name, \"unique\", origin from pragma_index_list($1)")
+            .bind(&name)
+            .fetch_all(&pool)
+            .await
+            .unwrap()
+        {
+            if row.get::<i64, _>("unique") == 0 || row.get::<String, _>("origin") == "pk" {
+                continue;
+            }
+            let mut columns: Vec<String> =
+                sqlx::query_scalar("select name from pragma_index_info($1)")
+                    .bind(row.get::<String, _>("name"))
+                    .fetch_all(&pool)
+                    .await
+                    .unwrap();
+            columns.sort();
+            table.unique.insert(columns);
+        }
+        for row in sqlx::query(
+            "select \"from\", \"table\", \"to\", on_delete from pragma_foreign_key_list($1)",
+        )
+        .bind(&name)
+        .fetch_all(&pool)
+        .await
+        .unwrap()
+        {
+            table.references.insert((
+                row.get("from"),
+                row.get("table"),
+                row.get("to"),
+                row.get::<String, _>("on_delete").to_lowercase(),
+            ));
+        }
+        schema.insert(name, table);
+    }
+    schema
+}
+
+async fn postgres_schema(backend: &Backend) -> BTreeMap<String, Table> {
+    let Place::Postgres(url) = &backend.place else {
+        unreachable!()
+    };
+    let pool = sqlx::PgPool::connect(url).await.unwrap();
+    let mut schema = BTreeMap::<String, Table>::new();
+    for row in sqlx::query(
+        "select table_name::text, column_name::text, data_type::text, is_nullable = 'NO' as fixed \
+         from information_schema.columns where table_schema = 'public' and table_name not like '\\_sqlx%'",
+    )
+    .fetch_all(&pool)
+    .await
+    .unwrap()
+    {
+        let family = match row.get::<&str, _>("data_type") {
+            "bigint" | "boolean" => "integer",
+            "bytea" | "uuid" => "blob",
+            "jsonb" => "json",
+            "double precision" => "real",
+            "text" => "text",
+            other => panic!("type {other}"),
+        };
+        schema
+            .entry(row.get("table_name"))
+            .or_default()
+            .columns
+            .insert(row.get("column_name"), (family.to_owned(), row.get("fixed")));
+    }
+    for row in sqlx::query(
+        "select t.relname::text as name, i.indisprimary as is_primary, \
+         array(select a.attname::text from pg_attribute a where a.attrelid = t.oid and a.attnum = any(i.indkey) \
+         order by a.attname) as columns from pg_index i join pg_class t on t.oid = i.indrelid \
+         join pg_namespace n on n.oid = t.relnamespace where n.nspname = 'public' and i.indisunique",
+    )
+    .fetch_all(&pool)
+    .await
+    .unwrap()
+    {
+        let Some(table) = schema.get_mut(row.get::<&str, _>("name")) else { continue };
+        let columns: Vec<String> = row.get("columns");
+        if row.get("is_primary") {
+            table.primary_key.extend(columns);
+        } else {
+            table.unique.insert(columns);
+        }
+    }
+    for row in sqlx::query(
+        "select t.relname::text as name, a.attname::text as column, r.relname::text as target, \
+         b.attname::text as target_column, c.confdeltype::text as on_delete from pg_constraint c \
+         join pg_class t on t.oid = c.conrelid join pg_class r on r.oid = c.confrelid \
+         join pg_attribute a on a.attrelid = c.conrelid and a.attnum = c.conkey[1] \
+         join pg_attribute b on b.attrelid = c.confrelid and b.attnum = c.confkey[1] \
+         where c.contype = 'f' and c.connamespace = 'public'::regnamespace",
+    )
+    .fetch_all(&pool)
+    .await
+    .unwrap()
+    {
+        let action = match row.get::<&str, _>("on_delete") {
+            "a" => "no action",
+            "c" => "cascade",
+            "n" => "set null",
+            other => panic!("action {other}"),
+        };
+        schema
+            .get_mut(row.get::<&str, _>("name"))
+            .unwrap()
+            .references
+            .insert((
+                row.get("column"),
+                row.get("target"),
+                row.get("target_column"),
+                action.to_owned(),
+            ));
+    }
+    schema
+}
