@@ -79,10 +79,10 @@ async fn serve(config: AgentConfig, logs: LogRing, flags: &Run) -> anyhow::Resul
 const ENROLMENT_MAX: Duration = Duration::from_secs(60);
 
 async fn enrol(mut config: AgentConfig, flags: &Enrol) -> anyhow::Result<()> {
-    config.enrolment = Some(Enrolment {
-        token: read_token(&flags.token_file)?,
-        ca_pin: flags.ca_pin.parse().context("--ca-pin")?,
-    });
+    config.enrolment = Some(Enrolment::new(
+        read_token(&flags.token_file)?.as_str(),
+        flags.ca_pin.parse().context("--ca-pin")?,
+    ));
     let agent = Agent::spawn(config).await?;
     let mut link = agent.handle().link();
     let up = timeout(
