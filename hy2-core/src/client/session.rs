@@ -90,9 +90,13 @@ impl Session {
         memory: &Arc<MemoryBudget>,
     ) -> Self {
         let memory = memory.share();
-        let mut supervisor = JoinSet::new();
-        supervisor.spawn(supervise(Arc::clone(&memory), congestion.clone()));
         let udp_share = UdpShare::new(&congestion);
+        let mut supervisor = JoinSet::new();
+        supervisor.spawn(supervise(
+            Arc::clone(&memory),
+            congestion.clone(),
+            Arc::clone(&udp_share),
+        ));
         Self {
             udp: udp.then(|| UdpSessions::start(connection.clone(), Arc::clone(&udp_share))),
             udp_share,
@@ -204,14 +208,21 @@ struct StreamOwner {
     _session: Arc<Session>,
 }
 
-/// Keeps the send window within the memory budget.
-async fn supervise(memory: Arc<MemoryBudget>, congestion: CongestionHandle) {
+/// Keeps the send window within the memory budget; sleeps while there is nothing to send.
+async fn supervise(
+    memory: Arc<MemoryBudget>,
+    congestion: CongestionHandle,
+    streams: Arc<UdpShare>,
+) {
     let mut window = SendWindow::new(&memory, &congestion);
-    let mut tick = interval(Duration::from_secs(1));
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        tick.tick().await;
-        window.adjust(&congestion);
+        streams.opened().await;
+        let mut tick = interval(Duration::from_secs(1));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while streams.has_streams() || window.reserved() > 0 {
+            tick.tick().await;
+            window.adjust(&congestion);
+        }
     }
 }
 

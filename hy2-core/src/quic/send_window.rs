@@ -95,6 +95,11 @@ impl SendWindow {
         }
     }
 
+    /// Returns the bytes taken from the budget.
+    pub(crate) fn reserved(&self) -> usize {
+        self.reservation.bytes()
+    }
+
     /// Tells whether the connection holds more than left it in the last [`TURNOVER`] seconds.
     pub(crate) fn is_stagnant(&self) -> bool {
         self.reservation.budget().used() as u64 > self.moved

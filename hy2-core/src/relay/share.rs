@@ -6,6 +6,7 @@ use std::sync::{
 };
 
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use super::limiter::RateLimiter;
 use crate::congestion::{Algorithm, CongestionHandle};
@@ -22,6 +23,7 @@ pub(crate) struct UdpShare {
     limiter: RateLimiter,
     congestion: CongestionHandle,
     streams: Mutex<usize>,
+    opened: Notify,
     /// The command to the congestion control that the limit follows.
     generation: AtomicU64,
 }
@@ -32,6 +34,7 @@ impl UdpShare {
             limiter: RateLimiter::unlimited(),
             congestion: congestion.clone(),
             streams: Mutex::new(0),
+            opened: Notify::new(),
             generation: AtomicU64::new(0),
         })
     }
@@ -42,8 +45,21 @@ impl UdpShare {
         *streams += 1;
         if *streams == 1 {
             self.follow();
+            self.opened.notify_one();
         }
         StreamPresence(Arc::clone(self))
+    }
+
+    /// Waits until there is a stream. For one waiter; what happened before the call is not lost.
+    pub(crate) async fn opened(&self) {
+        while !self.has_streams() {
+            self.opened.notified().await;
+        }
+    }
+
+    /// Tells whether there is a stream.
+    pub(crate) fn has_streams(&self) -> bool {
+        *self.streams.lock() > 0
     }
 
     /// Tells whether a datagram of `bytes` may be sent; otherwise it is to be dropped.

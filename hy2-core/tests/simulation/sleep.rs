@@ -20,6 +20,10 @@ async fn wakes_in_a_minute() -> u64 {
 /// fires every second would cost 60 more at least.
 const KEEP_ALIVES: u64 = 6 * 16;
 
+/// What a minute of a client's supervisor costs, which looks after the send window every second
+/// while there are streams. A reader that looks every 10 ms would cost 6,000.
+const SUPERVISOR: u64 = 60 * 3;
+
 #[tokio::test(start_paused = true)]
 async fn an_idle_connection_has_no_timer_of_its_own() {
     let mut world = World::start(&Setup::new(100.0, 200.0, millis(40))).await;
@@ -69,6 +73,7 @@ async fn a_reader_that_is_held_back_sleeps_until_its_consumer_moves() {
         world.until(seconds(80)).await;
         let idle = wakes_in_a_minute().await;
         println!("a stalled minute: {stalled} wakes, an idle one {idle}");
-        assert!(stalled <= idle + KEEP_ALIVES, "{stalled} and {idle}");
+        let bound = idle + KEEP_ALIVES + SUPERVISOR;
+        assert!(stalled <= bound, "{stalled} and {idle}");
     }
 }
