@@ -298,10 +298,15 @@ async fn exchange(
             .await;
         Ok(status)
     };
+    // A connection that ends tells the sender; what it read before still arrives.
+    let driven = async {
+        let _ = connection.await;
+        std::future::pending::<()>().await;
+    };
     tokio::select! {
         biased;
         answer = answer => answer,
-        _ = connection => Err(SendError::Http),
+        () = driven => Err(SendError::Http),
     }
 }
 

@@ -233,7 +233,8 @@ async fn database() -> String {
     let create = sqlx::AssertSqlSafe(format!("create database {name}"));
     sqlx::query(create).execute(&pool).await.unwrap();
     pool.close().await;
-    server.replace("/postgres", &format!("/{name}"))
+    let (server, _) = server.rsplit_once('/').unwrap();
+    format!("{server}/{name}")
 }
 
 /// An HTTP client with headers of its own.
