@@ -30,6 +30,8 @@
 //! ```
 
 mod factory;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod hop;
 mod inbox;
 mod obfs;
