@@ -87,7 +87,8 @@ fn arithmetic(input: &mut Unstructured<'_>) {
         let twice = target.bytes_per_sec() as f64 * srtt.as_secs_f64() * 2.0 / share.as_f64();
         let expected = twice.clamp(max_datagram as f64, u64::MAX as f64);
         let error = (window as f64 - expected).abs();
-        assert!(error <= 2.0 + expected * 1e-9, "{window} for {expected}");
+        // Rounded down twice, the first time before a division by the share.
+        assert!(error <= 3.0 + expected * 1e-9, "{window} for {expected}");
     }
     assert!(burst(rate, max_datagram) >= 10 * max_datagram);
     assert!(burst(rate, max_datagram) >= bytes_in(rate, Duration::from_millis(4)));

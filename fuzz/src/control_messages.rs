@@ -23,7 +23,8 @@ fn check<M: Message + Default + Clone + PartialEq>(encoded: &[u8]) {
     let comparable = message == message.clone();
     assert!(decoded == message || !comparable);
     assert_eq!(decoded.encoded_len(), again.len());
-    assert_eq!(hash::blob(&again), hash::blob(&again.clone()));
+    let digests = [hash::blob(encoded), hash::blob(&again)];
+    assert_eq!(hash::user_set(&digests), hash::blob(&digests.concat()));
 
     // Fields that stand twice: the later one wins or both are kept, but it is still a message.
     let twice = [encoded, encoded].concat();

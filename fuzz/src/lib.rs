@@ -36,6 +36,7 @@ targets! {
     h3_section,
     h3_stream,
     http_inbound,
+    masquerade,
     obfuscated_socket,
     padding,
     ports,

@@ -18,6 +18,11 @@ pub mod inbound {
     pub use crate::inbound::fuzzing::*;
 }
 
+pub mod masquerade {
+    //! The site.
+    pub use crate::masquerade::fuzzing::*;
+}
+
 pub mod relay {
     //! Relays.
     pub use crate::relay::{fuzzing::*, udp::fuzzing::*};
