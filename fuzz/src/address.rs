@@ -15,9 +15,11 @@ pub fn target(data: &[u8]) {
 
 fn address(text: &str) {
     let parsed = AddressRef::parse(text);
-    // The standard library's judgement of literal addresses, but for zones and longer ports.
+    // The standard library's judgement of literal addresses, but for zones and ports of more than
+    // five digits.
     if let Ok(literal) = text.parse::<SocketAddr>()
         && !text.contains('%')
+        && text.rsplit(':').next().is_some_and(|port| port.len() <= 5)
     {
         let parsed = parsed.expect("a literal address");
         assert_eq!(parsed.to_owned().socket_addr(), Some(literal));

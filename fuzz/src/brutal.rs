@@ -23,12 +23,17 @@ pub fn target(data: &[u8]) {
     let mut all: Vec<(u64, u64, u64)> = Vec::new();
     let mut millis = 0_u64;
     arithmetic(&mut input);
-    while !input.is_empty() && all.len() < 200 {
+    while !input.is_empty() && all.len() < 60 {
         millis += u64::from(read::<u16>(&mut input) % 8000);
         let now = origin + Duration::from_millis(millis);
         let (acked, lost): (u8, u8) = (read(&mut input), read(&mut input));
         window.record(now, acked.into(), lost.into());
         all.push((millis / 1000, acked.into(), lost.into()));
+
+        // Some time later, with nothing recorded in between.
+        let pause = u64::from(read::<u8>(&mut input) % 8);
+        let later = now + Duration::from_secs(pause);
+        assert_eq!(window.counts(later), recent(&all, millis / 1000 + pause));
 
         let (acked, lost) = recent(&all, millis / 1000);
         assert_eq!(window.counts(now), (acked, lost));

@@ -18,7 +18,7 @@ pub fn target(data: &[u8]) {
     let mut now = 0;
     let mut real = Defragmenter::new();
     let mut model = Model::default();
-    for _ in 0..200 {
+    for _ in 0..60 {
         if input.is_empty() {
             break;
         }
@@ -26,6 +26,8 @@ pub fn target(data: &[u8]) {
             // A message in fragments, some of them left out or repeated.
             0 => {
                 let len = usize::from(read::<u16>(&mut input));
+                // The whole range, but mostly short ones: long ones take their time.
+                let len = if len % 16 == 15 { len } else { len % 2048 };
                 let address = "a".repeat(usize::from(read::<u16>(&mut input)) % 2100);
                 let max_size = usize::from(read::<u16>(&mut input));
                 let id = read::<u8>(&mut input) % 4;

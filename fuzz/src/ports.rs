@@ -27,11 +27,11 @@ pub fn target(data: &[u8]) {
         }
     }
     let spelled: u64 = plain.iter().map(|(a, b)| u64::from(b - a) + 1).sum();
-    if spelled <= 512 {
+    if spelled <= 64 {
         let all: BTreeSet<u16> = plain.iter().flat_map(|(a, b)| *a..=*b).collect();
         assert!(ports.iter().eq(all));
     }
-    assert!(ports.iter().take(200).is_sorted_by(|a, b| a < b));
+    assert!(ports.iter().take(50).is_sorted_by(|a, b| a < b));
     let lowest = plain.iter().map(|(first, _)| *first).min();
     let highest = plain.iter().map(|(_, last)| *last).max();
     assert_eq!(ports.get(0), lowest);
