@@ -1,4 +1,7 @@
 //! Sets of ports as text.
+//!
+//! Planted bug: of two ranges that overlap, the end of the second was kept, not the higher one;
+//! found after 0.4 s without seeds.
 
 use std::collections::BTreeSet;
 
