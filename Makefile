@@ -24,6 +24,15 @@ check: ## Formatting and lints only
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 
+# Per target.
+SECONDS ?= 60
+# All of them when empty.
+TARGETS ?=
+
+.PHONY: fuzz
+fuzz: ## Fuzz every target for SECONDS=60 each (installs cargo-fuzz when missing)
+	@scripts/fuzz.sh $(SECONDS) $(TARGETS)
+
 .PHONY: bars
 bars: ## The long matrices and paired speed runs (an hour; quiet machine)
 	@scripts/bars.sh

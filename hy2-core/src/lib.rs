@@ -18,6 +18,9 @@ pub mod client;
 pub mod congestion;
 pub mod error;
 pub mod event;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub(crate) mod h3;
 #[cfg(feature = "inbound")]
 pub mod inbound;

@@ -474,6 +474,12 @@ const FILES: &[(&str, &str, &str, &str)] = &[
     (
         "client",
         "c.yaml",
+        "server: '@a:443'\nsocks5: {listen: :1}",
+        "server: must be a server address such as \"example.com:443\" (host is neither an IP address nor a name), not \"@a:443\"",
+    ),
+    (
+        "client",
+        "c.yaml",
         "server: https://example.com\nsocks5: {listen: :1}",
         "server: link must begin with hysteria2:// or hy2://",
     ),

@@ -61,7 +61,7 @@ impl State {
 
 /// An algorithm behind the gate.
 #[derive(Debug)]
-struct Paced {
+pub(super) struct Paced {
     shared: Arc<Shared>,
     generation: u64,
     state: State,
@@ -160,6 +160,31 @@ impl Paced {
         }
     }
 
+    /// Takes one acknowledged packet. Apart from `on_ack` because only quinn can make an `RttEstimator`.
+    pub(super) fn acknowledged(
+        &mut self,
+        now: Instant,
+        sent: Instant,
+        bytes: u64,
+        app_limited: bool,
+        smoothed_rtt: Duration,
+    ) {
+        if self.validating {
+            self.validating = false;
+            self.batch = Batch::default();
+        }
+        self.smoothed_rtt = smoothed_rtt;
+        self.in_flight = self.in_flight.saturating_sub(bytes);
+        self.batch.acked_bytes += bytes;
+        self.batch.acked_packets += 1;
+        self.packet_size += (bytes as f64 - self.packet_size) / 64.0;
+        match &mut self.state {
+            State::Brutal(_) => {}
+            State::Bbr(bbr) => bbr.on_ack(now, sent, bytes),
+            State::Reno(reno) => reno.on_ack(sent, bytes, app_limited, self.mtu),
+        }
+    }
+
     fn reno_rate(&self) -> u64 {
         match self.smoothed_rtt.as_secs_f64() {
             rtt if rtt > 0.0 => (self.own_window() as f64 / rtt) as u64,
@@ -197,20 +222,7 @@ impl Controller for Paced {
         app_limited: bool,
         rtt: &RttEstimator,
     ) {
-        if self.validating {
-            self.validating = false;
-            self.batch = Batch::default();
-        }
-        self.smoothed_rtt = rtt.get();
-        self.in_flight = self.in_flight.saturating_sub(bytes);
-        self.batch.acked_bytes += bytes;
-        self.batch.acked_packets += 1;
-        self.packet_size += (bytes as f64 - self.packet_size) / 64.0;
-        match &mut self.state {
-            State::Brutal(_) => {}
-            State::Bbr(bbr) => bbr.on_ack(now, sent, bytes),
-            State::Reno(reno) => reno.on_ack(sent, bytes, app_limited, self.mtu),
-        }
+        self.acknowledged(now, sent, bytes, app_limited, rtt.get());
     }
 
     fn on_end_acks(

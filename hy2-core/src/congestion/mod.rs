@@ -24,6 +24,8 @@ mod bbr;
 mod brutal;
 mod controller;
 mod figures;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod gate;
 mod maxfilter;
 mod pacing;

@@ -18,6 +18,8 @@ mod codes;
 mod exchange;
 mod frame;
 mod front;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod huffman;
 mod peek;
 mod qpack;

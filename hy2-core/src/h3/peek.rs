@@ -27,19 +27,35 @@ impl Peek {
     /// Bytes that were read stay in `self`.
     pub(super) async fn value(&mut self, recv: &mut RecvStream) -> Result<Option<u64>, ReadError> {
         loop {
-            if let Ok((value, _)) = varint::decode(&self.bytes[..self.len]) {
+            if let Some(value) = self.known() {
                 return Ok(Some(value));
             }
-            let wanted = if self.len == 0 {
-                FIRST_READ
-            } else {
-                varint::width(self.bytes[0])
-            };
-            match recv.read(&mut self.bytes[self.len..wanted]).await? {
-                Some(read) => self.len += read,
+            match recv.read(self.room()).await? {
+                Some(read) => self.filled(read),
                 None => return Ok(None),
             }
         }
+    }
+
+    /// Returns the value once all of it was read.
+    pub(super) fn known(&self) -> Option<u64> {
+        let decoded = varint::decode(&self.bytes[..self.len]);
+        decoded.ok().map(|(value, _)| value)
+    }
+
+    /// Returns the place for the bytes to read next; only for as long as the value is not known.
+    pub(super) fn room(&mut self) -> &mut [u8] {
+        let wanted = if self.len == 0 {
+            FIRST_READ
+        } else {
+            varint::width(self.bytes[0])
+        };
+        &mut self.bytes[self.len..wanted]
+    }
+
+    /// Counts bytes that were read into [`room`](Self::room).
+    pub(super) fn filled(&mut self, read: usize) {
+        self.len += read;
     }
 
     /// Returns what was read behind the value: one byte at most, and none on a relay stream.

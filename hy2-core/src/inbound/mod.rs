@@ -15,6 +15,8 @@ use hy2_proto::address::Address;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 mod credentials;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod http;
 mod listener;
 mod mixed;

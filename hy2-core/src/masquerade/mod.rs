@@ -16,6 +16,8 @@ mod body;
 mod content;
 mod entity;
 mod files;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod media_type;
 mod ordinary;
 mod path;

@@ -1,6 +1,8 @@
 //! Joins a relay stream or UDP session on one side with a target on the other.
 
 pub(crate) mod copy;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 pub(crate) mod limiter;
 mod reassembler;
 pub(crate) mod recv;

@@ -25,13 +25,16 @@ use hy2_proto::{
     udp::{MAX_MESSAGE_LEN, UdpMessage},
 };
 use parking_lot::Mutex;
-use quinn::{Connection, SendDatagramError};
+use quinn::{Connection, ConnectionError, SendDatagramError};
 use tokio::{
     io::ReadBuf,
     sync::mpsc,
     task::JoinSet,
     time::{Instant, sleep_until},
 };
+
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 
 use super::{limiter::RateLimiter, share::UdpShare};
 use crate::{
@@ -63,9 +66,39 @@ const MAX_FRAGMENTS: usize = 1 << 20;
 /// Datagrams handled before other tasks get a turn.
 const BATCH: usize = 64;
 
+/// The datagrams of a connection.
+pub(crate) trait Datagrams: Send + Sync + 'static {
+    /// Waits for the next one.
+    ///
+    /// # Cancel safety
+    ///
+    /// Must be cancel safe: a dropped future loses no datagram.
+    fn read_datagram(&self) -> impl Future<Output = Result<Bytes, ConnectionError>> + Send;
+
+    /// Returns the largest that can be sent, in bytes; `None` when none can.
+    fn max_datagram_size(&self) -> Option<usize>;
+
+    /// Sends one.
+    fn send_datagram(&self, data: Bytes) -> Result<(), SendDatagramError>;
+}
+
+impl Datagrams for Connection {
+    fn read_datagram(&self) -> impl Future<Output = Result<Bytes, ConnectionError>> + Send {
+        self.read_datagram()
+    }
+
+    fn max_datagram_size(&self) -> Option<usize> {
+        self.max_datagram_size()
+    }
+
+    fn send_datagram(&self, data: Bytes) -> Result<(), SendDatagramError> {
+        self.send_datagram(data)
+    }
+}
+
 /// What a connection's UDP side needs of its surroundings.
-pub(crate) struct UdpContext {
-    pub(crate) connection: Connection,
+pub(crate) struct UdpContext<C = Connection> {
+    pub(crate) connection: C,
     pub(crate) outbound: Arc<dyn Outbound>,
     pub(crate) events: Arc<dyn EventSink>,
     pub(crate) peer: Peer,
@@ -121,7 +154,7 @@ const SWEEP: Duration = Duration::from_secs(1);
 
 /// Serves the datagrams of one connection, beginning with `first`, until no session is open and no
 /// datagram waits, or until the connection is lost.
-pub(crate) async fn serve(context: UdpContext, first: Bytes) {
+pub(crate) async fn serve<C: Datagrams>(context: UdpContext<C>, first: Bytes) {
     let context = Arc::new(context);
     let mut sessions = Sessions {
         context: Arc::clone(&context),
@@ -166,8 +199,8 @@ pub(crate) async fn serve(context: UdpContext, first: Bytes) {
     }
 }
 
-struct Sessions {
-    context: Arc<UdpContext>,
+struct Sessions<C> {
+    context: Arc<UdpContext<C>>,
     open: HashMap<u32, Entry>,
     tasks: JoinSet<u32>,
     /// What the unfinished fragments of all sessions hold.
@@ -234,7 +267,7 @@ impl Session {
     }
 }
 
-impl Sessions {
+impl<C: Datagrams> Sessions<C> {
     fn accept(&mut self, datagram: &Bytes) {
         // Whatever does not parse is ignored silently, as the reference does.
         let Ok(message) = UdpMessage::decode(datagram) else {
@@ -376,7 +409,7 @@ impl Sessions {
     }
 }
 
-impl UdpContext {
+impl<C: Datagrams> UdpContext<C> {
     fn send_out(&self, association: &dyn UdpAssociation, data: &[u8], destination: SocketAddr) {
         if !self.tx_limit.try_take(data.len()) {
             return;
@@ -428,8 +461,8 @@ impl UdpContext {
 }
 
 /// Runs one session until it is idle for too long or its socket fails.
-async fn run(
-    context: Arc<UdpContext>,
+async fn run<C: Datagrams>(
+    context: Arc<UdpContext<C>>,
     session: Arc<Session>,
     mut queue: mpsc::Receiver<Waiting>,
 ) -> u32 {
@@ -488,27 +521,27 @@ async fn run(
 }
 
 /// Tells of a session's beginning and, once it is dropped, of its end.
-struct Report<'a> {
-    context: &'a UdpContext,
+struct Report<'a, C> {
+    context: &'a UdpContext<C>,
     session: u32,
 }
 
-impl<'a> Report<'a> {
-    fn open(context: &'a UdpContext, session: u32, target: &str) -> Self {
+impl<'a, C> Report<'a, C> {
+    fn open(context: &'a UdpContext<C>, session: u32, target: &str) -> Self {
         context.events.udp_opened(&context.peer, session, target);
         Self { context, session }
     }
 }
 
-impl Drop for Report<'_> {
+impl<C> Drop for Report<'_, C> {
     fn drop(&mut self) {
         let UdpContext { events, peer, .. } = self.context;
         events.udp_closed(peer, self.session);
     }
 }
 
-async fn deliver(
-    context: &UdpContext,
+async fn deliver<C: Datagrams>(
+    context: &UdpContext<C>,
     session: &Session,
     association: &dyn UdpAssociation,
     waiting: Waiting,

@@ -31,6 +31,8 @@
 
 mod changeover;
 mod factory;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod hop;
 mod inbox;
 mod obfs;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use hy2_proto::{
-    address::{Address, Host},
+    address::{Address, AddressError, Host},
     ports::PortUnion,
     uri::DEFAULT_PORT,
 };
@@ -93,6 +93,10 @@ impl ServerAddress {
             Some(colon) => (&text[..colon], Some(&text[colon + 1..])),
             None => (text, None),
         };
+        // A leading `@` marks targets that a server answers itself, and would be lost in a link.
+        if host.starts_with('@') {
+            return Err(shape(&AddressError::Host));
+        }
         let host: Host = host.parse().map_err(|error| shape(&error))?;
         let ports = match ports {
             None => PortUnion::from(DEFAULT_PORT),

@@ -24,6 +24,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use self::section::{Mistakes, Section};
 pub(crate) use self::{
     address::{Listen, ServerAddress},
     auth::Auth,
@@ -36,9 +37,6 @@ pub(crate) use self::{
     section::Mistake,
     server::Server,
     tls::{ClientTls, ServerTls, SniGuard},
-};
-use self::{
-    section::{Mistakes, Section},
     tree::Format,
 };
 
@@ -120,6 +118,16 @@ fn load<T>(path: &Path, read: impl FnOnce(&Section<'_>) -> Option<T>) -> Result<
     }
     let bytes = fs::read(path).map_err(unreadable)?;
     let text = String::from_utf8(bytes).map_err(|_| whole("the file is not UTF-8".into()))?;
+    interpret(&text, format, whole, read)
+}
+
+/// Reads the text of a file; `whole` makes a mistake of the file out of a reason.
+fn interpret<T>(
+    text: &str,
+    format: Format,
+    whole: impl FnOnce(String) -> ConfigError,
+    read: impl FnOnce(&Section<'_>) -> Option<T>,
+) -> Result<T, ConfigError> {
     let root = tree::parse(text.trim_start_matches('\u{feff}'), format).map_err(whole)?;
     let mistakes = Mistakes::default();
     let settings = Section::read_root(&root, &mistakes, read);
@@ -129,6 +137,29 @@ fn load<T>(path: &Path, read: impl FnOnce(&Section<'_>) -> Option<T>) -> Result<
         // A reader that returns nothing has noted why.
         _ => Err(ConfigError::Wrong(mistakes)),
     }
+}
+
+/// Reads the settings of a server from the text of a file.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn server_text(text: &str, format: Format) -> Result<Server, ConfigError> {
+    interpret(text, format, whole_text, server::read)
+}
+
+/// Reads the settings of a client from the text of a file.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn client_text(
+    text: &str,
+    format: Format,
+    inbounds: bool,
+) -> Result<Client, ConfigError> {
+    let read = |root: &Section<'_>| client::read(root, inbounds);
+    interpret(text, format, whole_text, read)
+}
+
+#[cfg(feature = "fuzzing")]
+fn whole_text(reason: String) -> ConfigError {
+    let path = "config".to_owned();
+    ConfigError::Wrong(vec![Mistake { path, reason }])
 }
 
 /// Reads a duration such as `1m30s`.

@@ -57,7 +57,7 @@ impl Node {
 
 /// The format of a file, told by its extension.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Format {
+pub(crate) enum Format {
     Yaml,
     Json,
 }

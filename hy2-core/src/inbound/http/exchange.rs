@@ -15,7 +15,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
 
@@ -28,11 +28,13 @@ const MAX_HEAD: usize = 64 << 10;
 type Body = Either<Incoming, Full<Bytes>>;
 
 /// Serves one connection from its first byte to its end.
-pub(in crate::inbound) async fn serve_connection<D: Dialer>(
+pub(in crate::inbound) async fn serve_connection<D: Dialer, L>(
     config: Arc<HttpProxyConfig>,
     dialer: D,
-    stream: TcpStream,
-) {
+    stream: L,
+) where
+    L: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     let timeout = config.limits.request_timeout;
     let proxy = Arc::new(Proxy {
         config,
@@ -58,17 +60,20 @@ pub(in crate::inbound) async fn serve_connection<D: Dialer>(
     }
     let tunnel = proxy.tunnel.lock().take();
     if let Some((upgrade, tunnel)) = tunnel {
-        join::<D>(upgrade, tunnel).await;
+        join::<D, L>(upgrade, tunnel).await;
     }
 }
 
 /// Relays after a CONNECT was answered.
-async fn join<D: Dialer>(upgrade: OnUpgrade, tunnel: D::Stream) {
+async fn join<D: Dialer, L>(upgrade: OnUpgrade, tunnel: D::Stream)
+where
+    L: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     let Ok(upgraded) = upgrade.await else {
         // The program left before the answer was written.
         return;
     };
-    let ended = match upgraded.downcast::<TokioIo<TcpStream>>() {
+    let ended = match upgraded.downcast::<TokioIo<L>>() {
         Ok(parts) => D::join(parts.io.into_inner(), tunnel, parts.read_buf).await,
         Err(upgraded) => D::join(TokioIo::new(upgraded), tunnel, Bytes::new()).await,
     };

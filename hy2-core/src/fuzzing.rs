@@ -1,0 +1,34 @@
+//! What the fuzz targets drive and nobody else can reach (feature `fuzzing`).
+//!
+//! Every function here calls one function of the crate and adds nothing to it.
+
+pub mod congestion {
+    //! Controllers.
+    pub use crate::congestion::fuzzing::*;
+}
+
+pub mod h3 {
+    //! Parsers of HTTP/3.
+    pub use crate::h3::fuzzing::*;
+}
+
+#[cfg(feature = "inbound")]
+pub mod inbound {
+    //! Local proxies.
+    pub use crate::inbound::fuzzing::*;
+}
+
+pub mod masquerade {
+    //! The site.
+    pub use crate::masquerade::fuzzing::*;
+}
+
+pub mod relay {
+    //! Relays.
+    pub use crate::relay::{fuzzing::*, udp::fuzzing::*};
+}
+
+pub mod socket {
+    //! Sockets.
+    pub use crate::socket::fuzzing::*;
+}
