@@ -120,7 +120,7 @@ token=$(curl -fsS -H 'Content-Type: application/json' -d "{\"username\":\"$admin
     "$api/auth/login" | field access_token)
 
 # The origin of this demonstration is on this machine, which a node refuses otherwise.
-call PUT /configs/global/0 '{"body":{"allow_private_targets":true,"speed_test":true},"message":"development fleet"}' >/dev/null
+call PUT /configs/fleet/0 '{"body":{"allow_private_targets":true,"speed_test":true},"message":"development fleet"}' >/dev/null
 
 for node in "${nodes[@]}"; do
     IFS='|' read -r name place port local_port socks <<<"$node"
