@@ -13,6 +13,18 @@ if ! command -v go >/dev/null 2>&1; then
     exit 1
 fi
 
+# The stores are tested on the real PostgreSQL, which the tests start and stop by themselves.
+if ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+        echo "Installing postgresql (the stores' tests) ..." >&2
+        apt-get update -qq >&2
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql >&2
+    else
+        echo "error: PostgreSQL is missing (the stores' tests). Install the package 'postgresql' and run this again." >&2
+        exit 1
+    fi
+fi
+
 step() { printf '\n== %s\n' "$*"; }
 
 step "formatting and lints"
