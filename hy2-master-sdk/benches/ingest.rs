@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use hy2_master_sdk::domain::{AssignmentSource, NodeId, UserId};
+use hy2_master_sdk::domain::{AssignmentSource, NodeId, SystemClock, UserId};
 use hy2_master_sdk::store::Store;
 use hy2_master_sdk::store::assignments::{self, NewAssignment};
 use hy2_proto::control::rpc;
@@ -45,7 +45,7 @@ async fn main() {
 }
 
 async fn run(backend: &str, length: Duration) {
-    let master = TestMaster::on(backend).await;
+    let master = TestMaster::on(backend, true, Arc::new(SystemClock), |_| {}).await;
     let mut agents = Vec::new();
     for number in 0..NODES {
         agents.push(master.agent(&format!("node-{number}")).await);

@@ -1,7 +1,7 @@
 //! Everything that has to survive: PostgreSQL or SQLite behind one set of statements.
 //!
 //! One file per aggregate. Statements are `&'static str` with bound parameters and mostly the same
-//! text on both backends; [`on!`] expands a query once per backend, so one row type serves both.
+//! text on both backends; `on!` expands a query once per backend, so one row type serves both.
 //! Times come from the caller. A function that takes a [`Tx`] composes with others in one
 //! transaction; methods of [`Store`] stand alone.
 

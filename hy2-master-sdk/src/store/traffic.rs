@@ -513,7 +513,8 @@ async fn add(
     Ok(())
 }
 
-/// Sets rows aside that are not this node's to report. They count for the node, apart.
+/// Sets rows aside that are not this node's to report. They count for the node, apart; the first of
+/// a batch are kept one by one, which a node that reports nonsense cannot make expensive.
 async fn quarantine(
     tx: &mut Tx,
     batch: &Batch,
@@ -524,7 +525,14 @@ async fn quarantine(
     const ROW: &str = "insert into traffic_quarantine (node_id, spool_id, seq, user_id, tx, rx, reason, at) \
                        values ($1, $2, $3, $4, $5, $6, $7, $8)";
     let (mut tx_sum, mut rx_sum) = (0_i64, 0_i64);
-    for (row, reason) in rows {
+    for (index, (row, reason)) in rows.iter().enumerate() {
+        if *reason != "invalid" {
+            tx_sum = tx_sum.saturating_add(row.tx);
+            rx_sum = rx_sum.saturating_add(row.rx);
+        }
+        if index >= MAX_QUARANTINE_ROWS {
+            continue;
+        }
         let reason = if *reason == "invalid" {
             reason
         } else {
@@ -550,10 +558,6 @@ async fn quarantine(
             .execute(ex)
             .await
             .rows())?;
-        if reason != "invalid" {
-            tx_sum = tx_sum.saturating_add(row.tx);
-            rx_sum = rx_sum.saturating_add(row.rx);
-        }
     }
     const SUMS: &str = "update node_counters set quarantined_tx = quarantined_tx + $2, \
                         quarantined_rx = quarantined_rx + $3 where node_id = $1";
@@ -604,6 +608,8 @@ pub fn billed(tx: i64, rx: i64, multiplier: i64) -> i64 {
     i64::try_from(raw * i128::from(multiplier) / 1_000_000_000).unwrap_or(i64::MAX)
 }
 
+/// Rows of one batch that are kept in quarantine.
+const MAX_QUARANTINE_ROWS: usize = 100;
 /// Most bytes one row may hold: a batch covers seconds to days of one node, and a counter must not
 /// run over.
 const MAX_ROW: i64 = 1 << 50;

@@ -11,7 +11,7 @@ use hy2_master_sdk::domain::{AssignmentSource, Clock, NodeId, SystemClock, UserI
 use hy2_master_sdk::secrets::{MasterKeys, UserSecrets, sha256};
 use hy2_master_sdk::store::assignments::{self, NewAssignment};
 use hy2_master_sdk::store::users::{self, NewUser};
-use hy2_master_sdk::{Builder, Master, MasterConfig};
+use hy2_master_sdk::{Master, MasterConfig};
 use hy2_proto::control::rpc::master_service_client::MasterServiceClient;
 use hy2_proto::control::rpc::session_request::Event as Up;
 use hy2_proto::control::rpc::session_response::Event as Down;
@@ -44,32 +44,24 @@ impl TestMaster {
         Self::with(Arc::new(SystemClock), |_| {}).await
     }
 
+    /// The whole suite on PostgreSQL: `HY2_TEST_STORE=postgres`.
     pub(crate) async fn with(clock: Arc<dyn Clock>, shape: impl FnOnce(&mut MasterConfig)) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        // The whole suite on PostgreSQL: HY2_TEST_STORE=postgres.
-        let builder = match std::env::var("HY2_TEST_STORE").as_deref() {
-            Ok("postgres") => Master::postgres(postgres::database(false).await),
-            _ => Master::sqlite(dir.path().join("master.db")),
-        };
-        Self::build(builder, dir, clock, shape).await
+        let backend = std::env::var("HY2_TEST_STORE").unwrap_or_else(|_| "sqlite".to_owned());
+        Self::on(&backend, false, clock, shape).await
     }
 
-    /// On `sqlite` or `postgres`, both with full durability.
-    pub(crate) async fn on(backend: &str) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let builder = match backend {
-            "postgres" => Master::postgres(postgres::database(true).await),
-            _ => Master::sqlite(dir.path().join("master.db")),
-        };
-        Self::build(builder, dir, Arc::new(SystemClock), |_| {}).await
-    }
-
-    async fn build(
-        builder: Builder,
-        dir: TempDir,
+    /// On `sqlite` or `postgres`; `durable`: with fsync also on PostgreSQL.
+    pub(crate) async fn on(
+        backend: &str,
+        durable: bool,
         clock: Arc<dyn Clock>,
         shape: impl FnOnce(&mut MasterConfig),
     ) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let builder = match backend {
+            "postgres" => Master::postgres(postgres::database(durable).await),
+            _ => Master::sqlite(dir.path().join("master.db")),
+        };
         let mut config = MasterConfig::default();
         config.reconcile_interval = Duration::from_millis(200);
         config.max_anonymous_per_minute = 100_000;

@@ -25,7 +25,6 @@ async fn the_master_commands_a_node_over_a_connection_that_the_node_opened() {
         serve(&agent, &ticket).await
     };
     let (client, server) = tokio::join!(master.master.node_client(node), serve);
-    let server = tokio::spawn(server);
     let mut client = client.unwrap();
     let info = client
         .get_info(rpc::GetInfoRequest {})
@@ -54,7 +53,7 @@ async fn the_master_commands_a_node_over_a_connection_that_the_node_opened() {
         again.get_info(rpc::GetInfoRequest {}).await.is_err()
     })
     .await;
-    server.abort();
+    drop(server);
 }
 
 #[tokio::test]
@@ -77,7 +76,6 @@ async fn a_ticket_of_another_node_opens_nothing() {
         serve(&one, &ticket).await
     };
     let (client, server) = tokio::join!(master.master.node_client(node), work);
-    let server = tokio::spawn(server);
     assert!(
         client
             .unwrap()
@@ -85,7 +83,7 @@ async fn a_ticket_of_another_node_opens_nothing() {
             .await
             .is_ok()
     );
-    server.abort();
+    drop(server);
 }
 
 /// Waits for the master to ask for a connection.
@@ -97,8 +95,17 @@ async fn ticket(session: &mut Session) -> Vec<u8> {
     }
 }
 
-/// Opens a connection with a ticket; the returned future serves on it until it is closed.
-async fn serve(agent: &Agent, ticket: &[u8]) -> impl Future<Output = ()> + Send + use<> {
+/// Serves until it is dropped.
+struct Serving(tokio::task::JoinHandle<()>);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Opens a connection with a ticket, and serves on it.
+async fn serve(agent: &Agent, ticket: &[u8]) -> Serving {
     let mut stream = agent.tls(ALPN_REVERSE, true).await.unwrap();
     stream
         .write_all(&[u8::try_from(ticket.len()).unwrap()])
@@ -107,13 +114,13 @@ async fn serve(agent: &Agent, ticket: &[u8]) -> impl Future<Output = ()> + Send 
     stream.write_all(ticket).await.unwrap();
     stream.flush().await.unwrap();
     let incoming = tokio_stream::once(Ok::<_, std::io::Error>(Io(stream)));
-    async move {
+    Serving(tokio::spawn(async move {
         let served = tonic::transport::Server::builder()
             .add_service(NodeManagerServer::new(Stub))
             .serve_with_incoming(incoming)
             .await;
         drop(served);
-    }
+    }))
 }
 
 struct Io(tokio_rustls::client::TlsStream<tokio::net::TcpStream>);

@@ -284,6 +284,7 @@ async fn an_agent_that_reports_others_users_changes_nothing_of_theirs() {
         master.user("bob", Some(100)).await,
     );
     master.assign(ann, one.node().await).await;
+    master.assign(bob, two.node().await).await;
     let rows = [
         (ann.to_wire(), 1, 1),
         (bob.to_wire(), 1 << 40, 1 << 40),

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 
 use hy2_master_sdk::store::{Store, StoreOptions};
 use tempfile::TempDir;
-use uuid::Uuid;
 
 pub(crate) struct Backend {
     pub(crate) store: Store,

@@ -71,6 +71,7 @@ async fn a_killed_postgres_loses_nothing_acknowledged_and_counts_nothing_twice()
 }
 
 /// What the process does that the next test kills: delivers, and prints every acknowledged number.
+#[allow(clippy::print_stdout, reason = "the test reads it")]
 async fn deliver_until_killed(path: &std::path::Path) {
     let store = open_sqlite(path).await;
     let node = store.nodes(None, 1).await.unwrap()[0].id;

@@ -77,37 +77,42 @@ async fn migrations_that_were_killed_in_the_middle_run_to_the_same_schema() {
 #[tokio::test]
 async fn migrations_whose_connection_is_killed_run_to_the_same_schema() {
     let whole = postgres_schema(&Backend::postgres().await).await;
-    let backend = Backend::empty_postgres().await;
-    let Place::Postgres(url) = &backend.place else {
-        unreachable!()
-    };
-    let admin = sqlx::PgPool::connect(url).await.unwrap();
-    let mut killed = 0;
-    for _ in 0..60 {
-        let store = backend.reopen().await;
-        let run = tokio::spawn(async move { store.migrate().await });
-        // As soon as it is inside a migration, its connection is ended.
-        while !run.is_finished() {
-            let rows = sqlx::query(
-                "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() \
-                 and pid <> pg_backend_pid() and state <> 'idle' and query like '%create table%'",
-            )
-            .fetch_all(&admin)
+    // Another transaction makes a table of each migration, so that the migration waits in its middle.
+    for table in [
+        "pool_members",
+        "devices",
+        "quota_leases",
+        "api_tokens",
+        "webhooks",
+    ] {
+        let backend = Backend::empty_postgres().await;
+        let Place::Postgres(url) = &backend.place else {
+            unreachable!()
+        };
+        let admin = sqlx::PgPool::connect(url).await.unwrap();
+        let mut blocker = admin.begin().await.unwrap();
+        sqlx::query(sqlx::AssertSqlSafe(format!("create table {table} (x int)")))
+            .execute(&mut *blocker)
             .await
             .unwrap();
-            killed += rows.len();
-            if !rows.is_empty() {
-                break;
-            }
-            tokio::task::yield_now().await;
+        let store = backend.reopen().await;
+        let run = tokio::spawn(async move { store.migrate().await });
+        let waiting = "select pg_terminate_backend(pid) from pg_stat_activity \
+                       where datname = current_database() and wait_event_type = 'Lock'";
+        while sqlx::query(waiting)
+            .fetch_all(&admin)
+            .await
+            .unwrap()
+            .is_empty()
+        {
+            assert!(!run.is_finished(), "the migration waits for {table}");
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
-        if run.await.unwrap().is_ok() {
-            break;
-        }
+        assert!(run.await.unwrap().is_err());
+        blocker.rollback().await.unwrap();
+        backend.store.migrate().await.unwrap();
+        assert_eq!(postgres_schema(&backend).await, whole, "killed at {table}");
     }
-    backend.store.migrate().await.unwrap();
-    assert_eq!(postgres_schema(&backend).await, whole);
-    println!("connections ended inside a migration: {killed}");
 }
 
 #[tokio::test]
