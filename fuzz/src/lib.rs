@@ -2,8 +2,9 @@
 //!
 //! Each module is one target: a function over bytes that panics when a rule is broken. The rules
 //! are stronger than "does not crash": what was decoded encodes to the same again, a prefix never
-//! contradicts the whole, state machines agree with a plain model, limits hold. A module's text
-//! names a bug that was planted and that the target found, with the time it took.
+//! contradicts the whole, state machines agree with a plain model, limits hold. A module's text may
+//! name a bug that was planted and that the target found, with the time it took; one without has not
+//! proved it yet.
 //!
 //! `fuzz_targets/` wraps each target for libFuzzer; `tests/replay.rs` runs all of them over the
 //! committed corpora with plain `cargo test`. The inputs of targets for state machines are
