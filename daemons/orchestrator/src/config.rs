@@ -196,12 +196,21 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         let cases = [
-            ("database: mysql://x\nkeyFile: a\npublic: {url: 'https://a/'}", "must be sqlite:"),
+            (
+                "database: mysql://x\nkeyFile: a\npublic: {url: 'https://a/'}",
+                "must be sqlite:",
+            ),
             ("keyFile: a\npublic: {url: 'https://a/'}", "database"),
             (&format!("{LEAST}colour: red\n"), "colour"),
-            (&format!("{LEAST}api:\n  listen: 0.0.0.0:8081\n"), "api.listen"),
+            (
+                &format!("{LEAST}api:\n  listen: 0.0.0.0:8081\n"),
+                "api.listen",
+            ),
             (&format!("{LEAST}api:\n  listen: nowhere\n"), "listen"),
-            ("database: sqlite:/x\nkeyFile: a\npublic: {url: nowhere}", "url"),
+            (
+                "database: sqlite:/x\nkeyFile: a\npublic: {url: nowhere}",
+                "url",
+            ),
         ];
         for (text, wanted) in cases {
             let error = read(text).expect_err(text);
@@ -211,7 +220,8 @@ mod tests {
 
     #[test]
     fn secrets_are_not_printed() {
-        let text = LEAST.replace("sqlite:/tmp/x.db", "postgres://u:hunter2@h/d") + "redis: redis://:hunter3@h\n";
+        let text = LEAST.replace("sqlite:/tmp/x.db", "postgres://u:hunter2@h/d")
+            + "redis: redis://:hunter3@h\n";
         let printed = format!("{:?}", read(&text).expect("right"));
         assert!(!printed.contains("hunter"), "{printed}");
     }

@@ -426,7 +426,7 @@ impl Model {
         self.status = 400 + self.below(100) as u32;
         let site = rpc::MasqueradeString {
             content: "no".into(),
-            headers: std::collections::HashMap::new(),
+            headers: std::collections::BTreeMap::new(),
             status: self.status,
         };
         self.world

@@ -153,7 +153,7 @@ impl World {
 
     pub(crate) async fn is_refused(&self, credential: &str) {
         let connected = soon("refusal", Client::connect(self.client_config(credential))).await;
-        let error = connected.err().expect("not let in");
+        let error = connected.expect_err("not let in");
         assert!(
             matches!(error, ConnectError::AuthRejected { .. }),
             "{error}"

@@ -106,7 +106,7 @@ pub(crate) struct Shared {
     pub(crate) lose_answers: AtomicU64,
     /// Keep a session from getting updates of its own accord.
     pub(crate) quiet: AtomicBool,
-    reversed: Mutex<Option<mpsc::Sender<(Vec<u8>, TlsStream<TcpStream>)>>>,
+    reversed: Mutex<Option<mpsc::Sender<Reversed>>>,
 }
 
 /// What the last published state was, for deltas.
@@ -466,6 +466,9 @@ async fn forward(shared: Arc<Shared>, stream: TlsStream<TcpStream>) {
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
         .await;
 }
+
+/// A reversed connection, and the ticket that it began with.
+type Reversed = (Vec<u8>, TlsStream<TcpStream>);
 
 async fn reversed(shared: &Shared, mut stream: TlsStream<TcpStream>) {
     if stream.get_ref().1.peer_certificates().is_none() {

@@ -3,6 +3,10 @@
 //! One file per resource. Handlers read a request, ask for the right to the operation, call
 //! [`crate::service`] and shape the answer; nothing is decided here.
 #![allow(
+    clippy::result_large_err,
+    reason = "a problem is an answer, made once per request that fails and written at once"
+)]
+#![allow(
     unused_qualifications,
     reason = "the macros of utoipa qualify what they expand to"
 )]

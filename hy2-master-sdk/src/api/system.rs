@@ -93,6 +93,7 @@ pub(super) async fn metrics(
 }
 
 /// Returns the OpenAPI document.
+#[expect(clippy::unused_async, reason = "handlers are")]
 pub(super) async fn openapi(auth: Auth, document: Arc<str>) -> Result<Response, Problem> {
     auth.access(Operation::GetOpenapi)?;
     let media = [(header::CONTENT_TYPE, "application/json")];

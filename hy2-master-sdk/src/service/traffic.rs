@@ -306,7 +306,7 @@ impl Service {
             .unwrap_or_else(|| Timestamp(self.now().0 + Timestamp::HOUR));
         let from = query
             .from
-            .unwrap_or(Timestamp(to.0.saturating_sub(Timestamp::DAY)));
+            .unwrap_or_else(|| Timestamp(to.0.saturating_sub(Timestamp::DAY)));
         let span = to.0.saturating_sub(from.0);
         if !(1..=MAX_SPAN).contains(&span) {
             return Err(ServiceError::invalid(

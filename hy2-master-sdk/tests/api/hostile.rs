@@ -80,7 +80,7 @@ on_both! {
         let secret = ["id", "uid", "rev", "used_bytes", "admin_id", "seed_enc", "role", "created_at"];
         for field in secret {
             let mut new = json!({"username": "bob"});
-            new[field] = user.get(field).cloned().unwrap_or(json!(1));
+            new[field] = user.get(field).cloned().unwrap_or_else(|| json!(1));
             owner.post("/api/v1/users", &new).await.problem(422);
             let mut change = json!({});
             change[field] = json!(1);
