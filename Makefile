@@ -69,3 +69,7 @@ dev-start: ## Build and start a fleet of three nodes here, carry traffic, show w
 .PHONY: dev-stop
 dev-stop: ## Stop the fleet that `make dev-start` left running
 	@scripts/dev-start.sh stop
+
+.PHONY: fuzz-replay
+fuzz-replay: ## Run every fuzz target over its committed corpus, without a fuzzer
+	CARGO_TARGET_DIR=$${CARGO_TARGET_DIR:-$(CURDIR)/target} $(CARGO) test --quiet --locked --manifest-path fuzz/Cargo.toml

@@ -45,10 +45,6 @@ else
     cargo test --workspace --no-fail-fast
 fi
 
-step "fuzz corpora"
-# The workspace's target directory and profile, so that dependencies are not compiled twice.
-CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target} cargo test --quiet --locked --manifest-path fuzz/Cargo.toml
-
 step "examples"
 for example in examples/*.rs; do
     [ -e "$example" ] || continue
