@@ -42,7 +42,7 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct Enrol {
-    /// The CA that the master must prove to belong to, sha256:<hex>; shown with the token
+    /// The CA that the master must prove to belong to, `sha256:HEX`; shown with the token
     #[arg(long, value_name = "PIN")]
     pub(crate) ca_pin: String,
 

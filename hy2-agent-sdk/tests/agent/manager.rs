@@ -183,6 +183,9 @@ async fn an_ordered_rate_slows_a_user_and_ends() {
 async fn states_are_ordered_logs_are_followed_and_checks_are_run() {
     let ring = LogRing::new();
     let subscriber = tracing_subscriber::registry().with(ring.layer());
+    // While there is one subscriber only, tracing asks the thread that meets a line of code first
+    // whether anybody wants it, for good; that may be another test's, which has none.
+    let _second = tracing::Dispatch::new(tracing_subscriber::registry());
     // The agent's tasks run on this thread.
     let _guard = tracing::subscriber::set_default(subscriber);
     let mut world = World::with_users(&[(1, ALICE)]).await;
