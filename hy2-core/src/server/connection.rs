@@ -77,6 +77,8 @@ pub(crate) struct Relays {
     pub(crate) round_trip: RoundTrip,
     active: AtomicU32,
     udp_share: Arc<UdpShare>,
+    /// Whether UDP was on when the client was told so; a change is for connections to come.
+    udp: bool,
     membership: Membership,
 }
 
@@ -350,6 +352,7 @@ fn start(shared: &Arc<Shared>, membership: Membership) -> Arc<Relays> {
         shared: Arc::clone(shared),
         active: AtomicU32::new(0),
         udp_share: UdpShare::new(&member.congestion),
+        udp: !settings.disable_udp,
         membership,
     })
 }
@@ -358,7 +361,7 @@ fn start(shared: &Arc<Shared>, membership: Membership) -> Arc<Relays> {
 /// UDP sessions; `false` when UDP is off.
 fn serve_udp(relays: &Arc<Relays>, first: Bytes, tasks: &mut JoinSet<StreamEnd>) -> bool {
     let shared = &relays.shared;
-    if shared.settings().disable_udp {
+    if !relays.udp {
         return false;
     }
     let member = relays.member().clone();
