@@ -3301,7 +3301,7 @@ pub struct CreateEnrolmentTokenResponse {
     /// Shown once.
     #[prost(string, tag = "2")]
     pub token: ::prost::alloc::string::String,
-    /// "sha256:<hex>" of the CA's public key, for the agent's pin.
+    /// "sha256:" and the hash in hexadecimal, of the CA's public key, for the agent's pin.
     #[prost(string, tag = "3")]
     pub ca_pin: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "4")]
