@@ -126,6 +126,25 @@ impl Default for StoreOptions {
     }
 }
 
+/// How often a migration of an SQLite file is tried, and the pause after the first try.
+const MIGRATION_TRIES: u32 = 10;
+const MIGRATION_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
+
+/// Migrates an SQLite file. There is no lock on a migration as in PostgreSQL: of two processes that
+/// do the same step one fails, changes nothing, and finds it done when it looks again.
+async fn migrate_sqlite(write: &sqlx::SqlitePool) -> Result<(), sqlx::migrate::MigrateError> {
+    let mut tries = 0;
+    loop {
+        match sqlx::migrate!("migrations/sqlite").run(write).await {
+            Err(sqlx::migrate::MigrateError::ExecuteMigration(..)) if tries < MIGRATION_TRIES => {
+                tries += 1;
+                tokio::time::sleep(MIGRATION_PAUSE * tries).await;
+            }
+            done => return done,
+        }
+    }
+}
+
 impl Store {
     /// Opens or makes an SQLite file: write-ahead log, full durability, one writer.
     ///
@@ -188,7 +207,7 @@ impl Store {
     pub async fn migrate(&self) -> Result<(), StoreError> {
         match &self.db {
             Db::Pg(pool) => sqlx::migrate!("migrations/postgres").run(pool).await,
-            Db::Sqlite { write, .. } => sqlx::migrate!("migrations/sqlite").run(write).await,
+            Db::Sqlite { write, .. } => migrate_sqlite(write).await,
         }
         .map_err(StoreError::Migrate)
     }
