@@ -4,11 +4,14 @@
 mod config;
 pub(crate) mod crypto;
 mod endpoint;
+mod parameters;
+mod server_crypto;
 
 pub use config::QuicConfig;
 pub(crate) use config::{Role, SEND_WINDOW_MAX, transport};
 pub use endpoint::ResetKey;
-pub(crate) use endpoint::{endpoint_config, server_config};
+pub(crate) use endpoint::{ServerBase, endpoint_config};
+pub(crate) use server_crypto::{ServerCrypto, Vigil};
 
 /// Application close codes of the protocol (reference §1.3; RFC 9114 §8.1).
 pub(crate) mod close {

@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, atomic::AtomicU64},
 };
 
-use quinn::{AsyncUdpSocket, Endpoint, TokioRuntime, crypto::rustls::QuicServerConfig};
+use quinn::{AsyncUdpSocket, Endpoint, TokioRuntime};
 use tokio::{sync::watch, task::JoinSet};
 
 use super::{Server, ServerConfig, ServerHandle, Shared, accept, users::Registry};
@@ -17,7 +17,7 @@ use crate::{
     event::{EventSink, NoEvents},
     masquerade::{Masquerade, OrdinarySite},
     outbound::{Direct, Outbound},
-    quic::{self, ResetKey},
+    quic::{self, ResetKey, ServerBase, ServerCrypto},
     relay::udp::NodeSessions,
     socket::{self, SocketStats},
     tls::{ALPN_H3, CertificateError, ServerTls},
@@ -133,10 +133,10 @@ impl ServerBuilder {
             return Err(BindError::NoListener);
         }
         let tls = self.tls.rustls(&[ALPN_H3])?;
-        let crypto = QuicServerConfig::try_from(tls).map_err(|_| {
+        let crypto = ServerCrypto::new(tls).ok_or_else(|| {
             CertificateError::Mismatch(rustls::Error::General("no QUIC cipher suite".into()))
         })?;
-        let quic_config = quic::server_config(Arc::new(crypto));
+        let base = ServerBase::new(crypto);
         let runtime = Arc::new(TokioRuntime);
         let key = self.reset_key.unwrap_or_else(ResetKey::random);
         let mut endpoints = Vec::with_capacity(self.listeners.len());
@@ -155,7 +155,7 @@ impl ServerBuilder {
                 sockets.extend(stats);
                 Endpoint::new_with_abstract_socket(
                     quic::endpoint_config(Some(&key)),
-                    Some(quic_config.clone()),
+                    Some(base.listening()),
                     socket,
                     runtime.clone(),
                 )
@@ -181,7 +181,7 @@ impl ServerBuilder {
             accepting.spawn(accept::run(
                 Arc::clone(&shared),
                 endpoint.clone(),
-                quic_config.clone(),
+                base.clone(),
             ));
         }
         let mut supervisor = JoinSet::new();

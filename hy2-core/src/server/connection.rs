@@ -21,7 +21,7 @@ use quinn::{Connection, ConnectionError, VarInt};
 use tokio::{
     sync::{Mutex, Notify, oneshot, watch},
     task::JoinSet,
-    time::{Instant, MissedTickBehavior, interval},
+    time::Instant,
 };
 
 use super::{Shared, tcp, tcp::StreamEnd, users::Member};
@@ -34,7 +34,7 @@ use crate::{
     masquerade::Body,
     memory::MemoryBudget,
     meter::{Presence, PresenceGuard},
-    quic::{self, close},
+    quic::{self, Vigil, close},
     relay::{limiter::RateLimiter, recv::RoundTrip, udp},
 };
 
@@ -50,8 +50,7 @@ const PREAUTH_HEADERS_SHARED: usize = 16 << 20;
 /// Unacknowledged answers that an unknown peer may make us hold, in bytes.
 const PREAUTH_SEND_WINDOW: u64 = 256 << 10;
 
-/// STREAM frames that an unknown peer may leave unread on many streams. Each may keep the packet it
-/// came in, so this is what bounds a peer that sends single bytes; and what all of them share, and
+/// STREAM frames that an unknown peer may leave unread on many streams. Each may keep its packet, so this is what bounds a peer that sends single bytes; and what all of them share, and
 /// what each has at least, to say what it has to say.
 const PREAUTH_FRAMES: usize = 600;
 const PREAUTH_FRAMES_SHARED: usize = 48 << 10;
@@ -63,9 +62,6 @@ const PREAUTH_FRAMES_MIN: usize = 32;
 const PREAUTH_STREAMS: usize = 16;
 const PREAUTH_STREAMS_SHARED: usize = 8 << 10;
 const PREAUTH_STREAMS_MIN: usize = 4;
-
-/// How often unknown peers are looked at.
-const PREAUTH_CHECK: Duration = Duration::from_millis(500);
 
 /// What relay streams need of their connection.
 pub(crate) struct Relays {
@@ -116,6 +112,7 @@ pub(crate) async fn serve(
     congestion: CongestionHandle,
     id: ConnectionId,
     unauthenticated: super::accept::Slot,
+    vigil: Arc<Vigil>,
 ) {
     congestion.set_send_window_limit(PREAUTH_SEND_WINDOW);
     let _pacing = congestion.attach(&connection, Arc::clone(&shared.runtime));
@@ -154,8 +151,6 @@ pub(crate) async fn serve(
     let mut raised = false;
     // At most one: the first that comes after authentication and before it is noticed here.
     let mut early_datagram = None;
-    let mut check = interval(PREAUTH_CHECK);
-    check.set_missed_tick_behavior(MissedTickBehavior::Delay);
     {
         let run = front.run(|stream| arrivals.push(stream));
         tokio::pin!(run);
@@ -166,6 +161,7 @@ pub(crate) async fn serve(
                 () = &mut run => break,
                 Ok(membership) = &mut admission, if relays.is_none() => {
                     unauthenticated.take();
+                    vigil.end();
                     shared.counts.part(id);
                     let started = start(&shared, membership, early_datagram.take(), &mut tasks);
                     if !waiting.is_empty() {
@@ -214,7 +210,8 @@ pub(crate) async fn serve(
                         early_datagram = Some(datagram);
                     }
                 }
-                _ = check.tick(), if relays.is_none() => {
+                () = vigil.due(), if relays.is_none() => {
+                    vigil.seen();
                     if takes_too_much(&front, shared.counts.unauthenticated().max(1)) {
                         metrics::counter!("hy2_connections_shed_total").increment(1);
                         connection.close(close::EXCESSIVE_LOAD, b"");
