@@ -142,6 +142,7 @@ async fn attempt(config: &ClientConfig, remote: SocketAddr) -> Result<Session, C
         response.udp,
         tx,
         &config.memory,
+        quic::window(config.quic.receive_window),
     ))
 }
 
@@ -171,6 +172,9 @@ fn open_socket(
 fn handshake_error(error: ConnectionError, failure: &TlsFailure) -> ConnectError {
     if failure.pin_mismatch() {
         return ConnectError::PinMismatch;
+    }
+    if let Some(wrong) = failure.chain() {
+        return ConnectError::Tls(wrong.to_owned());
     }
     match error {
         ConnectionError::TimedOut => ConnectError::Silence,

@@ -15,11 +15,12 @@ use hy2_proto::{
     padding,
     tcp::{MAX_ADDRESS_LEN, TcpRequest},
 };
-use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream, WriteError};
+use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream, VarInt, WriteError};
 use tokio::time::timeout;
 
 use super::{
     ConnectionInfo,
+    stillness::{self, Streams},
     udp::{UdpSession, UdpSessions},
 };
 use crate::{
@@ -69,6 +70,7 @@ pub(super) struct Session {
     tx: Option<Bandwidth>,
     memory: Arc<MemoryBudget>,
     next_udp: AtomicU32,
+    streams: Arc<Streams>,
 }
 
 impl Session {
@@ -82,7 +84,15 @@ impl Session {
         udp: bool,
         tx: Option<Bandwidth>,
         memory: &Arc<MemoryBudget>,
+        receive_window: VarInt,
     ) -> Self {
+        let streams = Arc::<Streams>::default();
+        // Ends with the connection, which the session's drop closes.
+        tokio::spawn(stillness::watch(
+            connection.clone(),
+            Arc::clone(&streams),
+            receive_window,
+        ));
         Self {
             udp: udp.then(|| UdpSessions::start(connection.clone())),
             endpoint,
@@ -94,6 +104,7 @@ impl Session {
             memory: memory.share(),
             // The official client counts from 1.
             next_udp: AtomicU32::new(1),
+            streams,
         }
     }
 
@@ -164,7 +175,8 @@ impl Session {
             &self.memory,
             RoundTrip::of(&self.congestion),
         );
-        let mut stream = TcpStream::new(send, recv, false).keeping(Arc::clone(self) as Arc<_>);
+        let mut stream = TcpStream::new(send, recv, false)
+            .keeping(Arc::new(self.streams.enter(Arc::clone(self))));
         if !fast_open {
             stream.established().await?;
         }

@@ -74,6 +74,11 @@ pub(crate) const INITIAL_SEND_WINDOW: u64 = 4 << 20;
 /// apart from this (see `quic::crypto`).
 const DATAGRAM_RECEIVE_BUFFER: usize = 1 << 20;
 
+/// A flow-control window of `bytes`, or of what is the least or the most there can be.
+pub(crate) fn window(bytes: u64) -> VarInt {
+    VarInt::from_u64(bytes.max(16_384)).unwrap_or(VarInt::MAX)
+}
+
 /// Builds quinn's transport settings for one connection. `overhead` is what obfuscation adds to
 /// each datagram in bytes.
 pub(crate) fn transport(
@@ -84,7 +89,6 @@ pub(crate) fn transport(
     gso: bool,
 ) -> Arc<TransportConfig> {
     let mut transport = TransportConfig::default();
-    let window = |bytes: u64| VarInt::from_u64(bytes.max(16_384)).unwrap_or(VarInt::MAX);
     transport
         .stream_receive_window(window(config.stream_receive_window))
         .send_window(INITIAL_SEND_WINDOW)

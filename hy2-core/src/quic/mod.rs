@@ -8,7 +8,7 @@ mod parameters;
 mod server_crypto;
 
 pub use config::QuicConfig;
-pub(crate) use config::{Role, SEND_WINDOW_MAX, transport};
+pub(crate) use config::{Role, SEND_WINDOW_MAX, transport, window};
 pub use endpoint::ResetKey;
 pub(crate) use endpoint::{ServerBase, endpoint_config};
 pub(crate) use server_crypto::{ServerCrypto, Vigil};

@@ -10,6 +10,7 @@
 #![allow(clippy::print_stdout, reason = "the figures are the point")]
 
 mod flow;
+mod forgotten;
 mod origin;
 mod pattern;
 mod stall;
