@@ -215,7 +215,10 @@ fn in_words(error: &rustls::Error) -> String {
         }
         Wrong::NotValidForName => "the server's certificate is for another name".into(),
         Wrong::BadEncoding => "the server's certificate is damaged".into(),
-        Wrong::BadSignature => "a signature in the server's certificate chain is wrong".into(),
+        // Mostly an authority of the same name with another key.
+        Wrong::BadSignature => {
+            "the server's certificate is not signed by the authority that is trusted here".into()
+        }
         Wrong::Revoked => "the server's certificate is revoked".into(),
         Wrong::InvalidPurpose | Wrong::InvalidPurposeContext { .. } => {
             "the server's certificate is not meant for servers".into()
