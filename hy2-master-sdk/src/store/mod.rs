@@ -128,11 +128,11 @@ impl Default for StoreOptions {
 
 /// How often a migration of an SQLite file is tried, and the pause after the first try.
 const MIGRATION_TRIES: u32 = 10;
-const MIGRATION_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
+const MIGRATION_PAUSE: Duration = Duration::from_millis(20);
 
 /// Migrates an SQLite file. There is no lock on a migration as in PostgreSQL: of two processes that
 /// do the same step one fails, changes nothing, and finds it done when it looks again.
-async fn migrate_sqlite(write: &sqlx::SqlitePool) -> Result<(), sqlx::migrate::MigrateError> {
+async fn migrate_sqlite(write: &SqlitePool) -> Result<(), sqlx::migrate::MigrateError> {
     let mut tries = 0;
     loop {
         match sqlx::migrate!("migrations/sqlite").run(write).await {
