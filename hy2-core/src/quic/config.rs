@@ -85,7 +85,7 @@ const PREAUTH_RECEIVE_WINDOW: usize = 512 << 10;
 const PREAUTH_SHARED: usize = 48 << 20;
 
 /// The largest send window, whatever the rate.
-pub(crate) const SEND_WINDOW_MAX: u64 = 64_000_000;
+pub(crate) const SEND_WINDOW_MAX: u64 = congestion::MAX_SEND_WINDOW;
 
 /// Bidirectional streams advertised until the first relay stream (quinn keeps state per
 /// advertised stream).
