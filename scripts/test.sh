@@ -54,7 +54,11 @@ for example in examples/*.rs; do
     timeout 120 "${CARGO_TARGET_DIR:-target}/debug/examples/$name"
 done
 
+step "the corpora of the fuzz targets"
+CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}" cargo test --quiet --locked --manifest-path fuzz/Cargo.toml
+
 step "documentation"
+scripts/check-proof.sh
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
 
 echo
