@@ -100,7 +100,7 @@ pub(crate) const INITIAL_BIDI_STREAMS: u32 = 100;
 pub(crate) const INITIAL_SEND_WINDOW: u64 = 4 << 20;
 
 /// Received datagrams held until the application takes them. The advertised frame size is set
-/// apart from this (see `quic::crypto`).
+/// apart from this (see `quic::parameters`).
 const DATAGRAM_RECEIVE_BUFFER: usize = 1 << 20;
 
 /// A flow-control window of `bytes`, or of what is the least or the most there can be.
