@@ -31,14 +31,14 @@ pub(crate) fn cases() -> Vec<Case> {
             })
         })
         .items(USERS)
-        .allocates(1_100.0),
+        .allocates(1_010.0),
         Case::new("control/user entry decode", || {
             let wire = user(77).encode_to_vec();
             Box::new(move || {
                 black_box(UserEntry::decode(black_box(&wire[..])).expect("valid"));
             })
         })
-        .allocates(2.0),
+        .allocates(1.0),
     ]
 }
 

@@ -96,7 +96,7 @@ pub(crate) fn cases() -> Vec<Case> {
         })
         .bytes(1200)
         .items(4)
-        .allocates(12.0),
+        .allocates(6.0),
         Case::new("gecko/socket out, handshake", || {
             let obfuscation = gecko();
             let datagram = long(1200);

@@ -24,11 +24,11 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::new("reassembler/1 % lost", || reassemble(100))
             .bytes(BYTES)
             .items(CHUNKS)
-            .allocates(250.0),
+            .allocates(200.0),
         Case::new("reassembler/10 % lost", || reassemble(10))
             .bytes(BYTES)
             .items(CHUNKS)
-            .allocates(250.0),
+            .allocates(200.0),
         Case::new("copy/hand 64 chunks to a socket", || {
             let chunk = Bytes::from(payload(CHUNK));
             let mut ready = Reassembler::starting_at(0);

@@ -41,7 +41,11 @@ pub(crate) fn cases() -> Vec<Case> {
             let association = Echo(payload(LEN));
             Box::new(move || {
                 assert!(answers.pass(&association), "passed");
-                black_box(around.sent.lock().pop());
+                let mut sent = around.sent.lock();
+                // quinn holds them until they are sent, and lets go of many at once.
+                if sent.len() == 64 {
+                    sent.clear();
+                }
             })
         })
         .bytes(LEN)
@@ -52,7 +56,7 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 /// Allocations per datagram towards the client.
-const BACK: f64 = 0.5;
+const BACK: f64 = 0.3;
 
 fn surroundings() -> Surroundings {
     Surroundings {

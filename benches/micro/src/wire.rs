@@ -104,7 +104,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 black_box(h3::auth_request(&request).expect("an authentication"));
             })
         })
-        .allocates(40.0),
+        .allocates(26.0),
         Case::new("auth/headers of the answer", || {
             let padding = String::from_utf8(vec![b'x'; 512]).expect("ASCII");
             let answer = AuthResponse {
@@ -150,8 +150,8 @@ pub(crate) fn cases() -> Vec<Case> {
         })
         .bytes(4000)
         .items(4),
-        // The slots, the data, the address and what makes the data shared; out of order also the
-        // joined copy.
+        // The slots, the data, the address and, by its order, a joined copy or what makes the data
+        // shared.
         Case::new("fragments/join in order", || join(&[0, 1, 2, 3]))
             .bytes(4000)
             .items(4)
@@ -163,14 +163,13 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::new("fragments/join shuffled", || join(&[2, 0, 3, 1]))
             .bytes(4000)
             .items(4)
-            .allocates(5.0),
+            .allocates(4.0),
         Case::new("fragments/join with duplicates", || {
             join(&[0, 0, 1, 1, 2, 2, 3, 3])
         })
         .bytes(4000)
         .items(8)
-        // The last duplicate comes when nothing is unfinished and begins a message.
-        .allocates(6.0),
+        .allocates(4.0),
     ]
 }
 

@@ -77,17 +77,13 @@ pub(crate) fn connects(
     let mut config = around.client_config(address, &Wanted::default());
     config["at_once"] = at_once.into();
     config["seconds"] = seconds.into();
-    let before = server.cpu_seconds()?;
     let (mut client, _) = Process::start(around.ourselves("connects")?, &config)?;
+    let before = (server.cpu_seconds()?, client.cpu_seconds()?);
     let done = client.hear("done")?;
-    let spent = server.cpu_seconds()? - before;
-    let latencies: Vec<f64> = done["latencies_us"]
-        .as_array()
-        .context("latencies")?
-        .iter()
-        .filter_map(Value::as_f64)
-        .collect();
-    let mut sorted = latencies;
+    let spent = server.cpu_seconds()? - before.0;
+    let client_spent = client.cpu_seconds()? - before.1;
+    let listed = done["latencies_us"].as_array().context("latencies")?;
+    let mut sorted: Vec<f64> = listed.iter().filter_map(Value::as_f64).collect();
     sorted.sort_by(f64::total_cmp);
     let count = sorted.len() as f64;
     let quantile = |q: f64| {
@@ -97,7 +93,7 @@ pub(crate) fn connects(
     Ok(Sample {
         rate: count / done["seconds"].as_f64().context("seconds")?,
         server: spent / count * 1e6,
-        client: client.cpu_seconds()? / count * 1e6,
+        client: client_spent / count * 1e6,
         p50: quantile(0.5),
         p99: quantile(0.99),
         lost: 0,

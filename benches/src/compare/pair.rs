@@ -94,6 +94,7 @@ impl Surroundings {
             "obfs": self.server_config(setup)["obfs"],
             "tx": (up > 0).then_some(up), "rx": (down > 0).then_some(down),
             "fast_open": wanted.fast_open.then_some(true),
+            "warm": wanted.link.is_some(),
             "no_parrot": setup.equal.then_some(true),
             "quic": quic(setup),
             "target": self.origin.to_string(), "udp_target": self.udp_origin.to_string(),
