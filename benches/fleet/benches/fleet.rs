@@ -59,7 +59,13 @@ fn lookup(criterion: &mut Criterion) {
         });
     });
     group.bench_function("find nobody", |bencher| {
-        bencher.iter(|| assert!(users.find(black_box("a credential that nobody has")).is_none()));
+        bencher.iter(|| {
+            assert!(
+                users
+                    .find(black_box("a credential that nobody has"))
+                    .is_none()
+            )
+        });
     });
     group.finish();
 }
@@ -114,7 +120,13 @@ async fn people(folder: &Path) -> (Store, NodeId, Vec<i64>) {
     let mut ids = Vec::new();
     for number in 0..ROWS {
         let user = new_user(number);
-        ids.push(users::create(&mut tx, &user, NOW).await.expect("a user").id.0);
+        ids.push(
+            users::create(&mut tx, &user, NOW)
+                .await
+                .expect("a user")
+                .id
+                .0,
+        );
     }
     tx.commit().await.expect("committed");
     (store, node, ids)

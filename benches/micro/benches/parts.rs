@@ -1,5 +1,7 @@
 //! The list of `hy2_microbenches::cases`, and counters that two threads fight over.
 
+mod cpu_time;
+
 use std::{
     hint::black_box,
     sync::{
@@ -10,11 +12,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use cpu_time::CpuTime;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use hy2_core::{fuzzing::meter::count, meter::UserCounters};
 use hy2_microbenches::cases;
 
-fn parts(criterion: &mut Criterion) {
+fn parts(criterion: &mut Criterion<CpuTime>) {
     for case in cases() {
         let (group, what) = case.name.split_once('/').expect("a group");
         let mut group = criterion.benchmark_group(group);
@@ -28,7 +31,7 @@ fn parts(criterion: &mut Criterion) {
     }
 }
 
-fn contended(criterion: &mut Criterion) {
+fn contended(criterion: &mut Criterion<CpuTime>) {
     let mut group = criterion.benchmark_group("counters");
     group.bench_function("one user, two threads", |bencher| {
         bencher.iter_custom(|rounds| {
@@ -62,6 +65,7 @@ fn contended(criterion: &mut Criterion) {
 criterion_group! {
     name = benches;
     config = Criterion::default()
+        .with_measurement(CpuTime)
         .warm_up_time(Duration::from_millis(500))
         .measurement_time(Duration::from_secs(2))
         .sample_size(50);

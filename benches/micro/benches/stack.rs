@@ -1,15 +1,18 @@
 //! Client and server in one process and on one thread, in virtual time: what the CPU spends from
 //! one application's pipe to the other's, QUIC and TLS included, the kernel's sockets not.
 
+mod cpu_time;
+
 use std::time::Duration;
 
+use cpu_time::CpuTime;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use hy2_microbenches::stack::{Stack, runtime};
 
 /// Relayed at a time.
 const BYTES: u64 = 8 << 20;
 
-fn stack(criterion: &mut Criterion) {
+fn stack(criterion: &mut Criterion<CpuTime>) {
     let runtime = runtime();
     let stack = runtime.block_on(Stack::start());
     let mut group = criterion.benchmark_group("stack");
@@ -33,6 +36,7 @@ fn stack(criterion: &mut Criterion) {
 criterion_group! {
     name = benches;
     config = Criterion::default()
+        .with_measurement(CpuTime)
         .warm_up_time(Duration::from_secs(1))
         .measurement_time(Duration::from_secs(5))
         .sample_size(20);

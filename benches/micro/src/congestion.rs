@@ -83,8 +83,7 @@ impl Path {
     fn acknowledge(&mut self) {
         let now = self.clock.now();
         let sent = now.checked_sub(ROUND_TRIP).unwrap_or(now);
-        self.driven
-            .on_ack(now, sent, MTU.into(), false, ROUND_TRIP);
+        self.driven.on_ack(now, sent, MTU.into(), false, ROUND_TRIP);
     }
 
     fn end_acks(&mut self) {

@@ -56,7 +56,7 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 /// Allocations per datagram towards the client.
-const BACK: f64 = 0.3;
+const BACK: f64 = 0.1;
 
 fn surroundings() -> Surroundings {
     Surroundings {

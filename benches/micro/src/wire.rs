@@ -209,7 +209,10 @@ fn fields() -> [(&'static str, String); 8] {
         (":scheme", auth::SCHEME.into()),
         (":authority", auth::AUTHORITY.into()),
         (":path", auth::PATH.into()),
-        (auth::HEADER_AUTH, "a credential of forty-three characters....".into()),
+        (
+            auth::HEADER_AUTH,
+            "a credential of forty-three characters....".into(),
+        ),
         (auth::HEADER_CC_RX, "12500000".into()),
         (auth::HEADER_PADDING, "x".repeat(512)),
         ("user-agent", "none".into()),
@@ -217,7 +220,9 @@ fn fields() -> [(&'static str, String); 8] {
 }
 
 fn headers() -> http::HeaderMap {
-    let fields = fields().into_iter().filter(|(name, _)| !name.starts_with(':'));
+    let fields = fields()
+        .into_iter()
+        .filter(|(name, _)| !name.starts_with(':'));
     fields
         .map(|(name, value)| {
             let name = http::HeaderName::from_static(name);

@@ -62,14 +62,12 @@ pub(crate) fn origin() -> Result<SocketAddr> {
     // Threads that wait for connections: starting one for each would cost as much as the connection.
     for _ in 0..ORIGIN_THREADS {
         let listener = Arc::clone(&listener);
-        thread::Builder::new()
-            .stack_size(STACK)
-            .spawn(move || {
-                for stream in listener.incoming().flatten() {
-                    // A peer that left is not the origin's business.
-                    let _ = serve(stream);
-                }
-            })?;
+        thread::Builder::new().stack_size(STACK).spawn(move || {
+            for stream in listener.incoming().flatten() {
+                // A peer that left is not the origin's business.
+                let _ = serve(stream);
+            }
+        })?;
     }
     Ok(address)
 }
@@ -351,7 +349,9 @@ pub(crate) fn udp(
         }
         match socket.recv(&mut buffer) {
             Ok(len) if len == size => {
-                let number = buffer.first_chunk().map_or(0, |head| u64::from_be_bytes(*head));
+                let number = buffer
+                    .first_chunk()
+                    .map_or(0, |head| u64::from_be_bytes(*head));
                 let at = usize::try_from(number).unwrap_or(0).wrapping_sub(1);
                 if at < oldest {
                     continue;

@@ -136,9 +136,8 @@ pub(crate) fn run(
             }
         }
         let rates = |at: usize| figures[at].iter().map(|run| run.mbps).collect::<Vec<_>>();
-        let shares = |at: usize| -> Vec<f64> {
-            figures[at].iter().map(|run| run.efficiency).collect()
-        };
+        let shares =
+            |at: usize| -> Vec<f64> { figures[at].iter().map(|run| run.efficiency).collect() };
         let mut line = format!(
             "| {} {} | {} | {:.3} |",
             cell.number,
@@ -182,8 +181,8 @@ pub(crate) fn run(
         let _ = writeln!(text, "{line}");
     }
     if !brutal_ratios.is_empty() {
-        let mean = brutal_ratios.iter().map(|ratio| ratio.ln()).sum::<f64>()
-            / brutal_ratios.len() as f64;
+        let mean =
+            brutal_ratios.iter().map(|ratio| ratio.ln()).sum::<f64>() / brutal_ratios.len() as f64;
         let worst = brutal_ratios.iter().copied().fold(f64::INFINITY, f64::min);
         let summary = format!(
             "Brutal: geometric mean of the ratios {:.2} (bar 1), worst cell {worst:.2} (bar 0.95).",
@@ -200,13 +199,7 @@ pub(crate) fn run(
     Ok(())
 }
 
-fn one(
-    around: &Surroundings,
-    whose: Whose,
-    cell: &Cell,
-    seed: u64,
-    seconds: f64,
-) -> Result<Run> {
+fn one(around: &Surroundings, whose: Whose, cell: &Cell, seed: u64, seconds: f64) -> Result<Run> {
     let rate = (cell.claimed * 1e6 / 8.0) as u64;
     let wanted = Wanted {
         link: Some(Between {
@@ -222,10 +215,12 @@ fn one(
     let before = side.relay.as_ref().map(|relay| relay.report().down);
     let outcome = load::download_for(side.tcp, Duration::from_secs_f64(seconds))?;
     let after = side.relay.as_ref().map(|relay| relay.report());
-    let offered = before
-        .zip(after)
-        .map_or(0, |(before, after)| after.down.offered_bytes - before.offered_bytes);
-    if let Some(report) = after.filter(|report| report.late_packets > report.down.offered_packets / 100) {
+    let offered = before.zip(after).map_or(0, |(before, after)| {
+        after.down.offered_bytes - before.offered_bytes
+    });
+    if let Some(report) =
+        after.filter(|report| report.late_packets > report.down.offered_packets / 100)
+    {
         eprintln!(
             "  the machine was too busy: {} datagrams left the emulator late",
             report.late_packets

@@ -146,13 +146,20 @@ impl Surroundings {
                 let (client, ready) = Process::start(command, &config)?;
                 let text = |key: &str| ready[key].as_str().unwrap_or_default().to_owned();
                 let connect_ms = ready["connect_ms"].as_f64().unwrap_or(f64::NAN);
-                let facts = json!({"server_socket": socket, "max_datagram_frame": ready["max_datagram"]});
+                let facts =
+                    json!({"server_socket": socket, "max_datagram_frame": ready["max_datagram"]});
                 (client, text("addr"), text("udp"), connect_ms, facts)
             }
             Whose::Reference => {
                 let command = on_core(core, Command::new(self.peer()?));
                 let (client, tcp, udp, connect_ms) = reference::client(command, &config)?;
-                (client, tcp, udp, connect_ms, json!({"server_socket": socket}))
+                (
+                    client,
+                    tcp,
+                    udp,
+                    connect_ms,
+                    json!({"server_socket": socket}),
+                )
             }
         };
         Ok(Side {

@@ -44,7 +44,11 @@ pub(crate) fn ratios(rows: &[Row]) -> String {
             (ratios.cpu, bar.cpu, y + 3.0, OURS),
             (ratios.rate, bar.rate, y + 13.0, "#2da44e"),
         ] {
-            let width = if ratio.is_finite() { ratio * scale } else { 0.0 };
+            let width = if ratio.is_finite() {
+                ratio * scale
+            } else {
+                0.0
+            };
             let _ = writeln!(
                 svg,
                 r#"<rect x="{LEFT}" y="{y:.1}" width="{width:.1}" height="9" fill="{colour}"/><text x="{:.1}" y="{:.1}" font-size="10">{ratio:.2}</text>"#,

@@ -61,10 +61,7 @@ impl Row {
         let server_only = self.scenario.bar.server_only;
         Some(Ratios {
             cpu: paired(&reference.cpu(server_only), &self.ours.cpu(server_only)),
-            rate: paired(
-                &self.ours.of(|run| run.rate),
-                &reference.of(|run| run.rate),
-            ),
+            rate: paired(&self.ours.of(|run| run.rate), &reference.of(|run| run.rate)),
         })
     }
 

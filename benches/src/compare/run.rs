@@ -130,7 +130,11 @@ fn compare(
     progress: &mut Progress,
 ) -> Result<Row> {
     // Leaves the server's core alone.
-    let _elsewhere = scenario.setup.one_core.then(|| Elsewhere::go()).transpose()?;
+    let _elsewhere = scenario
+        .setup
+        .one_core
+        .then(|| Elsewhere::go())
+        .transpose()?;
     let mut figures = [Figures::default(), Figures::default()];
     let sides: Vec<Running> = around
         .sides()
@@ -280,7 +284,11 @@ fn compare_idle(
                 missed.push(format!("{name}: {:.1} KiB > {bar}", idle.kibibytes));
             }
             if idle.percent > crowd::CPU_BAR {
-                missed.push(format!("{name}: {:.2} % > {}", idle.percent, crowd::CPU_BAR));
+                missed.push(format!(
+                    "{name}: {:.2} % > {}",
+                    idle.percent,
+                    crowd::CPU_BAR
+                ));
             }
         }
     }

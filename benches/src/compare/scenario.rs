@@ -104,7 +104,13 @@ pub(crate) fn all() -> Vec<Scenario> {
         ..brutal
     };
     list.bulk(1, "equal settings, brutal 8 Gbit/s", 1, equal, cpu(2.8));
-    list.bulk(1, "equal settings, brutal 8 Gbit/s", 10, equal, Bar::default());
+    list.bulk(
+        1,
+        "equal settings, brutal 8 Gbit/s",
+        10,
+        equal,
+        Bar::default(),
+    );
     let no_gso = Setup {
         no_gso: true,
         ..plain
@@ -153,7 +159,13 @@ pub(crate) fn all() -> Vec<Scenario> {
                 Bar::default()
             };
             let load = Load::Udp { size, window };
-            list.add(9, format!("UDP {size} B, window {window}"), load, plain, bar);
+            list.add(
+                9,
+                format!("UDP {size} B, window {window}"),
+                load,
+                plain,
+                bar,
+            );
         }
     }
     list.0
@@ -175,7 +187,13 @@ impl List {
     fn bulk(&mut self, number: u32, what: &str, streams: u64, setup: Setup, bar: Bar) {
         for (way, name) in [(Way::Down, "down"), (Way::Up, "up")] {
             let load = Load::Bulk { way, streams };
-            self.add(number, format!("{what} {name} x{streams}"), load, setup, bar);
+            self.add(
+                number,
+                format!("{what} {name} x{streams}"),
+                load,
+                setup,
+                bar,
+            );
         }
     }
 }

@@ -79,7 +79,9 @@ impl fmt::Display for Tally {
 /// One who does one thing after the other.
 pub(crate) struct Actors {
     config: ClientConfig,
-    ports: Vec<SocketAddr>,
+    /// The same server through several ports.
+    hopping: ClientConfig,
+    address: SocketAddr,
     origins: Origins,
     server: ServerHandle,
     tally: Arc<Tally>,
@@ -113,8 +115,9 @@ const ACTIONS: [(u64, Action); 8] = [
 impl Actors {
     pub(crate) fn new(world: &World, tally: Arc<Tally>, stop: Arc<AtomicBool>) -> Self {
         Self {
-            config: world.client(),
-            ports: world.ports.clone(),
+            config: world.client(&[world.address]),
+            hopping: world.client(&world.fan),
+            address: world.address,
             origins: world.origins,
             server: world.handle(),
             tally,
@@ -157,7 +160,11 @@ impl Actors {
     }
 
     async fn connect(&self) -> Result<Client> {
-        let client = Client::connect(self.config.clone()).await?;
+        self.connect_with(&self.config).await
+    }
+
+    async fn connect_with(&self, config: &ClientConfig) -> Result<Client> {
+        let client = Client::connect(config.clone()).await?;
         self.tally.connects.fetch_add(1, Relaxed);
         Ok(client)
     }
@@ -219,7 +226,10 @@ impl Actors {
         let mut reset = client.tcp(&self.origins.resetter.to_string()).await?;
         reset.write_all(b"!").await?;
         let end = timeout(PATIENCE, reset.read(&mut buffer)).await?;
-        ensure!(!matches!(end, Ok(1..)), "data from a target that sends none");
+        ensure!(
+            !matches!(end, Ok(1..)),
+            "data from a target that sends none"
+        );
         self.tally.resets.fetch_add(1, Relaxed);
         // A download given up in the middle, and an upload that nobody takes.
         let mut download = client.tcp(&self.origins.source.to_string()).await?;
@@ -268,7 +278,7 @@ impl Actors {
 
     /// Stays long enough to hop some times; counts everybody who has.
     async fn hop(&self) -> Result<()> {
-        let client = self.connect().await?;
+        let client = self.connect_with(&self.hopping).await?;
         for _ in 0..12 {
             self.echo(&client, 5_000).await?;
             tokio::time::sleep(Duration::from_millis(200)).await;
@@ -282,9 +292,8 @@ impl Actors {
 
     /// A client in a process of its own, killed in the middle of a transfer.
     async fn kill(&self) -> Result<()> {
-        let ports: Vec<String> = self.ports.iter().map(ToString::to_string).collect();
         let mut child = Command::new(std::env::current_exe()?)
-            .args(["victim", "--ports", &ports.join(",")])
+            .args(["victim", "--server", &self.address.to_string()])
             .args(["--source", &self.origins.source.to_string()])
             .args(["--udp", &self.origins.udp.to_string()])
             .stdin(Stdio::null())
@@ -302,8 +311,8 @@ impl Actors {
 
 #[derive(clap::Args)]
 pub(crate) struct VictimArguments {
-    #[arg(long, value_delimiter = ',')]
-    ports: Vec<SocketAddr>,
+    #[arg(long)]
+    server: SocketAddr,
     #[arg(long)]
     source: SocketAddr,
     #[arg(long)]
@@ -317,7 +326,7 @@ pub(crate) async fn victim(arguments: VictimArguments) {
 }
 
 async fn download(arguments: VictimArguments) -> Result<()> {
-    let client = Client::connect(client_config(&arguments.ports)).await?;
+    let client = Client::connect(client_config(&[arguments.server])).await?;
     let session = client.udp().await?;
     session.send(b"anybody there?", &arguments.udp.to_string())?;
     let mut stream = client.tcp(&arguments.source.to_string()).await?;

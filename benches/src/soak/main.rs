@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, reason = "its output is the result")]
 
 mod actors;
+mod fan;
 mod origin;
 mod verdict;
 mod watch;
@@ -59,7 +60,7 @@ enum Plant {
     File,
 }
 
-/// A server is replaced by another on the same ports every so many pauses.
+/// The server is replaced by another on the same port every so many pauses.
 const RESTART_EVERY: u64 = 5;
 
 /// How long everything may take to go away: a killed client is missed after its idle timeout.
@@ -147,7 +148,11 @@ async fn settled(world: &World, baseline: Option<&Reading>) -> Result<Reading> {
             // The first time there is nothing to compare with: until nothing changes for a while
             // that is longer than every timeout here.
             None => {
-                same = if now.counts() == before.counts() { same + 1 } else { 0 };
+                same = if now.counts() == before.counts() {
+                    same + 1
+                } else {
+                    0
+                };
                 same >= 24 && now.connections == 0
             }
         };

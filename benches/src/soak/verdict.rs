@@ -113,7 +113,11 @@ mod tests {
 
     #[test]
     fn memory_that_goes_up_and_down_passes() {
-        assert!(judged((0..40).map(|n| reading(50_000 + n % 7 * 900, 9, 20))));
+        assert!(judged((0..40).map(|n| reading(
+            50_000 + n % 7 * 900,
+            9,
+            20
+        ))));
     }
 
     #[test]
@@ -123,7 +127,11 @@ mod tests {
 
     #[test]
     fn growth_before_it_is_warm_passes() {
-        assert!(judged((0..40).map(|n| reading(50_000 + n.min(10) * 4_000, 9, 20))));
+        assert!(judged((0..40).map(|n| reading(
+            50_000 + n.min(10) * 4_000,
+            9,
+            20
+        ))));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use hy2_core::{
     tls::ServerTls,
 };
 
-use crate::origin::Origins;
+use crate::{fan, origin::Origins};
 
 pub(crate) const PASSWORD: &str = "a long enough password";
 
@@ -30,7 +30,9 @@ pub(crate) struct World {
     server: Option<Server>,
     certificate: CertificateDer<'static>,
     key: Vec<u8>,
-    pub(crate) ports: Vec<SocketAddr>,
+    pub(crate) address: SocketAddr,
+    /// Lead to the same server.
+    pub(crate) fan: Vec<SocketAddr>,
     pub(crate) origins: Origins,
     memory: [Arc<MemoryBudget>; 2],
 }
@@ -38,17 +40,18 @@ pub(crate) struct World {
 impl World {
     pub(crate) async fn start() -> Result<Self> {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
-        let free = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut world = Self {
             server: None,
             certificate: made.cert.der().clone(),
             key: made.signing_key.serialize_der(),
-            ports: vec![free; PORTS],
+            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            fan: Vec::new(),
             origins: Origins::start().await?,
             memory: [MemoryBudget::new(256 << 20), MemoryBudget::new(256 << 20)],
         };
         let server = world.bind()?;
-        world.ports = server.local_addrs();
+        world.address = *server.local_addrs().first().context("no address")?;
+        world.fan = fan::open(PORTS, world.address).await?;
         world.server = Some(server);
         Ok(world)
     }
@@ -61,22 +64,20 @@ impl World {
         config.quic.max_idle_timeout = IDLE;
         config.udp_idle_timeout = Duration::from_secs(2);
         config.memory = Arc::clone(&self.memory[0]);
-        let mut builder = Server::builder(tls)
+        let builder = Server::builder(tls)
+            .listen(self.address)
             .authenticator(Password::new(PASSWORD))
             .outbound(Direct::new(AddressPolicy::allow_all()))
             .config(config);
-        for port in &self.ports {
-            builder = builder.listen(*port);
-        }
         Ok(builder.bind()?)
     }
 
-    /// Kills the server and puts another in its place.
+    /// Ends the server at once and puts another in its place.
     pub(crate) async fn restart(&mut self) -> Result<()> {
         if let Some(server) = self.server.take() {
             server.drain(Duration::ZERO).await;
         }
-        self.server = Some(self.bind().context("the same ports again")?);
+        self.server = Some(self.bind().context("the same port again")?);
         Ok(())
     }
 
@@ -88,7 +89,9 @@ impl World {
 
     pub(crate) fn handle(&self) -> ServerHandle {
         let server = self.server.as_ref();
-        server.map(Server::handle).expect("there is one between start and end")
+        server
+            .map(Server::handle)
+            .expect("there is one between start and end")
     }
 
     /// Bytes that both ends have reserved.
@@ -96,9 +99,9 @@ impl World {
         self.memory.iter().map(|memory| memory.used()).sum()
     }
 
-    /// How to connect.
-    pub(crate) fn client(&self) -> ClientConfig {
-        let mut config = client_config(&self.ports);
+    /// How to connect at these ports.
+    pub(crate) fn client(&self, ports: &[SocketAddr]) -> ClientConfig {
+        let mut config = client_config(ports);
         config.memory = Arc::clone(&self.memory[1]);
         config
     }
