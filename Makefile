@@ -33,6 +33,25 @@ TARGETS ?=
 fuzz: ## Fuzz every target for SECONDS=60 each (installs cargo-fuzz when missing)
 	@scripts/fuzz.sh $(SECONDS) $(TARGETS)
 
+.PHONY: bench
+bench: ## Time every part on its own (criterion; no network)
+	$(CARGO) bench
+
+.PHONY: instructions
+instructions: ## Count the instructions of every part under callgrind, against the committed figures
+	@scripts/instructions.sh
+
+# QUICK=1: a tenth of it. MATRIX=1: lossy links too. FORCE=1: on a busy machine. ONLY=name: some.
+.PHONY: bench-compare
+bench-compare: ## hy2 and the reference side by side; writes docs/benchmarks/
+	@scripts/bench-compare.sh
+
+MINUTES ?= 60
+
+.PHONY: soak
+soak: ## Churn for MINUTES=60 and judge memory, tasks and descriptors
+	@scripts/soak.sh $(MINUTES)
+
 .PHONY: bars
 bars: ## The long matrices and paired speed runs (an hour; quiet machine)
 	@scripts/bars.sh

@@ -234,6 +234,11 @@ impl UserTable {
         self.inner.read().by_verifier.get(&verifier).cloned()
     }
 
+    #[cfg(feature = "bench")]
+    pub(super) fn verifier(&self, credential: &str) -> Option<[u8; 32]> {
+        Some(self.keys.load_full()?.verifier(credential))
+    }
+
     pub(super) fn user(&self, id: u64) -> Option<Arc<User>> {
         self.inner.read().by_id.get(&id).cloned()
     }
