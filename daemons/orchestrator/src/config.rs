@@ -4,6 +4,7 @@ use std::{
     fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context, bail};
@@ -39,6 +40,10 @@ struct Agents {
     listen: String,
     /// Names and addresses by which agents reach this master.
     names: Vec<String>,
+    /// How often agents report traffic, such as `10s`.
+    traffic_interval: Option<Interval>,
+    /// How often agents say that they live.
+    heartbeat_interval: Option<Interval>,
 }
 
 impl Default for Agents {
@@ -46,6 +51,8 @@ impl Default for Agents {
         Self {
             listen: "0.0.0.0:50052".into(),
             names: Vec::new(),
+            traffic_interval: None,
+            heartbeat_interval: None,
         }
     }
 }
@@ -77,6 +84,32 @@ struct Public {
 
 fn public_listen() -> SocketAddr {
     ([0, 0, 0, 0], 8080).into()
+}
+
+/// A span of time from 100 ms to an hour: `500ms`, `10s`, `2m`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+struct Interval(Duration);
+
+impl TryFrom<String> for Interval {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        const WRONG: &str = "must be between 100ms and 60m, such as \"10s\"";
+        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+        let (number, unit) = text.split_at(digits);
+        let scale = match unit {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" => 60_000,
+            _ => return Err(WRONG),
+        };
+        let number: u64 = number.parse().map_err(|_| WRONG)?;
+        match number.checked_mul(scale) {
+            Some(ms @ 100..=3_600_000) => Ok(Self(Duration::from_millis(ms))),
+            _ => Err(WRONG),
+        }
+    }
 }
 
 /// Printed as `***`.
@@ -146,6 +179,12 @@ impl Config {
         };
         let mut config = MasterConfig::default();
         config.names.clone_from(&self.agents.names);
+        if let Some(Interval(interval)) = self.agents.traffic_interval {
+            config.traffic_interval = interval;
+        }
+        if let Some(Interval(interval)) = self.agents.heartbeat_interval {
+            config.heartbeat_interval = interval;
+        }
         builder.key_file(&self.key_file).config(config)
     }
 
@@ -211,10 +250,31 @@ mod tests {
                 "database: sqlite:/x\nkeyFile: a\npublic: {url: nowhere}",
                 "url",
             ),
+            (
+                &format!("{LEAST}agents:\n  trafficInterval: 10\n"),
+                "between 100ms and 60m",
+            ),
+            (
+                &format!("{LEAST}agents:\n  heartbeatInterval: 5ms\n"),
+                "between 100ms and 60m",
+            ),
         ];
         for (text, wanted) in cases {
             let error = read(text).expect_err(text);
             assert!(error.contains(wanted), "{error}");
+        }
+    }
+
+    #[test]
+    fn intervals_are_spans_of_time() {
+        for (text, wanted) in [("500ms", 500), ("10s", 10_000), ("2m", 120_000)] {
+            assert_eq!(
+                Interval::try_from(text.to_owned()),
+                Ok(Interval(Duration::from_millis(wanted)))
+            );
+        }
+        for text in ["", "s", "10", "1h", "99ms", "61m", "-1s", "99999999999999999999s"] {
+            assert!(Interval::try_from(text.to_owned()).is_err(), "{text}");
         }
     }
 
