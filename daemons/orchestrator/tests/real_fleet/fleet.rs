@@ -326,6 +326,15 @@ impl Fleet {
             .collect()
     }
 
+    /// Returns what the subscription of a user who may not connect says.
+    pub(crate) async fn links_of_disabled(&self, user: &User) -> String {
+        let path = format!("/users/{}/subscription", user.id);
+        let subscription = self.rest.get(&path).await;
+        let url = subscription["url"].as_str().expect("an address");
+        let text = fetch(&format!("{url}/plain")).await.expect("an answer");
+        text.lines().filter(|line| line.starts_with("hy")).collect()
+    }
+
     /// What REST counted for a user.
     pub(crate) async fn counted(&self, user: &User) -> Result<(u64, u64), String> {
         sums(&self.rest.look(&format!("/users/{}/traffic", user.id)).await?)

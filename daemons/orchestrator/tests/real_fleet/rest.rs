@@ -1,6 +1,12 @@
 //! A small client of the REST API.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{Method, Request, StatusCode, header};
@@ -21,10 +27,16 @@ fn http() -> Http {
         .build_http()
 }
 
-/// Fetches a page in clear.
+/// Fetches a page in clear, each time from another address: how often one address may ask is
+/// limited.
 pub(crate) async fn fetch(url: &str) -> Result<String, String> {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let [high, low] = NEXT.fetch_add(1, Relaxed).to_be_bytes();
+    let mut connector = HttpConnector::new();
+    connector.set_local_address(Some([127, 8, high, low].into()));
+    let http: Http = Client::builder(TokioExecutor::new()).build(connector);
     let request = Request::get(url).body(Full::default()).expect("a request");
-    let (status, body) = send(&http(), request).await?;
+    let (status, body) = send(&http, request).await?;
     let text = String::from_utf8_lossy(&body).into_owned();
     if status.is_success() {
         Ok(text)
