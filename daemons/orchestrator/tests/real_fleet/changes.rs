@@ -430,7 +430,11 @@ impl Model {
 fn sni(link: &str) -> String {
     let url = url::Url::parse(link).expect("a link");
     let found = url.query_pairs().find(|(key, _)| key == "sni");
-    found.expect("a name").1.into_owned()
+    // Not named where it is the host.
+    found.map_or_else(
+        || url.host_str().expect("a host").to_owned(),
+        |(_, name)| name.into_owned(),
+    )
 }
 
 /// The link without what the test says of obfuscation itself.

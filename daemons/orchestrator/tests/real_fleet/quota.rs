@@ -19,14 +19,14 @@ const SLICE: u64 = 1 << 20;
 const PLAN: Plan = Plan {
     streams: 2,
     datagrams: 0,
-    chunk: 16 << 10,
-    pause: Duration::from_millis(10),
+    chunk: 8 << 10,
+    pause: Duration::from_millis(20),
     on_cut: OnCut::Reopen,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_quota_over_three_nodes_is_used_up_and_not_exceeded_by_more_than_a_slice() {
-    let quota = 5 * SLICE;
+    let quota = 16 * SLICE;
     let fleet = Fleet::start(Store::Sqlite, 3).await;
     let alice = fleet.user("alice", json!({"quota_bytes": quota})).await;
     let links = fleet.links(&alice).await;
