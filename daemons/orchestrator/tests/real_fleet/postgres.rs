@@ -38,6 +38,9 @@ impl Postgres {
     pub(crate) fn kill_and_resume(&self) {
         let file = std::fs::read_to_string(self.dir.join("data/postmaster.pid")).expect("it runs");
         let postmaster: u32 = file.lines().next().and_then(|id| id.parse().ok()).expect("a number");
+        // Stopped first, so that it makes no more.
+        let stopped = Command::new("kill").args(["-STOP", &postmaster.to_string()]).status();
+        assert!(stopped.is_ok_and(|status| status.success()), "stopped");
         let mut family = children(postmaster);
         family.insert(0, postmaster);
         let ids: Vec<String> = family.iter().map(ToString::to_string).collect();
@@ -47,8 +50,22 @@ impl Postgres {
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
         // Where nobody collects the dead, its number looks as if it were in use.
-        std::fs::remove_file(self.dir.join("data/postmaster.pid")).expect("removed");
-        script(&["resume", self.dir.to_str().expect("text")]);
+        for entry in std::fs::read_dir(self.dir.join("data")).expect("a folder").flatten() {
+            let name = entry.file_name();
+            let name = name.to_str().unwrap_or_default();
+            if name == "postmaster.pid" || name.starts_with(".s.PGSQL.") {
+                std::fs::remove_file(entry.path()).expect("removed");
+            }
+        }
+        let log = self.dir.join("data/log");
+        let resumed = std::panic::catch_unwind(|| {
+            script(&["resume", self.dir.to_str().expect("text")]);
+        });
+        if resumed.is_err() {
+            let log = std::fs::read_to_string(log).unwrap_or_default();
+            let lines: Vec<_> = log.lines().rev().take(15).collect();
+            panic!("PostgreSQL does not start again; its log, backwards:\n{}", lines.join("\n"));
+        }
     }
 }
 
