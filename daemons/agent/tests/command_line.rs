@@ -37,7 +37,11 @@ fn a_right_configuration_is_said_to_be_and_a_wrong_one_is_named() {
     assert!(checked.status.success(), "{}", text(&checked.stderr));
     assert_eq!(text(&checked.stdout), "agent.yaml: ok\n");
 
-    fs::write(&file, "dataDir: data\nmasters: ['127.0.0.1:1']\ncolour: red\n").expect("written");
+    fs::write(
+        &file,
+        "dataDir: data\nmasters: ['127.0.0.1:1']\ncolour: red\n",
+    )
+    .expect("written");
     let checked = agent(folder.path(), &["check", "-c", "agent.yaml"], "");
     assert!(!checked.status.success());
     let said = text(&checked.stderr);
@@ -72,5 +76,8 @@ fn status_without_an_agent_says_that_nobody_answers() {
     let asked = agent(folder.path(), &["status", "-c", "agent.yaml"], "");
     assert!(!asked.status.success());
     let said = text(&asked.stderr);
-    assert!(said.contains("no agent answers on data/agent.sock"), "{said}");
+    assert!(
+        said.contains("no agent answers on data/agent.sock"),
+        "{said}"
+    );
 }

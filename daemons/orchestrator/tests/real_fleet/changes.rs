@@ -82,7 +82,11 @@ struct Model {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn changes_of_every_kind_reset_no_stream_and_each_has_its_effect() {
     // 512 changes, 500 streams.
-    let (each, clients, streams) = if crate::full() { (32, 10, 50) } else { (2, 4, 10) };
+    let (each, clients, streams) = if crate::full() {
+        (32, 10, 50)
+    } else {
+        (2, 4, 10)
+    };
     let mut random = Random::seeded("changes");
     let fleet = Fleet::start(Store::Sqlite, 1).await;
     let probe = fleet.user("probe", json!({})).await;
@@ -118,7 +122,12 @@ async fn changes_of_every_kind_reset_no_stream_and_each_has_its_effect() {
         let changed = tokio::time::timeout(4 * crate::PATIENCE, model.change(kind)).await;
         assert!(changed.is_ok(), "change {at}, {kind:?} took too long");
         for (user, _, load) in &live {
-            assert_eq!(load.cuts(), 0, "a stream of {} after change {at}, {kind:?}", user.name);
+            assert_eq!(
+                load.cuts(),
+                0,
+                "a stream of {} after change {at}, {kind:?}",
+                user.name
+            );
         }
         *done.entry(kind).or_default() += 1;
     }
@@ -180,11 +189,17 @@ impl Model {
         self.count += 1;
         match kind {
             Kind::UserAdded => {
-                let user = self.fleet.user(&format!("added-{}", self.count), json!({})).await;
+                let user = self
+                    .fleet
+                    .user(&format!("added-{}", self.count), json!({}))
+                    .await;
                 self.arrives(&self.link_of(&user).await).await;
             }
             Kind::UserRemoved => {
-                let user = self.fleet.user(&format!("removed-{}", self.count), json!({})).await;
+                let user = self
+                    .fleet
+                    .user(&format!("removed-{}", self.count), json!({}))
+                    .await;
                 let link = self.link_of(&user).await;
                 self.arrives(&link).await;
                 self.fleet.rest.delete(&format!("/users/{}", user.id)).await;
@@ -208,7 +223,10 @@ impl Model {
                     .ping_with(&self.link, "bandwidth: {up: 900 mbps, down: 900 mbps}\n")
                     .await;
                 let wanted = format!("send rate: {mbps} mbps)");
-                assert!(found.said.to_lowercase().contains(&wanted), "{wanted}: {found:?}");
+                assert!(
+                    found.said.to_lowercase().contains(&wanted),
+                    "{wanted}: {found:?}"
+                );
             }
             Kind::Certificate => self.certificate().await,
             Kind::CertificateFiles => {
@@ -234,7 +252,10 @@ impl Model {
                 self.put().await;
                 let found = self.ping(&with_auth(&self.link, "wrong")).await;
                 assert_eq!(found.code, Ping::REFUSED);
-                assert!(found.said.contains(&status.to_string()), "{status}: {found:?}");
+                assert!(
+                    found.said.contains(&status.to_string()),
+                    "{status}: {found:?}"
+                );
             }
             Kind::ListenerAdded => {
                 if self.extra.is_some() {
@@ -293,7 +314,11 @@ impl Model {
                 body[field] = serde_json::from_str(value).expect("JSON");
                 let node = format!("/configs/node/{}", self.fleet.nodes[0].id);
                 let asked = json!({"body": body});
-                let put = self.fleet.rest.try_call(Method::PUT, &node, Some(&asked)).await;
+                let put = self
+                    .fleet
+                    .rest
+                    .try_call(Method::PUT, &node, Some(&asked))
+                    .await;
                 let (status, problem) = put.expect("an answer");
                 assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{problem}");
                 let named = problem["errors"][0]["path"].as_str().unwrap_or_default();
@@ -305,7 +330,10 @@ impl Model {
     }
 
     async fn connection_limit(&self) {
-        let user = self.fleet.user(&format!("limited-{}", self.count), json!({})).await;
+        let user = self
+            .fleet
+            .user(&format!("limited-{}", self.count), json!({}))
+            .await;
         let link = self.link_of(&user).await;
         let settings = self.settings(self.covered);
         let holder = Ours::start_with(self.fleet.path(), &link, &settings).await;
@@ -317,7 +345,10 @@ impl Model {
         self.arrives(&link).await;
         let path = format!("/users/{}", user.id);
         for (limit, code) in [(json!(1), Ping::REFUSED), (json!(null), Some(0))] {
-            self.fleet.rest.patch(&path, json!({"max_connections": limit})).await;
+            self.fleet
+                .rest
+                .patch(&path, json!({"max_connections": limit}))
+                .await;
             self.fleet.applied(0).await;
             // The node may not have seen yet that the ping before is gone.
             crate::until("the limit's effect", || async {
@@ -345,7 +376,10 @@ impl Model {
     }
 
     async fn use_files(&mut self) {
-        let file = self.fleet.path().join(format!("certificate-{}.pem", self.count));
+        let file = self
+            .fleet
+            .path()
+            .join(format!("certificate-{}.pem", self.count));
         let pin = make_certificate(&file, &sni(&self.link));
         self.body["tls"] = json!({"files": {
             "certificate": file.to_str().expect("text"),
@@ -390,7 +424,8 @@ impl Model {
         self.put().await;
         self.extra = Some(port);
         let own = format!(":{}", self.fleet.nodes[0].port);
-        self.arrives(&self.link.replace(&own, &format!(":{port}"))).await;
+        self.arrives(&self.link.replace(&own, &format!(":{port}")))
+            .await;
     }
 
     /// An old listener closes after its drain; the connections on it are over by then.
@@ -399,7 +434,9 @@ impl Model {
         self.body["listen"] = self.listen(None);
         self.put().await;
         crate::until("the end of a listener", || async {
-            UdpSocket::bind(("::", port)).map(drop).map_err(|error| error.to_string())
+            UdpSocket::bind(("::", port))
+                .map(drop)
+                .map_err(|error| error.to_string())
         })
         .await;
     }
@@ -477,7 +514,9 @@ fn make_certificate(file: &Path, host: &str) -> String {
         .output()
         .expect("runs");
     let said = String::from_utf8(made.stdout).expect("text");
-    let pin = said.lines().find_map(|line| line.strip_prefix("pinSHA256: "));
+    let pin = said
+        .lines()
+        .find_map(|line| line.strip_prefix("pinSHA256: "));
     pin.unwrap_or_else(|| panic!("{said}{}", String::from_utf8_lossy(&made.stderr)))
         .to_owned()
 }

@@ -101,7 +101,10 @@ async fn run(store: Store) {
     let bound = kills * (STREAMS + 1) as u64 * CHUNK as u64;
     let (mut moved, mut most) = (0, 0);
     for user in &users {
-        let (origin, rest) = (user.origin.bytes(), fleet.counted(user).await.expect("counted"));
+        let (origin, rest) = (
+            user.origin.bytes(),
+            fleet.counted(user).await.expect("counted"),
+        );
         let off = (origin.0.abs_diff(rest.0), origin.1.abs_diff(rest.1));
         assert!(
             off.0 <= bound && off.1 <= bound,
@@ -112,7 +115,10 @@ async fn run(store: Store) {
         most = most.max(off.0).max(off.1);
     }
     for kind in &kinds {
-        assert!(done[kind] >= 2 * u32::try_from(each).expect("few"), "{kind:?}: {done:?}");
+        assert!(
+            done[kind] >= 2 * u32::try_from(each).expect("few"),
+            "{kind:?}: {done:?}"
+        );
     }
     crate::say(&format!(
         "chaos on {store:?}: {} faults {done:?}; {moved} bytes, the first {exact} up exact; store = \
@@ -156,16 +162,20 @@ async fn happen(fleet: &mut Fleet, fault: Fault, loads: &[Load], random: &mut Ra
         }
         Fault::AnswerLost => {
             let wire = &fleet.nodes[at].wire;
-            wire.hold_answers();
-            // The one that was on its way may still be answered; one more is committed.
-            let before = crate::until("the node's account", || fleet.counted_of_node(at)).await;
-            crate::until("a batch without an answer", || async {
-                match fleet.counted_of_node(at).await? {
-                    after if after == before => Err("nothing new".to_owned()),
-                    _ => Ok(()),
+            loop {
+                // The link is up: it may still be on its way back from the fault before.
+                reported(fleet, at, crate::PATIENCE)
+                    .await
+                    .expect("a report");
+                wire.hold_answers();
+                // One answer may be under way; what is committed after it is answered by nobody.
+                let committed = reported(fleet, at, Duration::from_secs(5)).await;
+                if committed.is_some() {
+                    break;
                 }
-            })
-            .await;
+                // The link went down just before.
+                wire.cut();
+            }
             wire.cut();
         }
         Fault::RequestCut => {
@@ -196,4 +206,19 @@ async fn happen(fleet: &mut Fleet, fault: Fault, loads: &[Load], random: &mut Ra
     for load in loads {
         load.more(3).await;
     }
+}
+
+/// Waits until the master has more of a node's traffic than at this moment.
+async fn reported(fleet: &Fleet, at: usize, patience: Duration) -> Option<()> {
+    let more = async {
+        let before = crate::until("the node's account", || fleet.counted_of_node(at)).await;
+        while fleet
+            .counted_of_node(at)
+            .await
+            .is_ok_and(|after| after == before)
+        {
+            tokio::time::sleep(Duration::from_millis(30)).await;
+        }
+    };
+    tokio::time::timeout(patience, more).await.ok()
 }

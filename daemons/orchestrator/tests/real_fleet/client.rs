@@ -126,7 +126,9 @@ impl Reference {
         let uri = Url::parse(uri).expect("a link");
         let value = |key: &str| {
             let found = uri.query_pairs().find(|(name, _)| name == key);
-            found.map(|(_, value)| value.into_owned()).unwrap_or_default()
+            found
+                .map(|(_, value)| value.into_owned())
+                .unwrap_or_default()
         };
         let config = json!({
             "server": format!("{}:{}", uri.host_str().expect("a host"), uri.port().expect("a port")),
@@ -154,14 +156,21 @@ impl Reference {
 
     async fn say(&mut self, line: &Value) {
         let text = format!("{line}\n");
-        self.input.write_all(text.as_bytes()).await.expect("it lives");
+        self.input
+            .write_all(text.as_bytes())
+            .await
+            .expect("it lives");
     }
 
     async fn event(&mut self, wanted: impl Fn(&Value) -> bool) -> Value {
         let lines = &mut self.lines;
         crate::soon("the reference client's answer", async move {
             loop {
-                let line = lines.next_line().await.expect("readable").expect("it lives");
+                let line = lines
+                    .next_line()
+                    .await
+                    .expect("readable")
+                    .expect("it lives");
                 let line: Value = serde_json::from_str(&line).expect("JSON");
                 assert_ne!(line["event"], "failed", "{line}");
                 if wanted(&line) {
@@ -180,7 +189,9 @@ impl Reference {
         line["id"] = json!(id);
         line["cmd"] = json!(command);
         self.say(&line).await;
-        let answer = self.event(|line| line["event"] == "answer" && line["id"] == id).await;
+        let answer = self
+            .event(|line| line["event"] == "answer" && line["id"] == id)
+            .await;
         if answer["ok"] == true {
             Ok(answer["result"].clone())
         } else {
@@ -194,7 +205,13 @@ impl Reference {
         for (command, target) in [("forward_tcp", tcp), ("forward_udp", udp)] {
             let arguments = json!({"target": target.to_string()});
             let made = self.call(command, arguments).await.expect("a port");
-            ports.push(made["addr"].as_str().expect("an address").parse().expect("an address"));
+            ports.push(
+                made["addr"]
+                    .as_str()
+                    .expect("an address")
+                    .parse()
+                    .expect("an address"),
+            );
         }
         Door::Forward {
             tcp: ports[0],
@@ -213,7 +230,11 @@ fn reference() -> &'static Path {
         let lock = std::fs::File::create(dir.join("lock")).expect("a file");
         lock.lock().expect("locked");
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../interop/build.sh");
-        let run = Blocking::new("sh").arg(script).arg(&dir).output().expect("runs");
+        let run = Blocking::new("sh")
+            .arg(script)
+            .arg(&dir)
+            .output()
+            .expect("runs");
         assert!(
             run.status.success(),
             "the reference client needs Go: {}",

@@ -84,7 +84,9 @@ impl Fleet {
                 .flatten()
         };
         let postgres = (store == Store::Postgres).then(Postgres::start);
-        let disk = (store == Store::Sqlite).then(|| small("master", 64)).flatten();
+        let disk = (store == Store::Sqlite)
+            .then(|| small("master", 64))
+            .flatten();
         let (grpc, api, public) = (ports::free(), ports::free(), ports::free());
         let shown = path.display();
         std::fs::create_dir_all(path.join("master")).expect("a folder");
@@ -176,7 +178,7 @@ impl Fleet {
         let folder = self.path().join(name);
         let config = self.path().join(format!("{name}.yaml"));
         let text = format!(
-            "dataDir: {}/data\nmasters: [\"{}\"]\nname: {name}\npublicHost: 127.0.0.1\nlistenPort: {port}\n",
+            "dataDir: {}/data\nmasters: [\"{}\"]\nname: {name}\npublicHost: 127.0.0.1\nlistenPort: {port}\nreconnectMax: 2s\n",
             folder.display(),
             wire.address
         );
@@ -313,12 +315,17 @@ impl Fleet {
             url.starts_with(&format!("http://127.0.0.1:{}/", self.public)),
             "{url}"
         );
-        let text = crate::until("the subscription", || async { fetch(&format!("{url}/plain")).await }).await;
+        let text = crate::until("the subscription", || async {
+            fetch(&format!("{url}/plain")).await
+        })
+        .await;
         self.nodes
             .iter()
             .map(|node| {
                 let place = format!(":{}", node.port);
-                let found = text.lines().find(|line| line.starts_with("hy") && line.contains(&place));
+                let found = text
+                    .lines()
+                    .find(|line| line.starts_with("hy") && line.contains(&place));
                 found
                     .unwrap_or_else(|| panic!("{} is not in {text}", node.name))
                     .to_owned()
@@ -337,7 +344,12 @@ impl Fleet {
 
     /// What REST counted for a user.
     pub(crate) async fn counted(&self, user: &User) -> Result<(u64, u64), String> {
-        sums(&self.rest.look(&format!("/users/{}/traffic", user.id)).await?)
+        sums(
+            &self
+                .rest
+                .look(&format!("/users/{}/traffic", user.id))
+                .await?,
+        )
     }
 
     /// What REST counted for a node.

@@ -91,7 +91,10 @@ async fn without_a_master_users_come_in_time_holds_and_every_byte_is_delivered_l
     // Each kill hit one node; of each user two streams and a session were on it.
     let bound = kills * 3 * CHUNK as u64;
     for user in [&alice, &bob] {
-        let (origin, rest) = (user.origin.bytes(), fleet.counted(user).await.expect("counted"));
+        let (origin, rest) = (
+            user.origin.bytes(),
+            fleet.counted(user).await.expect("counted"),
+        );
         let off = (origin.0.abs_diff(rest.0), origin.1.abs_diff(rest.1));
         assert!(
             off.0 <= bound && off.1 <= bound,

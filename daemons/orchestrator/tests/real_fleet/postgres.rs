@@ -22,7 +22,10 @@ fn script(arguments: &[&str]) -> String {
         "{arguments:?}: {}",
         String::from_utf8_lossy(&output.stderr)
     );
-    String::from_utf8(output.stdout).expect("text").trim().to_owned()
+    String::from_utf8(output.stdout)
+        .expect("text")
+        .trim()
+        .to_owned()
 }
 
 impl Postgres {
@@ -37,9 +40,15 @@ impl Postgres {
     /// SIGKILL to the server and each of its processes; then it starts again.
     pub(crate) fn kill_and_resume(&self) {
         let file = std::fs::read_to_string(self.dir.join("data/postmaster.pid")).expect("it runs");
-        let postmaster: u32 = file.lines().next().and_then(|id| id.parse().ok()).expect("a number");
+        let postmaster: u32 = file
+            .lines()
+            .next()
+            .and_then(|id| id.parse().ok())
+            .expect("a number");
         // Stopped first, so that it makes no more.
-        let stopped = Command::new("kill").args(["-STOP", &postmaster.to_string()]).status();
+        let stopped = Command::new("kill")
+            .args(["-STOP", &postmaster.to_string()])
+            .status();
         assert!(stopped.is_ok_and(|status| status.success()), "stopped");
         let mut family = children(postmaster);
         family.insert(0, postmaster);
@@ -50,7 +59,10 @@ impl Postgres {
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
         // Where nobody collects the dead, its number looks as if it were in use.
-        for entry in std::fs::read_dir(self.dir.join("data")).expect("a folder").flatten() {
+        for entry in std::fs::read_dir(self.dir.join("data"))
+            .expect("a folder")
+            .flatten()
+        {
             let name = entry.file_name();
             let name = name.to_str().unwrap_or_default();
             if name == "postmaster.pid" || name.starts_with(".s.PGSQL.") {
@@ -64,7 +76,10 @@ impl Postgres {
         if resumed.is_err() {
             let log = std::fs::read_to_string(log).unwrap_or_default();
             let lines: Vec<_> = log.lines().rev().take(15).collect();
-            panic!("PostgreSQL does not start again; its log, backwards:\n{}", lines.join("\n"));
+            panic!(
+                "PostgreSQL does not start again; its log, backwards:\n{}",
+                lines.join("\n")
+            );
         }
     }
 }
@@ -72,7 +87,8 @@ impl Postgres {
 impl Drop for Postgres {
     fn drop(&mut self) {
         if let Some(dir) = self.dir.to_str() {
-            let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/test-postgres.sh");
+            let script =
+                Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/test-postgres.sh");
             let _ = Command::new(script).args(["stop", dir]).output();
         }
     }

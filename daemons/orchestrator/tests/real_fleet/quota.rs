@@ -58,7 +58,10 @@ async fn a_quota_over_three_nodes_is_used_up_and_not_exceeded_by_more_than_a_sli
     assert!(tx + rx >= quota, "all of it could be used: {}", tx + rx);
     assert!(tx + rx <= quota + SLICE, "{} over", tx + rx - quota);
     // More quota: as welcome as before.
-    fleet.rest.patch(&path, json!({"quota_bytes": quota * 2})).await;
+    fleet
+        .rest
+        .patch(&path, json!({"quota_bytes": quota * 2}))
+        .await;
     for uri in &links {
         crate::until("the way back", || async {
             let found = ping(fleet.path(), uri, "", alice.origin.tcp).await;
@@ -88,7 +91,9 @@ async fn without_a_master_nodes_go_no_further_than_the_slices_in_hand() {
     for uri in &links {
         crate::until("the end of the slices", || async {
             let found = ping(fleet.path(), uri, "", alice.origin.tcp).await;
-            (found.code == Ping::REFUSED).then_some(()).ok_or(found.said)
+            (found.code == Ping::REFUSED)
+                .then_some(())
+                .ok_or(found.said)
         })
         .await;
     }

@@ -168,7 +168,10 @@ async fn revocation_and_return_are_fast() {
             load.finish().await;
         }
         let links = fleet.links_of_disabled(&alice).await;
-        assert!(links.is_empty(), "a disabled user's subscription is empty: {links}");
+        assert!(
+            links.is_empty(),
+            "a disabled user's subscription is empty: {links}"
+        );
         let asked = Instant::now();
         fleet.rest.patch(&path, json!({"status": "active"})).await;
         for at in 0..fleet.nodes.len() {

@@ -128,8 +128,7 @@ async fn down(state: &State, mut from: tcp::OwnedReadHalf, mut to: tcp::OwnedWri
     let mut hold = state.hold.subscribe();
     let mut buf = vec![0; 16 << 10];
     while let Ok(read @ 1..) = from.read(&mut buf).await {
-        if hold.wait_for(|hold| !*hold).await.is_err()
-            || to.write_all(&buf[..read]).await.is_err()
+        if hold.wait_for(|hold| !*hold).await.is_err() || to.write_all(&buf[..read]).await.is_err()
         {
             return;
         }
