@@ -56,6 +56,10 @@ soak: ## Churn for MINUTES=60 and judge memory, tasks and descriptors
 bars: ## The long matrices and paired speed runs (an hour; quiet machine)
 	@scripts/bars.sh
 
+.PHONY: chaos
+chaos: ## Faults, changes and an outage of a real fleet, at full length (an hour; HY2_SEED repeats a run)
+	@scripts/chaos.sh
+
 .PHONY: deny
 deny: ## Check licences, banned crates and sources (installs cargo-deny when missing)
 	@command -v cargo-deny >/dev/null || $(CARGO) install --locked --debug cargo-deny

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod exposition;
+mod interval;
 pub mod logging;
 mod progress;
 pub mod service;
@@ -12,6 +13,7 @@ mod signals;
 mod watch;
 
 pub use exposition::{Exposition, Recorder};
+pub use interval::interval;
 pub use progress::{Progress, human_bytes, human_rate};
 pub use signals::{Signal, Signals};
 pub use watch::FileWatch;
