@@ -18,10 +18,11 @@ use url::Url;
 
 use crate::Master;
 use crate::api::{self, ApiState};
+use crate::auth::external::Authenticator;
 use crate::auth::password::{Cost, DEFAULT_COST, PasswordError, Passwords};
 use crate::cache::Cache;
 use crate::domain::{NodeId, UserId};
-use crate::events::{EventHub, Sealer};
+use crate::events::{self, EventHub, EventSink, Sealer};
 use crate::ratelimit::RateLimiter;
 use crate::service::admins::Credentials;
 use crate::service::fleet::{NodeSession, Reach};
@@ -57,6 +58,10 @@ pub struct FrontConfig {
     pub cache: Cache,
     /// Where webhooks may be sent to.
     pub targets: TargetPolicy,
+    /// Recognises administrators by other means than the master's own; none: nobody else does.
+    pub authenticator: Option<Arc<dyn Authenticator>>,
+    /// Told of every event; none: nobody is.
+    pub event_sink: Option<Arc<dyn EventSink>>,
     /// What `/metrics` shows.
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
 }
@@ -84,6 +89,8 @@ impl FrontConfig {
             limiter: RateLimiter::local(),
             cache: Cache::memory(),
             targets: TargetPolicy::Public,
+            authenticator: None,
+            event_sink: None,
             metrics: Arc::new(String::new),
         }
     }
@@ -143,11 +150,21 @@ impl Front {
             tokens: keys.tokens,
             public_url: config.public_url,
             targets: config.targets,
+            authenticator: config.authenticator,
         });
         let first_admin = service.bootstrap_admins().await?;
         let hub = EventHub::default();
         let stop = master.shutdown_token().child_token();
         let mut tasks = JoinSet::new();
+        if let Some(sink) = config.event_sink {
+            // Known before anybody can cause an event.
+            let after = match sink.last().await {
+                Some(last) => last,
+                None => events::newest(&store).await.map_err(ServiceError::from)?,
+            };
+            let fed = (store.clone(), hub.clone(), stop.clone());
+            tasks.spawn(events::feed(fed, sink, after));
+        }
         let sealer = Sealer::new(store, clock, hub.clone(), keys.audit);
         tasks.spawn(sealer.run(stop.clone()));
         tasks.spawn(Deliverer::new(service.clone(), hub.clone()).run(stop.clone()));

@@ -36,9 +36,32 @@ pub(crate) enum Command {
     Check,
     /// Bring the database to this version's schema and exit
     Migrate,
+    /// Exchange the private authority that nodes trust: prepare, activate, retire
+    #[command(subcommand)]
+    Ca(Ca),
     /// Give an administrator a new password, print it, and end that administrator's sessions
     RecoverAdmin {
         /// Login name
         username: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Ca {
+    /// List the authorities: pin, state and end
+    Show,
+    /// Make the next one; nodes learn to trust it
+    Prepare,
+    /// Let the next one take over; nodes renew their certificates
+    Activate {
+        /// Leave behind nodes that have not been here since it was prepared
+        #[arg(long)]
+        force: bool,
+    },
+    /// Remove the ones before; nodes trust them no more
+    Retire {
+        /// Leave behind nodes that have not renewed
+        #[arg(long)]
+        force: bool,
     },
 }

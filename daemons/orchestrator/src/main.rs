@@ -1,6 +1,7 @@
 //! Orchestrator of a fleet of Hysteria 2 nodes: reads a file, composes hy2-master-sdk, runs it.
 #![forbid(unsafe_code)]
 
+mod authority;
 mod cli;
 mod config;
 
@@ -14,7 +15,7 @@ use clap::Parser;
 use hy2_daemon_runtime::{Recorder, Signal, Signals, logging, service};
 use hy2_master_sdk::{
     Master, cache::Cache, front::Front, ratelimit::RateLimiter, ratelimit::SharedLimiter,
-    service::admins::Credentials,
+    redis::Redis, service::admins::Credentials,
 };
 use secrecy::ExposeSecret;
 use tracing::info;
@@ -54,6 +55,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
                 config.master().start().await?.shutdown().await;
                 say("the database is up to date")
             }
+            Command::Ca(step) => authority::exchange(&config, step).await,
             Command::RecoverAdmin { username } => recover(&config, username).await,
             Command::Check => Ok(()),
         }
@@ -67,13 +69,9 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     let mut front = config.front();
     front.metrics = std::sync::Arc::new(move || recorder.render());
     if let Some(url) = config.redis() {
-        let client = redis::Client::open(url).context("redis: not an address")?;
-        let connection = client
-            .get_connection_manager()
-            .await
-            .context("redis: cannot connect")?;
-        front.cache = Cache::shared(connection.clone(), "hy2:cache:");
-        front.limiter = RateLimiter::shared(SharedLimiter::new(connection, "hy2:limit:"));
+        let redis = Redis::new(url, "hy2:").context("redis")?;
+        front.cache = Cache::shared(redis.clone());
+        front.limiter = RateLimiter::shared(SharedLimiter::new(redis));
     }
     let front = Front::start(&master, front).await?;
     if let Some(first) = front.first_admin() {
@@ -118,6 +116,6 @@ fn show(credentials: &Credentials) -> anyhow::Result<()> {
     ))
 }
 
-fn say(text: &str) -> anyhow::Result<()> {
+pub(crate) fn say(text: &str) -> anyhow::Result<()> {
     writeln!(io::stdout(), "{text}").context("stdout")
 }

@@ -23,6 +23,7 @@ pub mod nodes;
 pub mod observed;
 pub mod plans;
 pub mod published;
+pub(crate) mod rotation;
 pub mod settings;
 pub mod traffic;
 pub mod traffic_report;

@@ -3,9 +3,15 @@
 mod accounts;
 mod authorisation;
 mod contract;
+mod embedding;
 mod events;
 mod grpc;
 mod harness;
 mod hostile;
+#[cfg(feature = "redis")]
+mod redis;
+#[cfg(feature = "redis")]
+#[path = "../support/redis.rs"]
+mod redis_server;
 mod resources;
 mod subscriptions;
