@@ -75,7 +75,6 @@ pub(crate) struct Ping {
 impl Ping {
     pub(crate) const REFUSED: Option<i32> = Some(3);
     pub(crate) const CERTIFICATE: Option<i32> = Some(4);
-    pub(crate) const SILENCE: Option<i32> = Some(5);
 
     pub(crate) fn arrived(&self) -> bool {
         self.code == Some(0)

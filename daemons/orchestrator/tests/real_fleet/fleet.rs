@@ -43,7 +43,6 @@ pub(crate) struct Node {
 
 #[derive(Debug)]
 pub(crate) struct Fleet {
-    pub(crate) store: Store,
     pub(crate) postgres: Option<Postgres>,
     pub(crate) rest: Rest,
     pub(crate) nodes: Vec<Node>,
@@ -104,7 +103,6 @@ impl Fleet {
         );
         std::fs::write(path.join("orchestrator.yaml"), text).expect("written");
         let mut fleet = Self {
-            store,
             postgres,
             rest: Rest::new(api, String::new(), String::new()),
             nodes: Vec::new(),

@@ -60,7 +60,6 @@ pub(crate) async fn until<T, F: Future<Output = Result<T, String>>>(
 }
 
 /// Says how a long run goes.
-#[expect(clippy::print_stderr, reason = "figures and seeds of a run")]
 pub(crate) fn say(text: &str) {
     eprintln!("{text}");
 }
