@@ -48,6 +48,10 @@ if [ "${1:-}" = --update ]; then
     echo "written to $baseline"
     exit 0
 fi
+if [ ! -e "$baseline" ]; then
+    echo "error: $baseline is missing: write it with --update and commit it" >&2
+    exit 1
+fi
 if [ "$(head -1 "$baseline")" != "$(head -1 "$result")" ]; then
     echo "note: counted with another compiler or machine than $baseline: $(head -1 "$result")" >&2
 fi

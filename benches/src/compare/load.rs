@@ -102,7 +102,10 @@ fn serve(stream: TcpStream) -> Result<()> {
     let mut reader = BufReader::with_capacity(4096, stream);
     let mut line = String::new();
     reader.read_line(&mut line)?;
-    let (verb, bytes) = line.trim().split_once(' ').unwrap_or((line.trim(), "0"));
+    let (verb, bytes) = line
+        .trim()
+        .split_once(' ')
+        .unwrap_or_else(|| (line.trim(), "0"));
     let bytes: u64 = bytes.parse()?;
     match verb {
         "D" => send(&mut writer, bytes)?,

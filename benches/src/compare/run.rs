@@ -130,11 +130,7 @@ fn compare(
     progress: &mut Progress,
 ) -> Result<Row> {
     // Leaves the server's core alone.
-    let _elsewhere = scenario
-        .setup
-        .one_core
-        .then(|| Elsewhere::go())
-        .transpose()?;
+    let _elsewhere = scenario.setup.one_core.then(Elsewhere::go).transpose()?;
     let mut figures = [Figures::default(), Figures::default()];
     let sides: Vec<Running> = around
         .sides()
