@@ -47,6 +47,12 @@ expect "5 agents are serving" make -s scale-agents COUNT=5
 expect "agent extra-4" make -s health
 expect "2 agents are serving" make -s scale-agents COUNT=2
 
+backup=$HY2_DEV_DIR/kept.backup
+expect "Wrote" make -s db-backup BACKUP="$backup"
+refuse "name the file" make -s db-restore
+expect "2 nodes are back" make -s db-restore BACKUP="$backup"
+expect "master connected" make -s health
+
 # What the cache holds is no loss: the fleet goes on without Redis.
 kill -9 "$(cat "$HY2_DEV_DIR/redis.pid")"
 expect "does not answer (cache" make -s health

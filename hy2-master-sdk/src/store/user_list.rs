@@ -50,9 +50,9 @@ type Statements = [&'static str; 3];
 /// alone, and would read an index of an expression from its start. So where keys repeat, users with the
 /// key come from a statement of their own. The unary plus keeps the planner from the primary key.
 macro_rules! statements {
-    (@one $place:expr, $search:expr, $order:expr) => {
+    (@one $from:expr, $place:expr, $search:expr, $order:expr) => {
         concat!(
-            "select ", user_columns!(), " from users u left join user_counters c on c.user_id = u.id \
+            "select ", user_columns!(), " from ", $from, " left join user_counters c on c.user_id = u.id \
              where u.deleted_at is null and ", $place, " and ($1 is null or u.status = $1) \
              and ($2 is null or u.plan_id = $2) and ($3 is null or u.admin_id = $3)", $search,
             " order by ", $order, " limit $6"
@@ -60,12 +60,13 @@ macro_rules! statements {
     };
     ($place:expr, $order:expr) => {
         [
-            statements!(@one $place, "", $order),
-            statements!(@one $place, " and lower(u.username) like $7 escape '\\'", $order),
+            statements!(@one "users u", $place, "", $order),
+            statements!(@one "users u", $place, " and lower(u.username) like $7 escape '\\'", $order),
             statements!(
-                @one $place,
-                " and lower(u.username) like $7 escape '\\' \
-                 and +u.id in (select rowid from users_search where users_search match $8)",
+                // In SQLite a cross join is read from left to right: the few that were found come first.
+                @one "users_search cross join users u on u.id = users_search.rowid",
+                $place,
+                " and lower(u.username) like $7 escape '\\' and users_search match $8",
                 $order
             ),
         ]
@@ -84,14 +85,13 @@ macro_rules! expires_at {
     };
 }
 
-/// Users with the key, after an id; users beyond the key.
+/// Users with the key, after an id; users beyond the key. The first are sorted by id alone: SQLite
+/// does not see that an expression which equals something is the same in every row, and would sort
+/// them all.
 macro_rules! by_key {
     ($key:ident, up) => {
         [
-            statements!(
-                concat!($key!(), " = $4 and u.id > $5"),
-                concat!($key!(), ", u.id")
-            ),
+            statements!(concat!($key!(), " = $4 and u.id > $5"), "u.id"),
             statements!(
                 concat!($key!(), " > $4 and +u.id > $5"),
                 concat!($key!(), ", u.id")
@@ -100,10 +100,7 @@ macro_rules! by_key {
     };
     ($key:ident, down) => {
         [
-            statements!(
-                concat!($key!(), " = $4 and u.id < $5"),
-                concat!($key!(), " desc, u.id desc")
-            ),
+            statements!(concat!($key!(), " = $4 and u.id < $5"), "u.id desc"),
             statements!(
                 concat!($key!(), " < $4 and +u.id < $5"),
                 concat!($key!(), " desc, u.id desc")

@@ -107,14 +107,26 @@ async fn an_embedders_ticket_has_the_rights_of_the_account_it_names_and_no_other
 async fn a_sink_hears_every_event_in_order_from_where_it_left_off() {
     let (heard, mut ear) = mpsc::unbounded_channel();
     let directory = tempfile::tempdir().unwrap();
-    let fleet = fleet(directory, Ear { last: Some(0), heard }).await;
+    let fleet = fleet(
+        directory,
+        Ear {
+            last: Some(0),
+            heard,
+        },
+    )
+    .await;
     let owner = fleet.owner().await;
     for name in ["ann", "bob", "eve"] {
         let user = json!({"username": name});
         owner.post("/api/v1/users", &user).await.expect(201);
     }
     let mut topics = Vec::new();
-    while topics.iter().filter(|topic| *topic == "user.created").count() < 3 {
+    while topics
+        .iter()
+        .filter(|topic| *topic == "user.created")
+        .count()
+        < 3
+    {
         let (seq, topic) = ear.recv().await.unwrap();
         topics.push(topic);
         assert_eq!(usize::try_from(seq), Ok(topics.len()), "without a gap");
