@@ -12,6 +12,6 @@ mod signals;
 mod watch;
 
 pub use exposition::{Exposition, Recorder};
-pub use progress::{Progress, human_bytes, human_rate};
+pub use progress::{Progress, Spinner, human_bytes, human_rate};
 pub use signals::{Signal, Signals};
 pub use watch::FileWatch;

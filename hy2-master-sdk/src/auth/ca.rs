@@ -166,7 +166,12 @@ impl CertificateAuthority {
             SanType::URI(ia5(&format!("urn:uuid:{node}"))?),
         ];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        // A node is a server too, where its NodeManager listens on a port of the host. It cannot
+        // pass for the master: that has a name which only `issue_master` gives.
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ClientAuth,
+            ExtendedKeyUsagePurpose::ServerAuth,
+        ];
         let signed = CertificateSigningRequestParams {
             params: params.clone(),
             public_key: request.parsed.public_key.clone(),
