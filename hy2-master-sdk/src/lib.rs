@@ -50,6 +50,7 @@ pub mod service;
 pub mod store;
 pub mod subscription;
 pub mod targets;
+pub mod tls;
 pub mod webhook;
 
 pub use self::config::MasterConfig;

@@ -6,12 +6,14 @@
 
 mod exposition;
 pub mod logging;
+mod new_file;
 mod progress;
 pub mod service;
 mod signals;
 mod watch;
 
 pub use exposition::{Exposition, Recorder};
+pub use new_file::NewFile;
 pub use progress::{Progress, Spinner, human_bytes, human_rate};
 pub use signals::{Signal, Signals};
 pub use watch::FileWatch;

@@ -443,7 +443,7 @@ mod tests {
         let names = parsed.subject_alternative_name().unwrap().unwrap();
         assert_eq!(names.value.general_names.len(), 2);
         let usage = parsed.extended_key_usage().unwrap().unwrap();
-        assert!(usage.value.client_auth && !usage.value.server_auth);
+        assert!(usage.value.client_auth && usage.value.server_auth);
         assert_eq!(parsed.raw_serial(), issued.serial);
         assert_eq!(issued.not_after, NOW.plus(NODE_VALIDITY));
     }

@@ -80,7 +80,7 @@ impl Login {
             profiles.put(&common.profile, profile)?;
             return greet(output, &me);
         }
-        let username = match self.username.or(known.username.filter(|_| same)) {
+        let username = match self.username.or_else(|| known.username.filter(|_| same)) {
             Some(username) => username,
             None => ask::text("username", "--username")?,
         };

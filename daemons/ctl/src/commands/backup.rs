@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::Write,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, ExitCode},
 };
 
@@ -11,6 +11,8 @@ use anyhow::Context;
 use clap::Args;
 use http::Method;
 use http_body_util::BodyExt;
+use hy2_daemon_runtime::NewFile;
+use hyper::body::Incoming;
 use serde_json::json;
 
 use crate::{
@@ -49,9 +51,10 @@ impl Backup {
         let opening = client.open(Method::POST, "/backups", &[], Some(&request), &[]);
         // Stretching the passphrase takes its time before the first byte comes.
         let response = in_time(SILENCE, opening).await??;
-        let part = Part::create(&self.out)?;
-        let bytes = part.fill(response.into_body(), output).await?;
-        part.keep(&self.out)?;
+        let making = || format!("cannot make {shown}");
+        let mut file = NewFile::create(&self.out).with_context(making)?;
+        let bytes = receive(response.into_body(), file.file(), output).await?;
+        file.keep().with_context(making)?;
         output.note("the master key file is not in it: keep a copy of it elsewhere");
         output.done(
             &json!({"file": shown, "bytes": bytes}),
@@ -60,81 +63,29 @@ impl Backup {
     }
 }
 
-/// A file beside its later name; gone unless it is kept.
-struct Part {
-    path: PathBuf,
-    kept: bool,
-}
-
-impl Part {
-    fn create(out: &Path) -> Result<Self, Failure> {
-        let mut name = out.file_name().unwrap_or_default().to_owned();
-        name.push(".part");
-        let path = out.with_file_name(name);
-        let mut options = fs::OpenOptions::new();
-        options.write(true).create(true).truncate(true);
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::OpenOptionsExt;
-            options.mode(0o600);
-        }
-        let opened = options.open(&path);
-        opened.with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(Self { path, kept: false })
-    }
-
-    async fn fill(&self, mut body: hyper::body::Incoming, output: &Output) -> Result<u64, Failure> {
-        let writing = || format!("cannot write {}", self.path.display());
-        let mut file = fs::OpenOptions::new()
-            .append(true)
-            .open(&self.path)
-            .with_context(writing)?;
-        let progress = output.counting("backup");
-        let mut bytes = 0;
-        loop {
-            // Cut off, the stream ends with an error: only a whole backup ends in order.
-            let frame = match in_time(SILENCE, body.frame()).await? {
-                None => break,
-                Some(Ok(frame)) => frame,
-                Some(Err(error)) => {
-                    return Err(Failure::Unreachable(format!(
-                        "the backup broke off: {error}"
-                    )));
-                }
-            };
-            if let Some(data) = frame.data_ref() {
-                file.write_all(data).with_context(writing)?;
-                bytes += data.len() as u64;
-                progress.set(bytes);
+/// Takes a backup as it comes.
+async fn receive(mut body: Incoming, file: &mut fs::File, output: &Output) -> Result<u64, Failure> {
+    let progress = output.counting("backup");
+    let mut bytes = 0;
+    loop {
+        // Cut off, the stream ends with an error: only a whole backup ends in order.
+        let frame = match in_time(SILENCE, body.frame()).await? {
+            None => break,
+            Some(Ok(frame)) => frame,
+            Some(Err(error)) => {
+                return Err(Failure::Unreachable(format!(
+                    "the backup broke off: {error}"
+                )));
             }
-        }
-        progress.finish();
-        file.sync_all().with_context(writing)?;
-        Ok(bytes)
-    }
-
-    fn keep(mut self, out: &Path) -> Result<(), Failure> {
-        // Does not replace what was made meanwhile.
-        fs::hard_link(&self.path, out)
-            .or_else(|error| match error.kind() {
-                std::io::ErrorKind::AlreadyExists => Err(error),
-                // A file system without links.
-                _ => {
-                    self.kept = true;
-                    fs::rename(&self.path, out)
-                }
-            })
-            .with_context(|| format!("cannot make {}", out.display()))?;
-        Ok(())
-    }
-}
-
-impl Drop for Part {
-    fn drop(&mut self) {
-        if !self.kept {
-            let _ = fs::remove_file(&self.path);
+        };
+        if let Some(data) = frame.data_ref() {
+            file.write_all(data).context("cannot write the backup")?;
+            bytes += data.len() as u64;
+            progress.set(bytes);
         }
     }
+    progress.finish();
+    Ok(bytes)
 }
 
 /// Restores a backup into an empty store, on the orchestrator's host: it runs `hy2-orchestrator

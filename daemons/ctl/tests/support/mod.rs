@@ -12,6 +12,7 @@ use hy2_master_sdk::backup::{envelope::BackupKey, restore};
 use hy2_master_sdk::front::{Front, FrontConfig};
 use hy2_master_sdk::store::nodes::{self, NewNode};
 use hy2_master_sdk::store::{Store, StoreOptions};
+use hy2_master_sdk::tls::ListenerTls;
 use secrecy::ExposeSecret;
 use serde_json::Value;
 
@@ -109,9 +110,11 @@ impl Fleet {
         row.id.0
     }
 
-    pub(crate) async fn stop(self) {
+    /// Stops it; its folder stays as long as what is returned.
+    pub(crate) async fn stop(self) -> tempfile::TempDir {
         self.front.shutdown().await;
         self.master.shutdown().await;
+        self.folder
     }
 }
 
@@ -216,6 +219,32 @@ pub(crate) fn totp(uri: &str) -> String {
         .unwrap()
         .generate_current()
         .to_string()
+}
+
+/// An authority.
+pub(crate) type Authority = rcgen::CertifiedIssuer<'static, rcgen::KeyPair>;
+
+pub(crate) fn authority() -> Authority {
+    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    rcgen::CertifiedIssuer::self_signed(params, rcgen::KeyPair::generate().unwrap()).unwrap()
+}
+
+/// Makes the TLS of a listener with a name, the authority at the chain's end.
+pub(crate) fn tls(authority: &Authority, name: &str) -> ListenerTls {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+    let certificate = params.signed_by(&key, authority).unwrap();
+    let chain = certificate.pem() + &authority.pem();
+    ListenerTls::from_pem(chain.as_bytes(), key.serialize_pem().as_bytes()).unwrap()
+}
+
+/// Returns the pin of an authority's key.
+pub(crate) fn pin(authority: &Authority) -> String {
+    use rcgen::PublicKeyData;
+    use sha2::Digest;
+    let spki = authority.key().subject_public_key_info();
+    format!("sha256:{}", hex::encode(sha2::Sha256::digest(spki)))
 }
 
 /// Checks that a backup restores.
