@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use base64::Engine;
 use hy2_master_sdk::auth::totp::SecondFactor;
+use hy2_master_sdk::domain::{AdminId, Clock};
 use serde_json::{Value, json};
 
 use crate::harness::{Client, Fleet, OWN_PASSWORD, on_both};
@@ -40,12 +41,15 @@ on_both! {
         let old = fleet.owner().await;
         assert_eq!(kid(&old), first, "not every master knows the next key");
         fleet.clock.advance(Duration::from_secs(61));
-        let new = fleet
-            .until("the next key signs", async || {
-                let owner = fleet.owner().await;
-                (kid(&owner) != first).then_some(owner)
-            })
-            .await;
+        let signer = fleet.front.service().tokens();
+        let now = fleet.clock.now().0 / 1_000;
+        let signs = async || {
+            let token = signer.issue(AdminId(1), uuid::Uuid::nil(), 0, now).unwrap();
+            (kid_of(&token) != first).then_some(())
+        };
+        fleet.until("the next key signs", signs).await;
+        let new = fleet.owner().await;
+        assert_ne!(kid(&new), first);
         for client in [&old, &new] {
             client.get("/api/v1/auth/me").await.expect(200);
         }
@@ -276,9 +280,14 @@ fn totp_rs_secret(text: &str) -> Vec<u8> {
 
 /// Returns the name of the key that signed a client's access token.
 fn kid(client: &Client) -> String {
-    let token = client.headers["authorization"]
-        .strip_prefix("Bearer ")
-        .unwrap();
+    kid_of(
+        client.headers["authorization"]
+            .strip_prefix("Bearer ")
+            .unwrap(),
+    )
+}
+
+fn kid_of(token: &str) -> String {
     let header = token.split('.').next().unwrap();
     let header = base64::engine::general_purpose::URL_SAFE_NO_PAD
         .decode(header)

@@ -49,4 +49,5 @@ on_both!(
     cases::configurations_concern_their_nodes_and_going_back_is_going_on,
     cases::calls_arrive_after_the_commit_only,
     cases::averages_and_retention,
+    cases::retention_goes_in_pieces_and_keeps_what_is_needed,
 );
