@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# A throw-away PostgreSQL on loopback for tests, from Debian's package. Prints its address.
-#   scripts/test-postgres.sh start DIR OWNER [durable]   stops and is removed when process OWNER ends;
+# A throw-away PostgreSQL on loopback for tests and `make dev-full`, from Debian's package. Prints its address.
+#   scripts/test-postgres.sh start DIR OWNER [durable]   stops and is removed when process OWNER ends,
+#                                                        or by `stop` alone when OWNER is 0;
 #                                                        durable: with fsync, for crash tests
 #   scripts/test-postgres.sh crash DIR                   stops it without a checkpoint
 #   scripts/test-postgres.sh resume DIR                  starts it again on the same port
@@ -49,7 +50,9 @@ start)
         fi
     done
     # The server outlives nobody: not a test that is killed either.
-    setsid bash -c "while kill -0 $owner 2>/dev/null; do sleep 1; done; '$0' stop '$dir'" >/dev/null 2>&1 </dev/null &
+    if [ "$owner" != 0 ]; then
+        setsid bash -c "while kill -0 $owner 2>/dev/null; do sleep 1; done; '$0' stop '$dir'" >/dev/null 2>&1 </dev/null &
+    fi
     echo "postgres://postgres@127.0.0.1:$port/postgres"
     ;;
 crash)

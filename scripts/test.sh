@@ -7,23 +7,18 @@ cd "$(dirname "$0")/.."
 
 need cargo rustc "the Rust toolchain, 1.95 or newer: https://rustup.rs"
 need cc gcc "the C compiler that aws-lc needs"
+need curl curl "the fleet that make starts"
+need python3 python3 "the fleet that make starts"
+need systemd-analyze systemd "the units' hardening"
 if ! command -v go >/dev/null 2>&1; then
     echo "error: 'go' is missing. The interop tests drive the reference implementation, which is" >&2
     echo "       written in Go; install Go 1.25 or newer (https://go.dev/dl/) and run this again." >&2
     exit 1
 fi
 
-# The stores are tested on the real PostgreSQL, which the tests start and stop by themselves.
-if ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then
-    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
-        echo "Installing postgresql (the stores' tests) ..." >&2
-        apt-get update -qq >&2
-        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql >&2
-    else
-        echo "error: PostgreSQL is missing (the stores' tests). Install the package 'postgresql' and run this again." >&2
-        exit 1
-    fi
-fi
+# The stores are tested on the real servers, which the tests start and stop by themselves.
+need_postgres "the stores' tests"
+need redis-server redis-server "the tests of the shared cache and rate limits"
 
 step() { printf '\n== %s\n' "$*"; }
 
@@ -54,7 +49,21 @@ for example in examples/*.rs; do
     timeout 120 "${CARGO_TARGET_DIR:-target}/debug/examples/$name"
 done
 
+step "the corpora of the fuzz targets"
+CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}" cargo test --quiet --locked --manifest-path fuzz/Cargo.toml
+step "the fleet that make starts, on PostgreSQL and Redis, and what make does with it"
+# Ports and folder of their own: a fleet that runs here is left alone. The programs are built.
+HY2_BUILT=1 scripts/test-dev.sh
+
+step "the commands of the documents"
+HY2_BUILT=1 scripts/test-docs.sh
+for unit in deployments/systemd/*.service; do
+    echo "-- $unit"
+    systemd-analyze security --offline=true --threshold=20 "$unit" | tail -n 1
+done
+
 step "documentation"
+scripts/check-proof.sh
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
 
 echo

@@ -126,6 +126,12 @@ struct Inner {
     exhausted: HashSet<u64>,
 }
 
+/// Most bytes beyond an allowance while the master is asked: 100 Mbit/s for 20 ms.
+const SLACK_MAX: u64 = 256 << 10;
+
+/// How long before their end places in use are asked for again. They are lent for 15 minutes.
+const PLACES_RENEWED_MS: u64 = 5 * 60_000;
+
 /// A user's counter, as far as slices are concerned.
 pub(crate) trait Counters {
     /// Returns the user's bytes both ways.
@@ -172,6 +178,19 @@ impl Leases {
             .unwrap_or(0)
     }
 
+    /// Returns how far beyond the allowance a user may go while the master is asked for more, so
+    /// that a fast transfer need not be cut for the time of an answer. None without anybody to
+    /// ask, and when the answer is known.
+    pub(crate) fn slack(&self, user: u64) -> u64 {
+        let inner = self.inner.lock();
+        if !self.is_online() || inner.exhausted.contains(&user) {
+            return 0;
+        }
+        let last = inner.slices.get(&user).and_then(|slices| slices.last());
+        last.filter(|slice| slice.ended == 0)
+            .map_or(0, |slice| (slice.length() / 4).min(SLACK_MAX))
+    }
+
     /// Returns the counter at which the next slice should be asked for.
     pub(crate) fn renew_at(&self, user: u64) -> u64 {
         let inner = self.inner.lock();
@@ -210,18 +229,26 @@ impl Leases {
         self.wanted.notify_one();
     }
 
-    /// Returns how many devices a user may have here; 0 without a lease.
+    /// Returns how many devices a user may have here; 0 without a lease. What was lent stays good
+    /// past its end while no master can be asked: users come in without one.
     pub(crate) fn places(&self, user: u64) -> u32 {
         let now = unix_ms(self.clock.now());
         let inner = self.inner.lock();
         let places = inner.places.get(&user);
         places.map_or(0, |places| {
-            if expired(places.expires_ms, now) {
+            if expired(places.expires_ms, now) && self.is_online() {
                 0
             } else {
                 places.slots
             }
         })
+    }
+
+    /// When the places of a user should be asked for again, while they are in use.
+    pub(crate) fn places_due(&self, user: u64) -> Option<u64> {
+        let inner = self.inner.lock();
+        let places = inner.places.get(&user).filter(|places| places.slots > 0)?;
+        Some(places.expires_ms.saturating_sub(PLACES_RENEWED_MS))
     }
 
     pub(crate) fn is_exhausted(&self, user: u64) -> bool {

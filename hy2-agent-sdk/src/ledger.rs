@@ -41,6 +41,19 @@ pub(crate) struct StoredUser {
     digest: [u8; 32],
 }
 
+#[cfg(feature = "bench")]
+impl StoredUser {
+    /// A user whom no master has signed.
+    pub(crate) fn unsigned(entry: UserEntry) -> Self {
+        let encoded = Bytes::from(entry.encode_to_vec());
+        Self {
+            digest: hash::blob(&encoded),
+            entry,
+            encoded,
+        }
+    }
+}
+
 /// A complete, verified state.
 #[derive(Debug, Clone)]
 pub(crate) struct Snapshot {

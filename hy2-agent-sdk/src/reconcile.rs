@@ -85,6 +85,14 @@ fn stamp(path: &Path) -> Stamp {
     Some((metadata.len(), metadata.modified().ok()?))
 }
 
+/// How the files of a certificate look; `None` where it is not from files.
+fn stamps(settings: &NodeSettings) -> Option<(Stamp, Stamp)> {
+    match &settings.certificate {
+        CertificateSource::Files { certificate, key } => Some((stamp(certificate), stamp(key))),
+        CertificateSource::Issued { .. } => None,
+    }
+}
+
 /// What decides who may come in.
 #[derive(Debug, Clone)]
 struct Orders {
@@ -207,11 +215,12 @@ impl Reconciler {
         };
         self.users.apply(&snapshot.users, &all);
         self.take_orders(&snapshot, &settings);
+        let files = stamps(&settings);
         match self.engine.apply(&settings).await {
             Ok(_) => {
                 state.applied = true;
                 state.settings = Some(settings);
-                state.files = None;
+                state.files = files;
                 self.serving(&snapshot);
                 tracing::info!(revision = snapshot.manifest.rev, "running from the ledger");
             }
@@ -265,6 +274,13 @@ impl Reconciler {
                 .as_ref()
                 .is_some_and(|current| Arc::ptr_eq(&current.config, &snapshot.config));
         let settings = NodeSettings::parse(&snapshot.config);
+        // Before they are read: what changes meanwhile is another content. Where they are not read
+        // again, what was known of them still is.
+        let files = match &settings {
+            Ok(_) if unchanged => state.files,
+            Ok(settings) => stamps(settings),
+            Err(_) => None,
+        };
         let applied = match &settings {
             // Users first: whoever is revoked does not wait for a certificate to load.
             Ok(settings) => {
@@ -286,7 +302,7 @@ impl Reconciler {
                 state.applied = true;
                 state.ahead = false;
                 state.settings = Some(settings);
-                state.files = None;
+                state.files = files;
                 let kept = match state.ledger.commit(*snapshot) {
                     Ok(copy) => copy.write().await,
                     Err(error) => Err(error),
@@ -426,19 +442,16 @@ impl Reconciler {
         let Some(settings) = state.settings.clone().filter(|_| state.applied) else {
             return;
         };
-        let CertificateSource::Files { certificate, key } = &settings.certificate else {
+        let found = stamps(&settings);
+        if found == std::mem::replace(&mut state.files, found) {
             return;
-        };
-        let stamp = (stamp(certificate), stamp(key));
-        match state.files.replace(stamp) {
-            Some(before) if before != stamp => match self.engine.apply(&settings).await {
-                Ok(_) => tracing::info!("certificate files read anew"),
-                Err(errors) => {
-                    let errors = text_of(&errors);
-                    tracing::warn!(errors, "certificate files not read, the old stay in use");
-                }
-            },
-            _ => {}
+        }
+        match self.engine.apply(&settings).await {
+            Ok(_) => tracing::info!("certificate files read anew"),
+            Err(errors) => {
+                let errors = text_of(&errors);
+                tracing::warn!(errors, "certificate files not read, the old stay in use");
+            }
         }
     }
 

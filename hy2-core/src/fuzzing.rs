@@ -1,4 +1,4 @@
-//! What the fuzz targets drive and nobody else can reach (feature `fuzzing`).
+//! What the fuzz targets and the benches drive and nobody else can reach (feature `fuzzing`).
 //!
 //! Every function here calls one function of the crate and adds nothing to it.
 
@@ -21,6 +21,17 @@ pub mod inbound {
 pub mod masquerade {
     //! The site.
     pub use crate::masquerade::fuzzing::*;
+}
+
+pub mod meter {
+    //! Counters.
+    use crate::meter::UserCounters;
+
+    /// Counts bytes as a relay does.
+    pub fn count(counters: &UserCounters, tx: u64, rx: u64) {
+        counters.add_tx(tx);
+        counters.add_rx(rx);
+    }
 }
 
 pub mod relay {

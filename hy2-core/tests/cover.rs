@@ -1,9 +1,10 @@
 //! A whole server as a prober sees it: raw bytes over plain QUIC, compared and not decoded.
 
 use std::{
+    any::Any,
     net::{Ipv4Addr, SocketAddr},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU32, Ordering::Relaxed},
     },
 };
@@ -13,6 +14,7 @@ use hy2_core::{
     BoxFuture, Server, ServerBuilder,
     authenticator::{AuthContext, AuthDecision, Authenticator, Password},
     masquerade::{Masquerade, NotFound, OrdinarySite, TcpSite, TcpSiteConfig},
+    proto::varint,
     rustls::{
         self, RootCertStore,
         pki_types::{CertificateDer, PrivateKeyDer},
@@ -23,9 +25,14 @@ use hy2_core::{
 use quinn::{
     Connection, ConnectionError, Endpoint, RecvStream, SendStream, crypto::rustls::QuicClientConfig,
 };
+use quinn_proto::{
+    ConnectError, ConnectionId, Side, TransportError,
+    crypto::{self, ExportKeyingMaterialError, HeaderKey, KeyPair, Keys, PacketKey, Session},
+    transport_parameters::TransportParameters,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpStream, UdpSocket},
 };
 
 const PASSWORD: &str = "a long enough password";
@@ -42,7 +49,14 @@ fn target(site: impl Masquerade + 'static) -> Target {
 }
 
 fn target_with(change: impl FnOnce(ServerBuilder) -> ServerBuilder) -> Target {
-    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+    target_named(["localhost".to_owned()], change)
+}
+
+fn target_named(
+    names: impl Into<Vec<String>>,
+    change: impl FnOnce(ServerBuilder) -> ServerBuilder,
+) -> Target {
+    let made = rcgen::generate_simple_self_signed(names).expect("a certificate");
     let key = || PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key");
     let tls = ServerTls::from_der(vec![made.cert.der().clone()], key()).expect("a pair");
     let builder = Server::builder(tls)
@@ -61,8 +75,15 @@ fn target_with(change: impl FnOnce(ServerBuilder) -> ServerBuilder) -> Target {
 }
 
 fn client_tls(roots: &RootCertStore, alpn: &[u8]) -> rustls::ClientConfig {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut tls = rustls::ClientConfig::builder_with_provider(provider)
+    client_tls_with(rustls::crypto::aws_lc_rs::default_provider(), roots, alpn)
+}
+
+fn client_tls_with(
+    provider: rustls::crypto::CryptoProvider,
+    roots: &RootCertStore,
+    alpn: &[u8],
+) -> rustls::ClientConfig {
+    let mut tls = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .expect("TLS 1.3")
         .with_root_certificates(roots.clone())
@@ -430,4 +451,240 @@ async fn https_on_tcp_serves_the_same_pages() {
             "{path}"
         );
     }
+}
+
+/// A client's crypto configuration that keeps the handshake messages of the server as they came.
+struct Listening {
+    inner: Arc<QuicClientConfig>,
+    heard: Arc<Mutex<Vec<u8>>>,
+}
+
+impl crypto::ClientConfig for Listening {
+    fn start_session(
+        self: Arc<Self>,
+        version: u32,
+        server_name: &str,
+        params: &TransportParameters,
+    ) -> Result<Box<dyn Session>, ConnectError> {
+        Ok(Box::new(ListeningSession {
+            inner: Arc::clone(&self.inner).start_session(version, server_name, params)?,
+            heard: Arc::clone(&self.heard),
+        }))
+    }
+}
+
+struct ListeningSession {
+    inner: Box<dyn Session>,
+    heard: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Session for ListeningSession {
+    fn read_handshake(&mut self, buf: &[u8]) -> Result<bool, TransportError> {
+        self.heard.lock().expect("free").extend_from_slice(buf);
+        self.inner.read_handshake(buf)
+    }
+    fn initial_keys(&self, dst_cid: &ConnectionId, side: Side) -> Keys {
+        self.inner.initial_keys(dst_cid, side)
+    }
+    fn handshake_data(&self) -> Option<Box<dyn Any>> {
+        self.inner.handshake_data()
+    }
+    fn peer_identity(&self) -> Option<Box<dyn Any>> {
+        self.inner.peer_identity()
+    }
+    fn early_crypto(&self) -> Option<(Box<dyn HeaderKey>, Box<dyn PacketKey>)> {
+        self.inner.early_crypto()
+    }
+    fn early_data_accepted(&self) -> Option<bool> {
+        self.inner.early_data_accepted()
+    }
+    fn is_handshaking(&self) -> bool {
+        self.inner.is_handshaking()
+    }
+    fn transport_parameters(&self) -> Result<Option<TransportParameters>, TransportError> {
+        self.inner.transport_parameters()
+    }
+    fn write_handshake(&mut self, buf: &mut Vec<u8>) -> Option<Keys> {
+        self.inner.write_handshake(buf)
+    }
+    fn next_1rtt_keys(&mut self) -> Option<KeyPair<Box<dyn PacketKey>>> {
+        self.inner.next_1rtt_keys()
+    }
+    fn is_valid_retry(&self, orig_dst_cid: &ConnectionId, header: &[u8], payload: &[u8]) -> bool {
+        self.inner.is_valid_retry(orig_dst_cid, header, payload)
+    }
+    fn export_keying_material(
+        &self,
+        output: &mut [u8],
+        label: &[u8],
+        context: &[u8],
+    ) -> Result<(), ExportKeyingMaterialError> {
+        self.inner.export_keying_material(output, label, context)
+    }
+}
+
+/// Splits `len`-prefixed bytes off; the length has `width` bytes.
+fn prefixed<'a>(from: &mut &'a [u8], width: usize) -> &'a [u8] {
+    let (len, rest) = from.split_at(width);
+    let len = len
+        .iter()
+        .fold(0, |len, byte| (len << 8) | usize::from(*byte));
+    let (value, rest) = rest.split_at(len);
+    *from = rest;
+    value
+}
+
+/// Finds the transport parameters in a server's handshake messages (RFC 8446 §4.3.1, RFC 9001 §8.2).
+fn parameters_in(mut handshake: &[u8]) -> Vec<(u64, Vec<u8>)> {
+    const ENCRYPTED_EXTENSIONS: u8 = 8;
+    const TRANSPORT_PARAMETERS: [u8; 2] = [0, 0x39];
+    while let Some((kind, rest)) = handshake.split_first() {
+        handshake = rest;
+        let mut message = prefixed(&mut handshake, 3);
+        if *kind != ENCRYPTED_EXTENSIONS {
+            continue;
+        }
+        let mut extensions = prefixed(&mut message, 2);
+        while !extensions.is_empty() {
+            let (kind, rest) = extensions.split_at(2);
+            extensions = rest;
+            let mut parameters = prefixed(&mut extensions, 2);
+            if kind == TRANSPORT_PARAMETERS {
+                let mut found = Vec::new();
+                while !parameters.is_empty() {
+                    let id = number(&mut parameters);
+                    let len = usize::try_from(number(&mut parameters)).expect("short");
+                    let (value, rest) = parameters.split_at(len);
+                    parameters = rest;
+                    found.push((id, value.to_vec()));
+                }
+                return found;
+            }
+        }
+    }
+    panic!("no transport parameters");
+}
+
+fn number(from: &mut &[u8]) -> u64 {
+    let (value, used) = varint::decode(from).expect("a number");
+    *from = &from[used..];
+    value
+}
+
+impl Target {
+    /// Shakes hands with the server at `address` and returns what it said about itself, in its order.
+    async fn parameters(
+        &self,
+        address: SocketAddr,
+        tls: rustls::ClientConfig,
+    ) -> Vec<(u64, Vec<u8>)> {
+        let tls = QuicClientConfig::try_from(tls).expect("TLS 1.3");
+        let heard = Arc::default();
+        let listening = Listening {
+            inner: Arc::new(tls),
+            heard: Arc::clone(&heard),
+        };
+        let mut endpoint =
+            Endpoint::client(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).expect("a socket");
+        endpoint.set_default_client_config(quinn::ClientConfig::new(Arc::new(listening)));
+        let _conn = endpoint
+            .connect(address, "localhost")
+            .expect("valid")
+            .await
+            .expect("connected");
+        let heard = heard.lock().expect("free");
+        parameters_in(&heard)
+    }
+}
+
+/// As captured from Caddy 2.11.4 but for the rows that docs/deviations.md names: windows and the
+/// datagram size.
+#[tokio::test]
+async fn transport_parameters_are_those_of_an_ordinary_web_server() {
+    let target = target(OrdinarySite::default());
+    let mut reserved = Vec::new();
+    for _ in 0..8 {
+        let tls = client_tls(&target.roots, b"h3");
+        let address = target.server.local_addrs()[0];
+        let mut said = target.parameters(address, tls).await;
+        // The first means nothing and is another one each time.
+        let first = said.remove(0);
+        assert_eq!(first.0 % 31, 27, "{first:?}");
+        assert!(first.0 <= 27 + 31 * 255 && first.1.len() < 16, "{first:?}");
+        reserved.push(first);
+        let order: Vec<_> = said.iter().map(|(id, _)| *id).collect();
+        assert_eq!(
+            order,
+            [5, 6, 7, 4, 8, 9, 1, 3, 0xb, 2, 0, 0xe, 0xf, 0x20],
+            "the order is always the same, and nothing else is said"
+        );
+        let value = |id: u64| {
+            let (_, value) = said.iter().find(|(this, _)| *this == id).expect("said");
+            number(&mut &value[..])
+        };
+        assert_eq!(value(1), 30_000);
+        assert_eq!((value(8), value(9)), (100, 100));
+        assert_eq!((value(3), value(0xb), value(0xe)), (1452, 26, 4));
+        // The deviations.
+        assert_eq!((value(5), value(6), value(7)), (8 << 20, 8 << 20, 8 << 20));
+        assert_eq!((value(4), value(0x20)), (512 << 10, 1200));
+    }
+    reserved.dedup();
+    assert!(reserved.len() > 1, "{reserved:?}");
+}
+
+/// Hands packets on in both directions and returns the sizes of those that the server sent first.
+async fn first_of_server(target: &Target) -> Vec<usize> {
+    let near = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))
+        .await
+        .expect("bound");
+    let far = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))
+        .await
+        .expect("bound");
+    far.connect(target.server.local_addrs()[0])
+        .await
+        .expect("connected");
+    let mut sizes = Vec::new();
+    let address = near.local_addr().expect("bound");
+    let relay = async {
+        let (mut up, mut down) = ([0; 2000], [0; 2000]);
+        let mut client = None;
+        loop {
+            // Both are cancel safe.
+            tokio::select! {
+                received = near.recv_from(&mut up) => {
+                    let (len, from) = received.expect("received");
+                    client = Some(from);
+                    far.send(&up[..len]).await.expect("sent");
+                }
+                received = far.recv(&mut down) => {
+                    let len = received.expect("received");
+                    sizes.push(len);
+                    let client = client.expect("the client speaks first");
+                    near.send_to(&down[..len], client).await.expect("sent");
+                }
+            }
+        }
+    };
+    // As of the prober that the size was captured with; the answer to a hybrid key share is a packet
+    // of 1,230 bytes, which quinn sends as it is.
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    provider.kx_groups = vec![rustls::crypto::aws_lc_rs::kx_group::X25519];
+    tokio::select! {
+        _ = target.parameters(address, client_tls_with(provider, &target.roots, b"h3")) => {}
+        () = relay => {}
+    }
+    sizes
+}
+
+#[tokio::test]
+async fn the_first_datagram_has_the_size_of_an_ordinary_web_server() {
+    // The names make a certificate of the size of those that are issued for money or for none.
+    let names: Vec<_> = (0..40)
+        .map(|index| format!("a-name-of-usual-length-{index}.site.example"))
+        .chain(["localhost".to_owned()])
+        .collect();
+    let target = target_named(names, |builder| builder);
+    let sizes = first_of_server(&target).await;
+    assert_eq!(sizes.first(), Some(&1280), "{sizes:?}");
 }

@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+#[cfg(feature = "redis")]
+use crate::redis::Redis;
+
 /// How long an answer is kept.
 const KEEP: Duration = Duration::from_secs(300);
 
@@ -21,7 +24,7 @@ const MAX_VALUE: usize = 1 << 20;
 pub struct Cache {
     memory: moka::sync::Cache<String, Bytes>,
     #[cfg(feature = "redis")]
-    shared: Option<shared::Shared>,
+    shared: Option<Redis>,
 }
 
 impl Default for Cache {
@@ -48,12 +51,12 @@ impl Cache {
         }
     }
 
-    /// Keeps in memory and in Redis, where other masters find it; all keys begin with `prefix`.
+    /// Keeps in memory and in Redis, where other masters find it.
     #[cfg(feature = "redis")]
     #[must_use]
-    pub fn shared(connection: redis::aio::ConnectionManager, prefix: impl Into<String>) -> Self {
+    pub fn shared(redis: Redis) -> Self {
         Self {
-            shared: Some(shared::Shared::new(connection, prefix.into())),
+            shared: Some(redis),
             ..Self::memory()
         }
     }
@@ -69,7 +72,7 @@ impl Cache {
         }
         #[cfg(feature = "redis")]
         if let Some(shared) = &self.shared
-            && let Some(found) = shared.get(key).await
+            && let Some(found) = read(shared, key).await
         {
             self.memory.insert(key.to_owned(), found.clone());
             return Some(found);
@@ -88,61 +91,32 @@ impl Cache {
         }
         #[cfg(feature = "redis")]
         if let Some(shared) = &self.shared {
-            shared.put(&key, &value).await;
+            write(shared, &key, &value).await;
         }
         self.memory.insert(key, value);
     }
 }
 
 #[cfg(feature = "redis")]
-mod shared {
-    use super::{Bytes, Duration, KEEP};
-    use redis::aio::ConnectionManager;
+async fn read(shared: &Redis, key: &str) -> Option<Bytes> {
+    let mut command = redis::cmd("GET");
+    command.arg(shared.key("cache", key));
+    let ask = |mut connection| async move { command.query_async(&mut connection).await };
+    let found: Option<Vec<u8>> = shared.ask(ask).await?;
+    found.map(Bytes::from)
+}
 
-    /// How long Redis may take before the answer is made anew.
-    const PATIENCE: Duration = Duration::from_millis(250);
-
-    #[derive(Clone)]
-    pub(super) struct Shared {
-        connection: ConnectionManager,
-        prefix: String,
-    }
-
-    impl Shared {
-        pub(super) const fn new(connection: ConnectionManager, prefix: String) -> Self {
-            Self { connection, prefix }
-        }
-
-        pub(super) async fn get(&self, key: &str) -> Option<Bytes> {
-            let mut connection = self.connection.clone();
-            let mut command = redis::cmd("GET");
-            command.arg(format!("{}c:{key}", self.prefix));
-            let answer = command.query_async::<Option<Vec<u8>>>(&mut connection);
-            let found = tokio::time::timeout(PATIENCE, answer).await.ok()?.ok()?;
-            found.map(Bytes::from)
-        }
-
-        pub(super) async fn put(&self, key: &str, value: &Bytes) {
-            let mut connection = self.connection.clone();
-            let mut command = redis::cmd("SET");
-            command
-                .arg(format!("{}c:{key}", self.prefix))
-                .arg(value.as_ref())
-                .arg("EX")
-                .arg(KEEP.as_secs());
-            let answer = command.query_async::<()>(&mut connection);
-            if !matches!(tokio::time::timeout(PATIENCE, answer).await, Ok(Ok(()))) {
-                metrics::counter!("hy2_master_cache_fallbacks_total").increment(1);
-            }
-        }
-    }
-
-    impl std::fmt::Debug for Shared {
-        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.debug_struct("Shared")
-                .field("prefix", &self.prefix)
-                .finish_non_exhaustive()
-        }
+#[cfg(feature = "redis")]
+async fn write(shared: &Redis, key: &str, value: &Bytes) {
+    let mut command = redis::cmd("SET");
+    command
+        .arg(shared.key("cache", key))
+        .arg(value.as_ref())
+        .arg("EX")
+        .arg(KEEP.as_secs());
+    let ask = |mut connection| async move { command.query_async::<()>(&mut connection).await };
+    if shared.ask(ask).await.is_none() {
+        metrics::counter!("hy2_master_cache_fallbacks_total").increment(1);
     }
 }
 

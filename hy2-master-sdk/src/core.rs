@@ -277,7 +277,7 @@ impl Core {
 
 /// Name and place of the sealed keys of credentials.
 pub(crate) const FLEET_KEYS: &str = "cluster.fleet_keys";
-const AUTHORITY_KEY: &str = "certificate_authorities.private_key";
+pub(crate) const AUTHORITY_KEY: &str = "certificate_authorities.private_key";
 const SIGNING_KEY: &str = "signing_keys.private_key";
 /// Place of a node's sealed Hysteria key.
 pub(crate) const NODE_TLS_KEY: &str = "node_tls.private_key";

@@ -8,12 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
+use futures_util::future::BoxFuture;
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::domain::{Clock, Timestamp};
 use crate::store::audit::{self, Checkpoint};
+pub use crate::store::events::Event;
 use crate::store::{Store, StoreError, Topic, events};
 
 /// How often the sealer looks without being called.
@@ -190,6 +192,60 @@ impl Sealer {
         Ok(())
     }
 }
+
+/// Is told of everything that happens in the fleet, in order: `user.created`, `node.enrolled`, …
+/// The same events that webhooks and live streams carry; never a secret in them.
+pub trait EventSink: Send + Sync + 'static {
+    /// Returns the number of the last event that the sink has dealt with, so that a start goes on
+    /// after it; `None`: with what happens from now on. Asked once, at the start.
+    fn last(&self) -> BoxFuture<'_, Option<i64>> {
+        Box::pin(std::future::ready(None))
+    }
+
+    /// Takes one event. The next comes when this returns, so a slow sink is late and holds nobody
+    /// up. After a crash of the process an event may come again; its number says so.
+    fn event<'a>(&'a self, event: &'a Event) -> BoxFuture<'a, ()>;
+}
+
+/// Tells a sink of every event after a number, until the token is cancelled.
+pub(crate) async fn feed(
+    (store, hub, stop): (Store, EventHub, CancellationToken),
+    sink: Arc<dyn EventSink>,
+    mut after: i64,
+) {
+    let mut calls = hub.listen();
+    loop {
+        match events::after(&store, after, FEED_BATCH).await {
+            Ok(found) if found.is_empty() => {}
+            Ok(found) => {
+                for event in &found {
+                    tokio::select! {
+                        biased;
+                        () = stop.cancelled() => return,
+                        () = sink.event(event) => after = event.seq,
+                    }
+                }
+                continue;
+            }
+            Err(error) => warn!(%error, "the event sink waits for the store"),
+        }
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            // Another master's sealer numbers events without a call on this hub.
+            _ = calls.changed() => {}
+            () = tokio::time::sleep(TICK) => {}
+        }
+    }
+}
+
+/// Returns the number of the newest event.
+pub(crate) async fn newest(store: &Store) -> Result<i64, StoreError> {
+    events::newest(store).await
+}
+
+/// Events read at once for a sink.
+const FEED_BATCH: i64 = 200;
 
 /// Returns when there may be something to seal. Cancel safe: a call that is lost is made up for by
 /// the timer.

@@ -22,11 +22,12 @@ use url::Url;
 
 use crate::Master;
 use crate::api::{self, ApiState};
+use crate::auth::external::Authenticator;
 use crate::auth::jwt::TokenSigner;
 use crate::auth::password::{Cost, DEFAULT_COST, PasswordError, Passwords};
 use crate::cache::Cache;
 use crate::domain::{Clock, NodeId, UserId};
-use crate::events::{EventHub, Sealer};
+use crate::events::{self, EventHub, EventSink, Sealer};
 use crate::ratelimit::RateLimiter;
 use crate::secrets::Vault;
 use crate::service::admins::Credentials;
@@ -70,6 +71,10 @@ pub struct FrontConfig {
     pub cache: Cache,
     /// Where webhooks may be sent to.
     pub targets: TargetPolicy,
+    /// Recognises administrators by other means than the master's own; none: nobody else does.
+    pub authenticator: Option<Arc<dyn Authenticator>>,
+    /// Told of every event; none: nobody is.
+    pub event_sink: Option<Arc<dyn EventSink>>,
     /// What `/metrics` shows.
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
 }
@@ -99,6 +104,8 @@ impl FrontConfig {
             limiter: RateLimiter::local(),
             cache: Cache::memory(),
             targets: TargetPolicy::Public,
+            authenticator: None,
+            event_sink: None,
             metrics: Arc::new(String::new),
         }
     }
@@ -159,6 +166,7 @@ impl Front {
             tokens: keys.tokens,
             public_url: config.public_url,
             targets: config.targets,
+            authenticator: config.authenticator,
         });
         let first_admin = service.bootstrap_admins().await?;
         let hub = EventHub::default();
@@ -171,6 +179,15 @@ impl Front {
             tokens,
         };
         tasks.spawn(keeping.run(stop.clone()));
+        if let Some(sink) = config.event_sink {
+            // Known before anybody can cause an event.
+            let after = match sink.last().await {
+                Some(last) => last,
+                None => events::newest(&store).await.map_err(ServiceError::from)?,
+            };
+            let fed = (store.clone(), hub.clone(), stop.clone());
+            tasks.spawn(events::feed(fed, sink, after));
+        }
         let sealer = Sealer::new(store, clock, hub.clone(), keys.audit);
         tasks.spawn(sealer.run(stop.clone()));
         tasks.spawn(Deliverer::new(service.clone(), hub.clone()).run(stop.clone()));

@@ -26,7 +26,10 @@
 //! - [`plan`] pure functions: rows in, what a node should have out
 //! - [`store`] PostgreSQL or SQLite, one file per aggregate; owns `migrations/`
 //! - [`secrets`] the master key, sealed values, credentials
+//! - [`rotation`] exchanging the private authority
 //! - [`rpc`] gRPC for agents on one port
+//! - [`front`] REST, AdminService and subscriptions, with [`auth::external`] for administrators of the
+//!   embedder's and [`events::EventSink`] for what happens
 //!
 //! It speaks to nodes with the contracts of [`hy2_proto::control`] and does not link QUIC.
 #![forbid(unsafe_code)]
@@ -44,6 +47,9 @@ mod master;
 pub mod plan;
 pub mod ratelimit;
 mod reconcile;
+#[cfg(feature = "redis")]
+pub mod redis;
+pub mod rotation;
 pub mod rpc;
 pub mod secrets;
 pub mod service;
@@ -52,6 +58,8 @@ pub mod subscription;
 pub mod targets;
 pub mod tls;
 pub mod webhook;
+
+pub use futures_util::future::BoxFuture;
 
 pub use self::config::MasterConfig;
 pub use self::core::KeysError;

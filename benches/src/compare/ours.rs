@@ -1,7 +1,11 @@
 //! Our server and client as processes for the comparison, speaking the same JSON lines as the
 //! reference peer.
 
-use std::{io::Read, net::SocketAddr};
+use std::{
+    io::Read,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
@@ -9,9 +13,11 @@ use hy2_core::{
     Bandwidth, Client, ClientConfig, Server,
     authenticator::Password,
     client::ServerAddress,
+    inbound::{UdpForward, UdpForwardConfig},
     outbound::{AddressPolicy, Direct},
+    quic::QuicConfig,
     server::ServerConfig,
-    socket::Obfuscation,
+    socket::{Obfuscation, SocketOptions},
     tls::ServerTls,
 };
 use serde_json::{Value, json};
@@ -20,6 +26,7 @@ use tokio::{
     net::TcpListener,
     task::JoinSet,
 };
+use tokio_util::sync::CancellationToken;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -32,6 +39,8 @@ enum Role {
     Client,
     /// Holds many connections.
     Crowd,
+    /// Connects over and over.
+    Connects,
 }
 
 pub(crate) fn run(arguments: Arguments) -> Result<()> {
@@ -61,6 +70,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
             Role::Server => serve(&config).await,
             Role::Client => forward(&config).await,
             Role::Crowd => crowd(&config).await,
+            Role::Connects => connects(&config).await,
         }
     })
 }
@@ -79,11 +89,32 @@ fn rate(value: &Value) -> Option<Bandwidth> {
         .map(Bandwidth::from_bytes_per_sec)
 }
 
+/// Puts what the comparison asks for into the transport settings.
+fn transport(config: &Value, quic: &mut QuicConfig, socket: &mut SocketOptions) {
+    let asked = &config["quic"];
+    if let Some(bytes) = asked["stream_window"].as_u64() {
+        quic.stream_receive_window = bytes;
+    }
+    if let Some(bytes) = asked["conn_window"].as_u64() {
+        quic.receive_window = bytes;
+    }
+    socket.gso = asked["disable_gso"] != true;
+}
+
+/// What the kernel grants a socket with these options.
+fn granted(options: &SocketOptions) -> Result<Value> {
+    let socket = hy2_core::socket::bind("127.0.0.1:0".parse()?, options)?;
+    let granted = options.apply_buffers(&socket);
+    Ok(json!({"recv": granted.recv, "send": granted.send, "gso": options.gso}))
+}
+
 async fn serve(config: &Value) -> Result<()> {
     let certificate = config["tls_cert"].as_str().context("tls_cert")?;
     let key = config["tls_key"].as_str().context("tls_key")?;
     let mut settings = ServerConfig::default();
     settings.obfuscation = obfuscation(config)?;
+    transport(config, &mut settings.quic, &mut settings.socket);
+    let socket = granted(&settings.socket)?;
     let server = Server::builder(ServerTls::from_pem_files(certificate, key)?)
         .listen("127.0.0.1:0".parse()?)
         .authenticator(Password::new(
@@ -94,7 +125,7 @@ async fn serve(config: &Value) -> Result<()> {
         .bind()?;
     println!(
         "{}",
-        json!({"event": "ready", "addr": server.local_addrs()[0].to_string()})
+        json!({"event": "ready", "addr": server.local_addrs()[0].to_string(), "socket": socket})
     );
     server.closed().await;
     Ok(())
@@ -109,18 +140,37 @@ fn client_settings(config: &Value) -> Result<ClientConfig> {
     settings.obfuscation = obfuscation(config)?;
     settings.up = rate(&config["tx"]);
     settings.down = rate(&config["rx"]);
+    settings.fast_open = config["fast_open"] == true;
+    transport(config, &mut settings.quic, &mut settings.socket);
     Ok(settings)
 }
 
 async fn forward(config: &Value) -> Result<()> {
     let target = config["target"].as_str().context("target")?.to_owned();
-    let client = Client::connect(client_settings(config)?).await?;
+    let settings = client_settings(config)?;
+    if config["warm"] == true {
+        // The crypto library prepares its random numbers once per process.
+        Client::connect(settings.clone()).await?.close().await;
+    }
+    let start = Instant::now();
+    let client = Client::connect(settings).await?;
+    let connect_ms = start.elapsed().as_secs_f64() * 1e3;
     let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let udp_target = config["udp_target"].as_str().context("udp_target")?;
+    let udp = UdpForwardConfig::new("127.0.0.1:0".parse()?, udp_target.parse()?);
+    let udp = UdpForward::bind(udp)?;
     println!(
         "{}",
-        json!({"event": "ready", "addr": listener.local_addr()?.to_string()})
+        json!({
+            "event": "ready",
+            "addr": listener.local_addr()?.to_string(),
+            "udp": udp.local_addr()?.to_string(),
+            "connect_ms": connect_ms,
+            "max_datagram": client.info().await?.max_datagram,
+        })
     );
     let mut connections = JoinSet::new();
+    connections.spawn(udp.run(client.clone(), CancellationToken::new()));
     loop {
         let (local, _) = listener.accept().await?;
         local.set_nodelay(true)?;
@@ -133,6 +183,43 @@ async fn forward(config: &Value) -> Result<()> {
         });
         while connections.try_join_next().is_some() {}
     }
+}
+
+/// Connects, authenticates and disconnects for `seconds`, `at_once` at a time.
+async fn connects(config: &Value) -> Result<()> {
+    let mut settings = client_settings(config)?;
+    settings.socket.recv_buffer = 64 << 10;
+    settings.socket.send_buffer = 64 << 10;
+    let at_once = config["at_once"].as_u64().context("at_once")?;
+    let span = Duration::from_secs_f64(config["seconds"].as_f64().context("seconds")?);
+    // What a process does once is not counted.
+    Client::connect(settings.clone()).await?.close().await;
+    println!("{}", json!({"event": "ready"}));
+    let start = Instant::now();
+    let mut tasks = JoinSet::new();
+    for _ in 0..at_once {
+        let settings = settings.clone();
+        tasks.spawn(async move {
+            let mut latencies = Vec::new();
+            while start.elapsed() < span {
+                let begun = Instant::now();
+                // Dropped at once, which closes it; nobody waits until it has drained.
+                let _client = Client::connect(settings.clone()).await?;
+                latencies.push(begun.elapsed().as_micros() as u64);
+            }
+            Ok::<_, anyhow::Error>(latencies)
+        });
+    }
+    let mut latencies = Vec::new();
+    while let Some(ended) = tasks.join_next().await {
+        latencies.append(&mut ended??);
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    println!(
+        "{}",
+        json!({"event": "done", "seconds": seconds, "latencies_us": latencies})
+    );
+    std::future::pending().await
 }
 
 /// Opens `count` connections and keeps them; on the line `use` each carries one small transfer.

@@ -59,18 +59,40 @@ impl Process {
     }
 
     /// Sends a command and waits for its answer's result.
-    pub(crate) fn ask(&mut self, mut command: Value) -> Result<Value> {
+    pub(crate) fn ask(&mut self, command: Value) -> Result<Value> {
+        Ok(self.ask_timed(command)?.0)
+    }
+
+    /// As [`ask`](Self::ask), with how many milliseconds it took the child.
+    pub(crate) fn ask_timed(&mut self, mut command: Value) -> Result<(Value, f64)> {
         command["id"] = 1.into();
         self.tell(&command)?;
         let answer = self.hear("answer")?;
         if answer["ok"] != true {
             bail!("{command} failed: {answer}");
         }
-        Ok(answer["result"].clone())
+        let ms = answer["ms"].as_f64().unwrap_or(f64::NAN);
+        Ok((answer["result"].clone(), ms))
     }
 
     /// Returns user and system time so far, in seconds.
     pub(crate) fn cpu_seconds(&self) -> Result<f64> {
+        // The scheduler counts nanoseconds per living thread, `stat` ticks of 10 ms of all of them.
+        Ok(self.scheduled()?.max(self.ticks()?))
+    }
+
+    fn scheduled(&self) -> Result<f64> {
+        let mut nanos = 0_u64;
+        for task in std::fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+            // A thread may end meanwhile, and the kernel may not count.
+            let stat = std::fs::read_to_string(task?.path().join("schedstat")).unwrap_or_default();
+            let ran = stat.split_whitespace().next();
+            nanos += ran.and_then(|ran| ran.parse::<u64>().ok()).unwrap_or(0);
+        }
+        Ok(nanos as f64 / 1e9)
+    }
+
+    fn ticks(&self) -> Result<f64> {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
         // Fields 14 and 15, counted behind the parenthesised name; ticks of 10 ms.
         let (_, fields) = stat.rsplit_once(')').context("stat")?;

@@ -1,306 +1,214 @@
-//! What is measured, and the bars it has to meet.
+//! What is measured, and the bars it has to meet. Numbers are those of the scenarios in the
+//! project's plan: 1 bulk, 2 obfuscated, 3 without offload, 4 one core, 5 ping-pong, 6 connections,
+//! 7 handshakes, 8 time to the first byte, 9 UDP, 14 idle.
 
-use std::{net::SocketAddr, path::Path, process::Command, time::Duration};
-
-use anyhow::{Context, Result, bail};
-use serde_json::{Value, json};
-
-use super::{
-    Arguments,
-    load::{self, Way},
-    process::Process,
-    reference,
-    report::{Figures, median, paired, spread},
-};
-
-struct Scenario {
-    name: &'static str,
-    way: Way,
-    streams: u64,
-    obfs: bool,
-    /// The reference's CPU per GiB over ours must be at least this.
-    bar: f64,
+/// Which way the bytes go, as the user of the proxy sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    Down,
+    Up,
 }
 
-const SCENARIOS: &[Scenario] = &[
-    Scenario {
-        name: "bulk down",
-        way: Way::Down,
-        streams: 1,
-        obfs: false,
-        bar: 2.2,
-    },
-    Scenario {
-        name: "bulk up",
-        way: Way::Up,
-        streams: 1,
-        obfs: false,
-        bar: 2.2,
-    },
-    Scenario {
-        name: "bulk down x10",
-        way: Way::Down,
-        streams: 10,
-        obfs: false,
-        bar: 2.2,
-    },
-    Scenario {
-        name: "salamander down",
-        way: Way::Down,
-        streams: 1,
-        obfs: true,
-        bar: 4.0,
-    },
-    Scenario {
-        name: "salamander up",
-        way: Way::Up,
-        streams: 1,
-        obfs: true,
-        bar: 4.0,
-    },
-];
-
-/// One side: a server and a client that forwards a local port to the origin.
-struct Side {
-    server: Process,
-    client: Process,
-    proxy: SocketAddr,
+/// What the load generator does.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Load {
+    /// Moves bytes over this many streams at once.
+    Bulk { way: Way, streams: u64 },
+    /// 200 bytes there and back, over and over, on each of this many streams.
+    PingPong { streams: usize },
+    /// A new TCP connection for each 200 bytes there and back, this many at once.
+    Requests { at_once: usize },
+    /// QUIC connections with authentication, this many at once, all made by our client: the
+    /// servers are compared.
+    Connects { at_once: u64 },
+    /// Datagrams of `size` bytes to an echo and back, `window` of them on their way.
+    Udp { size: usize, window: usize },
+    /// New TCP connection to first byte, over a link with this round trip time in milliseconds.
+    FirstByte { rtt: u64, fast_open: bool },
 }
 
-pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let scratch = std::env::temp_dir().join(format!("hy2-compare-{}", std::process::id()));
-    std::fs::create_dir_all(&scratch)?;
-    let result = run_in(arguments, &scratch);
-    std::fs::remove_dir_all(&scratch)?;
-    result
-}
-
-fn run_in(arguments: &Arguments, scratch: &Path) -> Result<()> {
-    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
-    let (certificate, key) = (scratch.join("cert.pem"), scratch.join("key.pem"));
-    std::fs::write(&certificate, made.cert.pem())?;
-    std::fs::write(&key, made.signing_key.serialize_pem())?;
-    let peer = arguments.peer.exists().then_some(arguments.peer.as_path());
-    if peer.is_none() {
-        println!(
-            "No reference peer at {}: only our column, no ratios.",
-            arguments.peer.display()
-        );
-    }
-    println!("{}", machine());
-    let origin = load::origin()?;
-    let mut missed = Vec::new();
-    for scenario in SCENARIOS
-        .iter()
-        .filter(|s| s.name.contains(&arguments.only))
-    {
-        let base = json!({
-            "tls_cert": certificate, "tls_key": key, "password": "bench-password",
-            "obfs": scenario.obfs.then(|| json!({"type": "salamander", "password": "bench-obfuscation-key"})),
-        });
-        let ours = start_ours(&base, origin)?;
-        let theirs = peer
-            .map(|peer| start_reference(peer, &base, origin))
-            .transpose()?;
-        let (mut a, mut b) = (Figures::default(), Figures::default());
-        // One uncounted pair first.
-        for run in 0..=arguments.runs {
-            let counted = run > 0;
-            measure(
-                &ours,
-                scenario,
-                arguments.mebibytes,
-                counted.then_some(&mut a),
-            )?;
-            if let Some(theirs) = &theirs {
-                measure(
-                    theirs,
-                    scenario,
-                    arguments.mebibytes,
-                    counted.then_some(&mut b),
-                )?;
-            }
-        }
-        println!("\n{}", scenario.name);
-        print_side("  hy2      ", &a);
-        if theirs.is_some() {
-            print_side("  reference", &b);
-            let cpu = paired(&b.cpu(), &a.cpu());
-            let rate = paired(&a.rate, &b.rate);
-            println!(
-                "  CPU per GiB: reference / hy2 = {cpu:.2} (bar {:.1}); rate: hy2 / reference = {rate:.2}",
-                scenario.bar
-            );
-            if cpu < scenario.bar {
-                missed.push(format!(
-                    "{} ({cpu:.2} < {:.1})",
-                    scenario.name, scenario.bar
-                ));
-            }
+impl Load {
+    /// Returns what CPU time is given per, and what a rate counts.
+    pub(crate) fn units(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Bulk { .. } => ("s/GiB", "Gbit/s"),
+            Self::Connects { .. } => ("µs", "connections/s"),
+            Self::FirstByte { .. } => ("µs", "requests/s"),
+            _ => ("µs", "op/s"),
         }
     }
-    if "idle".contains(&arguments.only) {
-        for (used, bar) in [(false, 48.0), (true, 128.0)] {
-            let idle = idle(&certificate, &key, origin, used)?;
-            let state = if used { "after use" } else { "never used" };
-            println!(
-                "\nidle connections, {state}: {:.1} KiB of server memory each (bar {bar}); 1,000 of \
-                 them take {:.2} % of a core (bar {IDLE_CPU_BAR})",
-                idle.kibibytes, idle.percent
-            );
-            if idle.kibibytes > bar {
-                missed.push(format!("idle {state} ({:.1} KiB > {bar})", idle.kibibytes));
-            }
-            if idle.percent > IDLE_CPU_BAR {
-                missed.push(format!(
-                    "idle {state} ({:.2} % > {IDLE_CPU_BAR})",
-                    idle.percent
-                ));
-            }
-        }
-    }
-    if arguments.bars && !missed.is_empty() {
-        bail!("below the bar: {}", missed.join(", "));
-    }
-    Ok(())
 }
 
-fn start_ours(base: &Value, origin: SocketAddr) -> Result<Side> {
-    let program = std::env::current_exe()?;
-    let command = |role: &str| {
-        let mut command = Command::new(&program);
-        command.args(["ours", role]);
-        command
+/// How both sides are set up.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Setup {
+    /// Salamander.
+    pub(crate) salamander: bool,
+    /// Bytes per second of Brutal, both ways; 0 is BBR, the default.
+    pub(crate) brutal: u64,
+    /// No segmentation offload on either side.
+    pub(crate) no_gso: bool,
+    /// The server has the first core to itself and nobody else.
+    pub(crate) one_core: bool,
+    /// Windows, keep-alive and rate given to both instead of each one's defaults, and no imitation
+    /// of a browser by the reference.
+    pub(crate) equal: bool,
+}
+
+/// Ratios that must be reached: the reference's CPU over ours, and our rate over the reference's.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Bar {
+    pub(crate) cpu: Option<f64>,
+    pub(crate) rate: Option<f64>,
+    /// The server's CPU instead of both ends'.
+    pub(crate) server_only: bool,
+}
+
+/// One row of the result.
+#[derive(Debug, Clone)]
+pub(crate) struct Scenario {
+    pub(crate) number: u32,
+    pub(crate) name: String,
+    pub(crate) load: Load,
+    pub(crate) setup: Setup,
+    pub(crate) bar: Bar,
+}
+
+/// 8 Gbit/s.
+const BRUTAL: u64 = 1_000_000_000;
+
+/// Returns all of them, in the order of running.
+pub(crate) fn all() -> Vec<Scenario> {
+    let mut list = List(Vec::new());
+    let plain = Setup::default();
+    for (streams, bar) in [
+        (1, cpu_rate(2.6, 2.2)),
+        (10, cpu_rate(2.4, 2.2)),
+        (100, cpu(3.0)),
+    ] {
+        list.bulk(1, "bulk", streams, plain, bar);
+    }
+    let salamander = Setup {
+        salamander: true,
+        ..plain
     };
-    let (server, ready) = Process::start(command("server"), base)?;
-    let (client, ready) = Process::start(
-        command("client"),
-        &client_config(base, &ready["addr"], origin),
-    )?;
-    side(server, client, &ready["addr"])
-}
-
-/// What a server spends on authenticated connections that only keep themselves alive.
-struct Idle {
-    /// Memory per connection.
-    kibibytes: f64,
-    /// CPU of all of them, in percent of a core.
-    percent: f64,
-}
-
-/// For 1,000 connections with a keep-alive every ten seconds.
-const IDLE_CPU_BAR: f64 = 0.5;
-
-/// How long the CPU time of idle connections is measured: three keep-alives.
-const IDLE_SPAN: Duration = Duration::from_secs(30);
-
-fn idle(certificate: &Path, key: &Path, origin: SocketAddr, used: bool) -> Result<Idle> {
-    const CONNECTIONS: u64 = 1000;
-    let base = json!({"tls_cert": certificate, "tls_key": key, "password": "bench-password"});
-    let program = std::env::current_exe()?;
-    let mut command = Command::new(&program);
-    command.args(["ours", "server"]);
-    let (server, ready) = Process::start(command, &base)?;
-    let mut config = client_config(&base, &ready["addr"], origin);
-    // What the first connections allocate once is not counted.
-    config["count"] = 20.into();
-    config["use"] = used.into();
-    let crowd = |config: &Value| {
-        let mut command = Command::new(&program);
-        command.args(["ours", "crowd"]);
-        Process::start(command, config)
+    list.bulk(2, "salamander", 1, salamander, cpu_rate(5.0, 5.0));
+    list.bulk(2, "salamander", 10, salamander, Bar::default());
+    let brutal = Setup {
+        brutal: BRUTAL,
+        ..plain
     };
-    let (mut first, _) = crowd(&config)?;
-    if used {
-        first.hear("used")?;
-    }
-    let before = server.resident()?;
-    config["count"] = CONNECTIONS.into();
-    let (mut many, _) = crowd(&config)?;
-    if used {
-        many.hear("used")?;
-    }
-    std::thread::sleep(Duration::from_secs(3));
-    let after = server.resident()?;
-    let spent = server.cpu_seconds()?;
-    std::thread::sleep(IDLE_SPAN);
-    let spent = server.cpu_seconds()? - spent;
-    Ok(Idle {
-        kibibytes: after.saturating_sub(before) as f64 / 1024.0 / CONNECTIONS as f64,
-        percent: spent / IDLE_SPAN.as_secs_f64() * 100.0,
-    })
-}
-
-fn start_reference(peer: &Path, base: &Value, origin: SocketAddr) -> Result<Side> {
-    let mut config = base.clone();
-    if config["obfs"].is_null()
-        && let Some(object) = config.as_object_mut()
-    {
-        object.remove("obfs");
-    }
-    let (server, address) = reference::server(peer, config)?;
-    let (client, proxy) = reference::client(peer, &client_config(base, &address.into(), origin))?;
-    side(server, client, &proxy.into())
-}
-
-fn client_config(base: &Value, server: &Value, origin: SocketAddr) -> Value {
-    json!({
-        "server": server, "auth": base["password"], "obfs": base["obfs"],
-        "target": origin.to_string(),
-    })
-}
-
-fn side(server: Process, client: Process, proxy: &Value) -> Result<Side> {
-    let proxy = proxy.as_str().context("no address")?.parse()?;
-    Ok(Side {
-        server,
-        client,
-        proxy,
-    })
-}
-
-fn measure(
-    side: &Side,
-    scenario: &Scenario,
-    mebibytes: u64,
-    into: Option<&mut Figures>,
-) -> Result<()> {
-    let before = (side.server.cpu_seconds()?, side.client.cpu_seconds()?);
-    let elapsed = load::bulk(side.proxy, scenario.way, mebibytes << 20, scenario.streams)?;
-    let after = (side.server.cpu_seconds()?, side.client.cpu_seconds()?);
-    let gibibytes = mebibytes as f64 / 1024.0;
-    if let Some(figures) = into {
-        figures.server.push((after.0 - before.0) / gibibytes);
-        figures.client.push((after.1 - before.1) / gibibytes);
-        figures
-            .rate
-            .push(gibibytes * 8.0 * 1.073_741_824 / elapsed.as_secs_f64());
-    }
-    Ok(())
-}
-
-fn print_side(name: &str, figures: &Figures) {
-    println!(
-        "{name}  CPU s/GiB {} (server {:.2} + client {:.2})  Gbit/s {}",
-        spread(&figures.cpu()),
-        median(&figures.server),
-        median(&figures.client),
-        spread(&figures.rate),
+    list.bulk(1, "brutal 8 Gbit/s", 1, brutal, cpu(2.8));
+    let equal = Setup {
+        equal: true,
+        ..brutal
+    };
+    list.bulk(1, "equal settings, brutal 8 Gbit/s", 1, equal, cpu(2.8));
+    list.bulk(
+        1,
+        "equal settings, brutal 8 Gbit/s",
+        10,
+        equal,
+        Bar::default(),
     );
+    let no_gso = Setup {
+        no_gso: true,
+        ..plain
+    };
+    list.bulk(3, "no GSO", 1, no_gso, cpu(1.0));
+    let one_core = Setup {
+        one_core: true,
+        ..plain
+    };
+    list.bulk(4, "server on one core", 1, one_core, Bar::default());
+    for (streams, bar) in [(1, cpu(2.0)), (50, cpu(1.7))] {
+        let load = Load::PingPong { streams };
+        list.add(5, format!("ping-pong 200 B x{streams}"), load, plain, bar);
+    }
+    for (at_once, bar) in [
+        (1, cpu_rate(3.0, 2.0)),
+        (50, cpu_rate(3.0, 1.7)),
+        (500, Bar::default()),
+    ] {
+        let load = Load::Requests { at_once };
+        let name = format!("connection per request x{at_once}");
+        list.add(6, name, load, plain, bar);
+    }
+    for at_once in [1, 64] {
+        let load = Load::Connects { at_once };
+        let bar = Bar {
+            cpu: Some(1.6),
+            rate: None,
+            server_only: true,
+        };
+        list.add(7, format!("connect + auth x{at_once}"), load, plain, bar);
+    }
+    for rtt in [20, 100, 200] {
+        for fast_open in [false, true] {
+            let load = Load::FirstByte { rtt, fast_open };
+            let how = if fast_open { ", fast open" } else { "" };
+            let name = format!("first byte at {rtt} ms{how}");
+            list.add(8, name, load, plain, Bar::default());
+        }
+    }
+    for window in [1, 16, 128] {
+        for size in [64, 200, 1100, 1400, 4000] {
+            let bar = if window == 128 && size <= 1400 {
+                cpu_rate(2.3, 1.6)
+            } else {
+                Bar::default()
+            };
+            let load = Load::Udp { size, window };
+            list.add(
+                9,
+                format!("UDP {size} B, window {window}"),
+                load,
+                plain,
+                bar,
+            );
+        }
+    }
+    list.0
 }
 
-fn machine() -> String {
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let cpu = read("/proc/cpuinfo");
-    let model = cpu
-        .lines()
-        .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
-        .map_or("unknown CPU", |(_, model)| model);
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    format!(
-        "{model}, {cores} cores, kernel {}, load {}, rmem_max {}",
-        read("/proc/sys/kernel/osrelease").trim(),
-        read("/proc/loadavg").split(' ').next().unwrap_or_default(),
-        read("/proc/sys/net/core/rmem_max").trim(),
-    )
+struct List(Vec<Scenario>);
+
+impl List {
+    fn add(&mut self, number: u32, name: String, load: Load, setup: Setup, bar: Bar) {
+        self.0.push(Scenario {
+            number,
+            name,
+            load,
+            setup,
+            bar,
+        });
+    }
+
+    fn bulk(&mut self, number: u32, what: &str, streams: u64, setup: Setup, bar: Bar) {
+        for (way, name) in [(Way::Down, "down"), (Way::Up, "up")] {
+            let load = Load::Bulk { way, streams };
+            self.add(
+                number,
+                format!("{what} {name} x{streams}"),
+                load,
+                setup,
+                bar,
+            );
+        }
+    }
+}
+
+fn cpu(cpu: f64) -> Bar {
+    Bar {
+        cpu: Some(cpu),
+        ..Bar::default()
+    }
+}
+
+fn cpu_rate(cpu: f64, rate: f64) -> Bar {
+    Bar {
+        cpu: Some(cpu),
+        rate: Some(rate),
+        ..Bar::default()
+    }
 }

@@ -3,6 +3,7 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -35,6 +36,23 @@ pub(crate) struct Config {
     /// What unacknowledged traffic may take on disk before batches are merged. Default: 256.
     #[serde(default)]
     spool_mebibytes: Option<u64>,
+    /// Longest pause before a master that cannot be reached is dialled again, such as `30s`.
+    /// Default: 60s.
+    #[serde(default)]
+    reconnect_max: Option<Interval>,
+}
+
+/// A span of time from 100 ms to an hour.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(try_from = "String")]
+struct Interval(Duration);
+
+impl TryFrom<String> for Interval {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        hy2_daemon_runtime::interval(&text).map(Self)
+    }
 }
 
 impl Config {
@@ -55,6 +73,9 @@ impl Config {
         config.loopback = self.loopback;
         if let Some(socket) = &self.local_socket {
             config.local_socket = Some(socket.clone());
+        }
+        if let Some(Interval(longest)) = self.reconnect_max {
+            config.reconnect = (config.reconnect.0.min(longest), longest);
         }
         if let Some(mebibytes) = self.spool_mebibytes {
             config.spool_cap = mebibytes.saturating_mul(1 << 20);
@@ -93,6 +114,10 @@ mod tests {
                 "listenPort",
             ),
             ("dataDir: /x\nmasters: ['a:1']\nloopback: here", "loopback"),
+            (
+                "dataDir: /x\nmasters: ['a:1']\nreconnectMax: 2h",
+                "between 100ms and 60m",
+            ),
         ] {
             let error = read(text).expect_err(text);
             assert!(

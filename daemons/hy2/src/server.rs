@@ -12,7 +12,7 @@ use hy2_core::{
     proto::bandwidth::Bandwidth,
     tls::ServerTls,
 };
-use hy2_daemon_runtime::{FileWatch, Signal, Signals};
+use hy2_daemon_runtime::{FileWatch, Signal, Signals, service};
 use tracing::{debug, error, info, warn};
 
 pub(crate) use self::prepare::{Prepared, prepare};
@@ -47,6 +47,8 @@ pub(crate) async fn run(prepared: Prepared, flags: &cli::Serve) -> anyhow::Resul
     let tcp_site = serve_site(&settings, &tls, site, quic_port).await?;
     let _figures = metrics.is_some().then(|| figures::export(server.handle()));
 
+    service::ready();
+    let watchdog = service::watchdog();
     let mut watch = FileWatch::new(
         tls.files().into_iter().flat_map(|(c, k)| [c, k]),
         WATCH_PERIOD,
@@ -62,6 +64,8 @@ pub(crate) async fn run(prepared: Prepared, flags: &cli::Serve) -> anyhow::Resul
         }
     }
 
+    service::stopping();
+    drop(watchdog);
     info!(grace = ?flags.drain, "ending: no new streams, waiting for open ones");
     let ended = async {
         tokio::join!(server.drain(flags.drain), async {

@@ -17,7 +17,25 @@ pub(crate) fn run(client: &config::Client, flags: &cli::Share) -> anyhow::Result
     if flags.qr {
         writeln!(out, "{}", qr(&link)?)?;
     }
+    if let Some(warning) = missing(client) {
+        writeln!(io::stderr(), "hy2: {warning}")?;
+    }
     Ok(())
+}
+
+/// Tells what the configuration needs and a link has no place for.
+fn missing(client: &config::Client) -> Option<&'static str> {
+    let tls = &client.tls;
+    if tls.ca.is_some() && !tls.insecure {
+        return Some(
+            "the link does not carry tls.ca, so it connects only where that authority is trusted; set \
+             tls.pinSHA256 to the fingerprint of the server's certificate and tls.insecure to true (the \
+             pin is still checked), or hand on the file as well",
+        );
+    }
+    tls.identity.is_some().then_some(
+        "the link does not carry tls.clientCertificate and tls.clientKey; the other client needs its own",
+    )
 }
 
 /// Draws a QR code for a terminal with light text on a dark ground.

@@ -91,10 +91,46 @@ fn links_say_what_the_file_says() {
             format!("{link}\n"),
             "{shared:?}"
         );
+        assert!(shared.stderr.is_empty(), "{shared:?}");
     }
     let qr = hy2(folder.path(), &["share", "--notext", "--qr"]);
     let qr = String::from_utf8(qr.stdout).expect("text");
     assert!(qr.contains('█') && !qr.contains("hysteria2"), "{qr}");
+}
+
+#[test]
+fn a_link_that_lacks_something_is_given_with_a_warning() {
+    let folder = tempfile::tempdir().expect("folder");
+    let pin = "ab".repeat(32);
+    for (tls, link, warning) in [
+        ("ca: ca.pem", "hysteria2://a/", Some("tls.ca")),
+        (
+            &format!("ca: ca.pem, pinSHA256: {pin}"),
+            &format!("hysteria2://a/?pinSHA256={pin}"),
+            Some("tls.ca"),
+        ),
+        (
+            &format!("ca: ca.pem, insecure: true, pinSHA256: {pin}"),
+            &format!("hysteria2://a/?insecure=1&pinSHA256={pin}"),
+            None,
+        ),
+        (
+            "clientCertificate: c.pem, clientKey: k.pem",
+            "hysteria2://a/",
+            Some("tls.clientCertificate"),
+        ),
+    ] {
+        let file = format!("server: a\ntls: {{{tls}}}\n");
+        fs::write(folder.path().join("config.yaml"), file).expect("write");
+        let shared = hy2(folder.path(), &["share"]);
+        assert!(shared.status.success(), "{shared:?}");
+        assert_eq!(String::from_utf8_lossy(&shared.stdout), format!("{link}\n"));
+        let said = String::from_utf8_lossy(&shared.stderr);
+        match warning {
+            Some(key) => assert!(said.contains(key) && said.lines().count() == 1, "{said}"),
+            None => assert_eq!(said, ""),
+        }
+    }
 }
 
 #[test]

@@ -43,6 +43,9 @@ pub(crate) enum Command {
     /// Sign access tokens with a new key, as after a theft: those in use are refused within a minute;
     /// sessions go on
     RotateTokens,
+    /// Exchange the private authority that nodes trust: prepare, activate, retire
+    #[command(subcommand)]
+    Ca(Ca),
     /// Give an administrator a new password, print it, and end that administrator's sessions
     RecoverAdmin {
         /// Login name
@@ -75,4 +78,24 @@ pub(crate) struct Restore {
     /// Only see whether it opens and fits, and change nothing
     #[arg(long)]
     pub(crate) check: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Ca {
+    /// List the authorities: pin, state and end
+    Show,
+    /// Make the next one; nodes learn to trust it
+    Prepare,
+    /// Let the next one take over; nodes renew their certificates
+    Activate {
+        /// Leave behind nodes that have not been here since it was prepared
+        #[arg(long)]
+        force: bool,
+    },
+    /// Remove the ones before; nodes trust them no more
+    Retire {
+        /// Leave behind nodes that have not renewed
+        #[arg(long)]
+        force: bool,
+    },
 }

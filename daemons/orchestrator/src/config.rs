@@ -4,6 +4,7 @@ use std::{
     fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context, bail};
@@ -39,6 +40,10 @@ struct Agents {
     listen: String,
     /// Names and addresses by which agents reach this master.
     names: Vec<String>,
+    /// How often agents report traffic, such as `10s`.
+    traffic_interval: Option<Interval>,
+    /// How often agents say that they live.
+    heartbeat_interval: Option<Interval>,
 }
 
 impl Default for Agents {
@@ -46,6 +51,8 @@ impl Default for Agents {
         Self {
             listen: "0.0.0.0:50052".into(),
             names: Vec::new(),
+            traffic_interval: None,
+            heartbeat_interval: None,
         }
     }
 }
@@ -90,6 +97,19 @@ struct Public {
 
 fn public_listen() -> SocketAddr {
     ([0, 0, 0, 0], 8080).into()
+}
+
+/// A span of time from 100 ms to an hour: `500ms`, `10s`, `2m`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+struct Interval(Duration);
+
+impl TryFrom<String> for Interval {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        hy2_daemon_runtime::interval(&text).map(Self)
+    }
 }
 
 /// Printed as `***`.
@@ -160,6 +180,12 @@ impl Config {
         };
         let mut config = MasterConfig::default();
         config.names.clone_from(&self.agents.names);
+        if let Some(Interval(interval)) = self.agents.traffic_interval {
+            config.traffic_interval = interval;
+        }
+        if let Some(Interval(interval)) = self.agents.heartbeat_interval {
+            config.heartbeat_interval = interval;
+        }
         builder.key_file(&self.key_file).config(config)
     }
 
@@ -235,6 +261,14 @@ mod tests {
             (
                 "database: sqlite:/x\nkeyFile: a\npublic: {url: nowhere}",
                 "url",
+            ),
+            (
+                &format!("{LEAST}agents:\n  trafficInterval: 10\n"),
+                "between 100ms and 60m",
+            ),
+            (
+                &format!("{LEAST}agents:\n  heartbeatInterval: 5ms\n"),
+                "between 100ms and 60m",
             ),
         ];
         for (text, wanted) in cases {

@@ -1,6 +1,7 @@
 //! Orchestrator of a fleet of Hysteria 2 nodes: reads a file, composes hy2-master-sdk, runs it.
 #![forbid(unsafe_code)]
 
+mod authority;
 mod certificates;
 mod cli;
 mod config;
@@ -15,7 +16,7 @@ use anyhow::Context;
 use clap::Parser;
 use hy2_daemon_runtime::{Recorder, Signal, Signals, logging, service};
 use hy2_master_sdk::{
-    cache::Cache, front::Front, ratelimit::RateLimiter, ratelimit::SharedLimiter,
+    cache::Cache, front::Front, ratelimit::RateLimiter, ratelimit::SharedLimiter, redis::Redis,
     service::admins::Credentials,
 };
 use secrecy::ExposeSecret;
@@ -60,6 +61,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
             Command::Backup(flags) => host::backup(&config, flags).await,
             Command::Restore(flags) => host::restore(&config, flags).await,
             Command::RotateTokens => host::rotate_tokens(&config).await,
+            Command::Ca(step) => authority::exchange(&config, step).await,
             Command::RecoverAdmin { username } => host::recover(&config, username).await,
             Command::Check => Ok(()),
         }
@@ -73,13 +75,9 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     let mut front = config.front();
     front.metrics = std::sync::Arc::new(move || recorder.render());
     if let Some(url) = config.redis() {
-        let client = redis::Client::open(url).context("redis: not an address")?;
-        let connection = client
-            .get_connection_manager()
-            .await
-            .context("redis: cannot connect")?;
-        front.cache = Cache::shared(connection.clone(), "hy2:cache:");
-        front.limiter = RateLimiter::shared(SharedLimiter::new(connection, "hy2:limit:"));
+        let redis = Redis::new(url, "hy2:").context("redis")?;
+        front.cache = Cache::shared(redis.clone());
+        front.limiter = RateLimiter::shared(SharedLimiter::new(redis));
     }
     let certificates = Certificates::read(config.tls())?;
     [front.api_tls, front.public_tls] = certificates.listeners();

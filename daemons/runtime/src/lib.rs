@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod exposition;
+mod interval;
 pub mod logging;
 mod new_file;
 mod progress;
@@ -13,6 +14,7 @@ mod signals;
 mod watch;
 
 pub use exposition::{Exposition, Recorder};
+pub use interval::interval;
 pub use new_file::NewFile;
 pub use progress::{Progress, Spinner, human_bytes, human_rate};
 pub use signals::{Signal, Signals};

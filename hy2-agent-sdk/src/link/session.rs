@@ -50,6 +50,12 @@ pub(crate) async fn run(node: Arc<Node>) {
             Err(error) => error,
         };
         node.leases.set_online(false);
+        // Who waited for an answer gets none.
+        let refreshing = Arc::clone(&node);
+        let refreshed = tokio::task::spawn_blocking(move || refreshing.users.refresh_all()).await;
+        if let Err(error) = refreshed {
+            tracing::error!(%error, "quotas not looked at");
+        }
         let text = crate::engine::chain_of(&error);
         let was_up = node.link.borrow().connected_since().is_some();
         node.link.send_replace(LinkState::Down {
@@ -109,6 +115,12 @@ async fn one(node: &Arc<Node>, master: &str) -> Result<(), LinkError> {
         since: node.clock.now(),
     });
     node.leases.set_online(true);
+    let refreshing = Arc::clone(node);
+    blocking(move || {
+        refreshing.users.refresh_all();
+        Ok(())
+    })
+    .await?;
     tracing::info!(
         master,
         epoch = welcome.cluster_epoch,

@@ -82,11 +82,15 @@ pub(crate) struct User {
     rate: Mutex<Option<Rate>>,
     /// Live connections: where from, since when.
     live: Mutex<BTreeMap<u64, (IpAddr, SystemTime)>>,
-    /// Counter at which the user has to stop; `u64::MAX` without a quota.
+    /// Counter up to which the user has a quota; `u64::MAX` without one.
     allowance: AtomicU64,
+    /// Counter at which the user is stopped without waiting for an answer.
+    limit: AtomicU64,
     /// Counter at which the next slice is asked for.
     renew_at: AtomicU64,
-    /// The user was stopped at the present allowance.
+    /// More was asked for at the present allowance.
+    asked: AtomicBool,
+    /// The user was stopped at the present limit.
     stopped: AtomicBool,
     /// When the last connection ended, by the clock.
     idle_since: AtomicU64,
@@ -95,6 +99,10 @@ pub(crate) struct User {
 /// After this long without a connection, what is left of a user's slices goes back, so that other
 /// nodes can have it.
 const IDLE_MS: u64 = 60_000;
+
+/// After this long without its device, a place goes back; a device that only connects anew finds
+/// it.
+const PLACES_IDLE_MS: u64 = 3_000;
 
 /// What the desired state says of a user.
 struct Entry {
@@ -163,6 +171,10 @@ impl User {
     /// Whether nobody has been connected for long.
     fn is_idle(&self, now_ms: u64) -> bool {
         now_ms.saturating_sub(self.idle_since.load(Relaxed)) >= IDLE_MS
+    }
+
+    fn device_count(&self) -> u32 {
+        u32::try_from(self.devices().len()).unwrap_or(u32::MAX)
     }
 
     /// Addresses of the user's devices.
@@ -234,6 +246,11 @@ impl UserTable {
         self.inner.read().by_verifier.get(&verifier).cloned()
     }
 
+    #[cfg(feature = "bench")]
+    pub(super) fn verifier(&self, credential: &str) -> Option<[u8; 32]> {
+        Some(self.keys.load_full()?.verifier(credential))
+    }
+
     pub(super) fn user(&self, id: u64) -> Option<Arc<User>> {
         self.inner.read().by_id.get(&id).cloned()
     }
@@ -289,7 +306,9 @@ impl UserTable {
                     rate: Mutex::default(),
                     live: Mutex::default(),
                     allowance: AtomicU64::new(u64::MAX),
+                    limit: AtomicU64::new(u64::MAX),
                     renew_at: AtomicU64::new(u64::MAX),
+                    asked: AtomicBool::new(false),
                     stopped: AtomicBool::new(false),
                     idle_since: AtomicU64::new(u64::MAX),
                 });
@@ -338,11 +357,22 @@ impl UserTable {
         }
     }
 
-    /// Reads anew how far a user's quota goes.
+    /// Reads anew how far a user's quota goes, and when places for devices are due.
     fn refresh_locked(&self, inner: &mut Inner, user: &Arc<User>, actions: &mut Vec<Action>) {
         let entry = user.entry.load();
+        if entry.max_devices > 0 {
+            let soon = unix_ms(self.clock.now()) + PLACES_IDLE_MS;
+            let held = self.leases.places(user.id);
+            let renewed = self.leases.places_due(user.id);
+            // Who came in while fewer places were on their way here has to have one.
+            let short = user.device_count() > held && self.leases.is_online();
+            if let Some(at) = if short { Some(soon) } else { renewed } {
+                inner.due.insert((at.max(soon), user.id));
+            }
+        }
         if !entry.metered {
             user.allowance.store(u64::MAX, Release);
+            user.limit.store(u64::MAX, Release);
             user.renew_at.store(u64::MAX, Relaxed);
             user.stopped.store(false, Release);
             return;
@@ -357,12 +387,26 @@ impl UserTable {
         if let Some(at) = self.leases.due(user.id) {
             inner.due.insert((at, user.id));
         }
+        let limit = allowance.saturating_add(self.leases.slack(user.id));
+        user.limit.store(limit, Release);
         if allowance > before {
+            user.asked.store(false, Release);
             user.stopped.store(false, Release);
         }
+        // Whoever asks here has the answer, or there is nobody to answer.
         if total >= allowance && !user.live.lock().is_empty() {
             actions.push(Action::Kick(user.id));
         }
+    }
+
+    /// Reads anew how far every user's quota goes: whether somebody can be asked has changed.
+    pub(crate) fn refresh_all(&self) {
+        let metered: Vec<u64> = {
+            let inner = self.inner.read();
+            let metered = inner.by_id.values().filter(|user| user.is_metered());
+            metered.map(|user| user.id).collect()
+        };
+        self.refresh(metered);
     }
 
     /// Reads anew how far the quota of `users` goes; who is over it is cut off.
@@ -411,10 +455,26 @@ impl UserTable {
             if user.is_metered() && user.is_idle(now) {
                 actions.push(Action::Idle(Arc::clone(&user)));
             }
+            if user.max_devices() > 0 {
+                self.look_at_places(&user, now);
+            }
             self.refresh_locked(&mut inner, &user, &mut actions);
         }
         drop(inner);
         self.act(actions);
+    }
+
+    /// Gives places back that no device takes, so that other nodes can have them; asks again for
+    /// those in use before they end.
+    fn look_at_places(&self, user: &User, now: u64) {
+        if !self.leases.is_online() {
+            return;
+        }
+        let (devices, held) = (user.device_count(), self.leases.places(user.id));
+        let due = self.leases.places_due(user.id).is_some_and(|at| at <= now);
+        if devices != held || (devices > 0 && due) {
+            self.leases.want_places(user.id, devices, devices);
+        }
     }
 
     /// Orders a rate for a user, and returns how many connections it concerns; `None` when there
@@ -457,6 +517,7 @@ impl UserTable {
                     // Who comes in meanwhile waits for this lock and sees that the slice is gone.
                     if live.is_empty() && self.leases.is_online() {
                         user.allowance.store(0, Release);
+                        user.limit.store(0, Release);
                         self.leases.release(user.id, self.total(user.id));
                     }
                 }
@@ -502,6 +563,10 @@ impl UserTable {
             live.remove(&connection);
             live.is_empty()
         };
+        if user.max_devices() > 0 && user.device_count() < self.leases.places(id) {
+            let soon = unix_ms(self.clock.now()) + PLACES_IDLE_MS;
+            self.inner.write().due.insert((soon, id));
+        }
         if nobody_left && user.is_metered() {
             let now = unix_ms(self.clock.now());
             user.idle_since.store(now, Relaxed);
@@ -536,11 +601,14 @@ impl UserTable {
         {
             self.leases.want(user.id);
         }
-        if total >= allowance && !user.stopped.swap(true, AcqRel) {
+        if total >= allowance && !user.asked.swap(true, AcqRel) {
             self.leases.want(user.id);
-            if let Some(engine) = self.engine() {
-                engine.kick_user(user.id);
-            }
+        }
+        if total >= user.limit.load(Acquire)
+            && !user.stopped.swap(true, AcqRel)
+            && let Some(engine) = self.engine()
+        {
+            engine.kick_user(user.id);
         }
     }
 

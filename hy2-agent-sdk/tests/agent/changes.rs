@@ -477,3 +477,43 @@ impl Model {
         .await;
     }
 }
+
+#[tokio::test]
+async fn certificate_files_are_followed_from_the_moment_they_are_in_force() {
+    let mut world = World::with_users(&[(1, PROBE)]).await;
+    world.start().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = |name: &str| folder.path().join(name).display().to_string();
+    world.site = Site::new();
+    world.site.write(folder.path());
+    let files = rpc::Tls {
+        source: Some(rpc::tls::Source::Files(rpc::TlsFiles {
+            certificate: file("cert.pem"),
+            key: file("key.pem"),
+        })),
+        sni_guard: 0,
+    };
+    world
+        .master
+        .publish_acked(|desired| desired.config.tls = Some(files))
+        .await;
+    let held = world.client(PROBE).await;
+    // At once: before anybody looked at them a second time.
+    for _ in 0..2 {
+        world.site = Site::new();
+        world.site.write(folder.path());
+        soon("the new certificate", async {
+            while Client::connect(world.client_config(PROBE)).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        })
+        .await;
+    }
+    // Half of a pair: what is in use stays.
+    std::fs::write(folder.path().join("key.pem"), "nonsense").expect("written");
+    let echo = Echo::start().await;
+    let traffic = Traffic::start(&held, &echo.target(), 1, 1000).await;
+    world.client(PROBE).await.close().await;
+    traffic.finish().await;
+    held.close().await;
+}

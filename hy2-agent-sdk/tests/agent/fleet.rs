@@ -2,6 +2,7 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
+use base64::Engine as _;
 use hy2_agent_sdk::{
     Agent, AgentBuilder, AgentConfig, AgentHandle,
     config::Enrolment,
@@ -35,6 +36,24 @@ impl Site {
         Self {
             certificate: made.cert.der().clone(),
             key: made.signing_key.serialize_der(),
+        }
+    }
+
+    /// Writes it as `cert.pem` and `key.pem` into `folder`.
+    pub(crate) fn write(&self, folder: &Path) {
+        for (name, kind, der) in [
+            ("cert.pem", "CERTIFICATE", &*self.certificate),
+            ("key.pem", "PRIVATE KEY", &self.key),
+        ] {
+            let body = base64::engine::general_purpose::STANDARD.encode(der);
+            let lines: Vec<_> = body
+                .as_bytes()
+                .chunks(64)
+                .map(String::from_utf8_lossy)
+                .collect();
+            let body = lines.join("\n");
+            let text = format!("-----BEGIN {kind}-----\n{body}\n-----END {kind}-----\n");
+            std::fs::write(folder.join(name), text).expect("written");
         }
     }
 

@@ -6,9 +6,11 @@ use std::{
 };
 
 use hy2_agent_sdk::{
-    hy2_core::{Client, socket::SocketFactory},
+    hy2_core::{Client, relay::TcpStream, socket::SocketFactory},
     hy2_proto::control::rpc::{LeaseRecall, session_response},
 };
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::{
     fleet::{World, user},
@@ -99,6 +101,89 @@ async fn without_a_master_a_user_goes_no_further_than_the_slice_in_hand() {
     drop(agent);
     let (tx, rx) = world.agent.as_ref().expect("runs").handle().totals();
     assert!(tx + rx <= granted + 2 * CHUNK, "{} of {granted}", tx + rx);
+}
+
+/// Sends bytes through an echo and reads them back.
+async fn round(stream: &mut TcpStream, len: usize) -> io::Result<()> {
+    stream.write_all(&vec![7; len]).await?;
+    stream.read_exact(&mut vec![0; len]).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_user_is_not_cut_for_the_time_of_an_answer_and_goes_not_far_without_one() {
+    const LEN: usize = 1000;
+    let slice = 256 << 10;
+    let mut world = metered(64 << 20, slice).await;
+    let agent = world.start().await;
+    let echo = Echo::start().await;
+    let alice = world.client(ALICE).await;
+    let mut stream = alice.tcp(&echo.target()).await.expect("a stream");
+    let moved = || {
+        let (tx, rx) = agent.totals();
+        tx + rx
+    };
+    let granted = || -> u64 { world.master.shared.quotas.lock().granted.values().sum() };
+    world.master.shared.hold_leases.send_replace(true);
+    let first = granted();
+    while moved() <= first {
+        round(&mut stream, LEN).await.expect("not cut");
+    }
+    world.master.shared.hold_leases.send_replace(false);
+    // Let in means that the answer is in force.
+    world.client(ALICE).await.close().await;
+    while moved() <= first + slice / 2 {
+        round(&mut stream, LEN).await.expect("not cut");
+    }
+    // No answer for long: a quarter of a slice, and what was on its way.
+    world.master.shared.hold_leases.send_replace(true);
+    let cut = async { while round(&mut stream, LEN).await.is_ok() {} };
+    soon("the end", cut).await;
+    let most = granted() + slice / 4 + 2 * LEN as u64;
+    assert!(moved() <= most, "{} of {most}", moved());
+    world.master.shared.hold_leases.send_replace(false);
+}
+
+#[tokio::test]
+async fn places_go_back_when_devices_leave_and_stay_without_a_master() {
+    let mut world = World::with_users(&[]).await;
+    let mut entry = user(1, ALICE);
+    entry.max_devices = 2;
+    world.master.shared.desired.lock().users.insert(1, entry);
+    world.master.shared.quotas.lock().places.insert(1, 2);
+    world.start().await;
+    let base = world.client_config(ALICE);
+    let from = |last: u8| {
+        let mut config = base.clone();
+        config.socket_factory = Arc::new(From([127, 0, 0, last].into()));
+        Client::connect(config)
+    };
+    let lent = |wanted| {
+        let shared = Arc::clone(&world.master.shared);
+        async move {
+            while shared.quotas.lock().lent.get(&1) != Some(&wanted) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    };
+    let first = soon("connect", from(1)).await.expect("a place");
+    let second = soon("connect", from(2)).await.expect("a place");
+    soon("two places", lent(2)).await;
+    second.close().await;
+    soon("one place", lent(1)).await;
+    // It is there again for whoever comes.
+    let third = soon("connect", from(3)).await.expect("a place");
+    soon("two places", lent(2)).await;
+    world.master.stop().await;
+    third.close().await;
+    first.close().await;
+    let (again, other) = (
+        soon("connect", from(4)).await,
+        soon("connect", from(5)).await,
+    );
+    for client in [again, other] {
+        client.expect("a place").close().await;
+    }
 }
 
 #[tokio::test]

@@ -86,6 +86,8 @@ pub(crate) struct Quotas {
     pub(crate) slice: u64,
     pub(crate) places: BTreeMap<u64, u32>,
     pub(crate) granted: BTreeMap<u64, u64>,
+    /// Places that the node holds.
+    pub(crate) lent: BTreeMap<u64, u32>,
     next: u64,
 }
 
@@ -106,6 +108,8 @@ pub(crate) struct Shared {
     pub(crate) lose_answers: AtomicU64,
     /// Keep a session from getting updates of its own accord.
     pub(crate) quiet: AtomicBool,
+    /// Keep requests for leases waiting.
+    pub(crate) hold_leases: watch::Sender<bool>,
     reversed: Mutex<Option<mpsc::Sender<Reversed>>>,
 }
 
@@ -160,6 +164,7 @@ impl Master {
             renewals: AtomicU64::new(0),
             lose_answers: AtomicU64::new(0),
             quiet: AtomicBool::new(false),
+            hold_leases: watch::Sender::new(false),
             reversed: Mutex::default(),
         });
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
@@ -733,6 +738,8 @@ impl MasterService for Service {
     ) -> Result<Response<rpc::LeaseResponse>, Status> {
         self.node()?;
         let request = request.into_inner();
+        let mut hold = self.shared.hold_leases.subscribe();
+        let _ = hold.wait_for(|hold| !*hold).await;
         let mut quotas = self.shared.quotas.lock();
         let quotas = &mut *quotas;
         let mut response = rpc::LeaseResponse::default();
@@ -760,6 +767,7 @@ impl MasterService for Service {
         }
         for want in request.devices {
             let most = quotas.places.get(&want.user_id).copied().unwrap_or(0);
+            quotas.lent.insert(want.user_id, want.wanted.min(most));
             response.devices.push(rpc::DeviceLease {
                 user_id: want.user_id,
                 slots: want.wanted.min(most),

@@ -95,8 +95,9 @@ async fn attempt(config: &ClientConfig, remote: SocketAddr) -> Result<Session, C
     )
     .map_err(|error| ConnectError::Socket(Arc::new(error)))?;
     let mut quic_config = quinn::ClientConfig::new(Arc::new(ClientCrypto(Arc::new(crypto))));
+    let settings = config.quic.within(config.memory.limit());
     quic_config.transport_config(quic::transport(
-        &config.quic.within(config.memory.limit()),
+        &settings,
         Role::Client,
         &congestion,
         config.obfuscation.overhead(),
@@ -139,6 +140,7 @@ async fn attempt(config: &ClientConfig, remote: SocketAddr) -> Result<Session, C
         response.udp,
         tx,
         &config.memory,
+        quic::window(settings.receive_window),
     ))
 }
 
@@ -168,6 +170,9 @@ fn open_socket(
 fn handshake_error(error: ConnectionError, failure: &TlsFailure) -> ConnectError {
     if failure.pin_mismatch() {
         return ConnectError::PinMismatch;
+    }
+    if let Some(wrong) = failure.chain() {
+        return ConnectError::Tls(wrong.to_owned());
     }
     match error {
         ConnectionError::TimedOut => ConnectError::Silence,

@@ -4,6 +4,7 @@ mod config;
 mod connect;
 mod session;
 mod speedtest;
+mod stillness;
 mod udp;
 
 use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};

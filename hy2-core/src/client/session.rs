@@ -15,7 +15,7 @@ use hy2_proto::{
     padding,
     tcp::{MAX_ADDRESS_LEN, TcpRequest},
 };
-use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream, WriteError};
+use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream, VarInt, WriteError};
 use tokio::{
     task::JoinSet,
     time::{MissedTickBehavior, interval, timeout},
@@ -23,6 +23,7 @@ use tokio::{
 
 use super::{
     ConnectionInfo,
+    stillness::{self, OpenStream, Streams},
     udp::{UdpSession, UdpSessions},
 };
 use crate::{
@@ -74,6 +75,7 @@ pub(super) struct Session {
     tx: Option<Bandwidth>,
     memory: Arc<MemoryBudget>,
     next_udp: AtomicU32,
+    streams: Arc<Streams>,
     _supervisor: JoinSet<()>,
 }
 
@@ -88,14 +90,21 @@ impl Session {
         udp: bool,
         tx: Option<Bandwidth>,
         memory: &Arc<MemoryBudget>,
+        receive_window: VarInt,
     ) -> Self {
         let memory = memory.share();
         let udp_share = UdpShare::new(&congestion);
+        let streams = Arc::<Streams>::default();
         let mut supervisor = JoinSet::new();
         supervisor.spawn(supervise(
             Arc::clone(&memory),
             congestion.clone(),
             Arc::clone(&udp_share),
+        ));
+        supervisor.spawn(stillness::watch(
+            connection.clone(),
+            Arc::clone(&streams),
+            receive_window,
         ));
         Self {
             udp: udp.then(|| UdpSessions::start(connection.clone(), Arc::clone(&udp_share))),
@@ -110,6 +119,7 @@ impl Session {
             _supervisor: supervisor,
             // The official client counts from 1.
             next_udp: AtomicU32::new(1),
+            streams,
         }
     }
 
@@ -181,6 +191,7 @@ impl Session {
             RoundTrip::of(&self.congestion),
         );
         let owner = StreamOwner {
+            _open: self.streams.enter(),
             _presence: self.udp_share.enter_stream(),
             _session: Arc::clone(self),
         };
@@ -204,6 +215,7 @@ impl Session {
 
 /// What a stream keeps.
 struct StreamOwner {
+    _open: OpenStream,
     _presence: StreamPresence,
     _session: Arc<Session>,
 }

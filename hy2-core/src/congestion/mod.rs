@@ -40,6 +40,7 @@ pub use pacing::Pacing;
 pub use tuning::tune;
 
 use shared::Shared;
+pub(crate) use shared::{MAX_SEND_WINDOW, send_window_round_trips};
 
 /// Packets in flight before anything is known (reference: 32).
 const INITIAL_PACKETS: u64 = 32;
@@ -137,9 +138,9 @@ impl CongestionHandle {
 
     /// Bytes of unacknowledged stream data that quinn should be allowed to hold for this connection.
     ///
-    /// Twelve round trips' worth of the rate, because quinn counts data up to the oldest gap: at 30 % loss a
-    /// lost segment needs several attempts, and everything behind it waits. At least 1 MiB, at most the
-    /// limit of [`set_send_window_limit`](Self::set_send_window_limit).
+    /// Twelve round trips' worth of the rate, at 15 to 28 % loss growing to eighteen, because quinn counts data up to
+    /// the oldest gap: a lost segment needs several attempts, and everything behind it waits. At least 1 MiB, at most
+    /// the limit of [`set_send_window_limit`](Self::set_send_window_limit).
     pub fn send_window_target(&self) -> u64 {
         self.0.send_window_target()
     }
@@ -150,7 +151,7 @@ impl CongestionHandle {
         self.0.figures.take_drained()
     }
 
-    /// Bounds [`send_window_target`](Self::send_window_target), in bytes; 64 MB until it is called.
+    /// Bounds [`send_window_target`](Self::send_window_target), in bytes; 96 MB until it is called.
     pub fn set_send_window_limit(&self, limit: u64) {
         self.0.set_send_window_limit(limit);
     }

@@ -80,12 +80,10 @@ impl Shared {
     pub(super) fn send_window_target(&self) -> u64 {
         let rate = self.figures.target_rate.load(Relaxed);
         let rtt = self.figures.smoothed_rtt_nanos.load(Relaxed);
-        let product = u128::from(rate) * u128::from(rtt) / 1_000_000_000 * 12;
+        let lost = 1.0 - self.figures.ack_rate_millionths.load(Relaxed) as f64 / 1e6;
+        let window = rate as f64 * rtt as f64 / 1e9 * send_window_round_trips(lost);
         let limit = self.send_window_limit.load(Relaxed);
-        u64::try_from(product)
-            .unwrap_or(u64::MAX)
-            .max(MIN_SEND_WINDOW)
-            .min(limit)
+        (window as u64).max(MIN_SEND_WINDOW).min(limit)
     }
 
     pub(super) fn set_send_window_limit(&self, limit: u64) {
@@ -174,4 +172,15 @@ impl Shared {
 
 /// quinn reserves nothing by it, and below this a page load at a low estimated rate would wait for ACKs.
 const MIN_SEND_WINDOW: u64 = 1 << 20;
-const MAX_SEND_WINDOW: u64 = 64_000_000;
+
+/// The largest send window, in bytes: 200 Mbit/s over 200 ms at 30 % loss.
+pub(crate) const MAX_SEND_WINDOW: u64 = 96_000_000;
+
+/// How many round trips of the rate a send window covers when the share `lost` of the packets, 0 to 1, does not arrive.
+///
+/// A segment is lost k times in a row once in (1 / lost)^k packets, each attempt takes 1.1 round trips, and everything
+/// behind it waits meanwhile. Twelve round trips are used up once in 10^9 packets at 15 % loss, eighteen at 28 %.
+/// Beyond, memory costs more than the silence that it avoids.
+pub(crate) fn send_window_round_trips(lost: f64) -> f64 {
+    12.0 + 6.0 * ((lost - 0.15) / 0.13).clamp(0.0, 1.0)
+}

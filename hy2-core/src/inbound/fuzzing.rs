@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use tokio::io::{AsyncRead, AsyncWrite};
-
 use super::{Dialer, HttpProxyConfig, http};
+use crate::outbound::TcpConnection;
 
 /// Serves one connection from its first byte to its end.
 pub async fn serve_http<D: Dialer, L>(config: Arc<HttpProxyConfig>, dialer: D, stream: L)
 where
-    L: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    L: TcpConnection,
 {
     http::serve_connection(config, dialer, stream).await;
 }

@@ -1,6 +1,7 @@
 //! A dialer for tests: the "tunnel" is the loopback interface.
 
 use std::{
+    io,
     net::SocketAddr,
     sync::{
         Arc,
@@ -11,7 +12,10 @@ use std::{
 use bytes::Bytes;
 use hy2_proto::address::Address;
 use parking_lot::Mutex;
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream, UdpSocket},
+};
 
 use super::{DialFailure, Dialer, DialerUdp};
 
@@ -108,11 +112,42 @@ pub(super) async fn echo_server() -> SocketAddr {
             tokio::spawn(async move {
                 let (mut read, mut write) = stream.split();
                 let _ = tokio::io::copy(&mut read, &mut write).await;
-                let _ = tokio::io::AsyncWriteExt::shutdown(&mut write).await;
+                let _ = write.shutdown().await;
             });
         }
     });
     address
+}
+
+/// Starts a TCP server that says "part" and ends each connection once it gets a byte: a cut for
+/// [`CUT`], the end for any other.
+pub(super) async fn ending_server() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let address = listener.local_addr().expect("bound");
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                stream.write_all(b"part").await.expect("write");
+                if stream.read_u8().await.expect("a byte") == CUT {
+                    stream.set_zero_linger().expect("linger");
+                }
+            });
+        }
+    });
+    address
+}
+
+/// Asks [`ending_server`] for a cut.
+pub(super) const CUT: u8 = b'!';
+
+/// Reads "part" from an [`ending_server`] that is asked for a cut or for the end, and then for what
+/// comes.
+pub(super) async fn read_to_end_of(program: &mut TcpStream, ask: u8) -> io::Result<usize> {
+    let mut seen = [0; 4];
+    program.read_exact(&mut seen).await.expect("read");
+    assert_eq!(&seen, b"part");
+    program.write_all(&[ask]).await.expect("write");
+    program.read(&mut seen).await
 }
 
 /// Starts a UDP server that sends back what it gets.

@@ -60,7 +60,9 @@ pub trait Dialer: Clone + Send + Sync + 'static {
     /// passed on and leaves the other open. `early` is what the local program sent together with
     /// its request, and goes first.
     ///
-    /// The provided one copies through buffers; a tunnel that can do better does.
+    /// The provided one copies through buffers; a tunnel that can do better does. `local` is shut down
+    /// when the stream ended in order and only then: when it is dropped before, the inbounds reset the
+    /// program, which can so tell that something is missing.
     ///
     /// # Errors
     ///

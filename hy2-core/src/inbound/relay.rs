@@ -5,8 +5,25 @@ use std::io;
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, copy_bidirectional_with_sizes};
 
+use super::Dialer;
+use crate::{outbound::TcpConnection, relay::CutUnlessEnded};
+
 /// Bytes held per direction.
 const BUFFER: usize = 32 << 10;
+
+/// Joins a program with its tunnel. A program whose tunnel is cut (the stream reset, the connection
+/// lost, the inbound stopped) is reset: what it received so far does not look whole.
+///
+/// # Errors
+///
+/// As [`Dialer::join`].
+pub(super) async fn join<D: Dialer, L: TcpConnection>(
+    local: L,
+    tunnel: D::Stream,
+    early: Bytes,
+) -> io::Result<()> {
+    D::join(CutUnlessEnded::new(local), tunnel, early).await
+}
 
 /// Copies both ways until both directions ended. `early` are bytes of the local program that
 /// were read together with its request; they go first. The end of one direction is passed on and

@@ -8,7 +8,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::{Dialer, InboundLimits, listener};
+use super::{Dialer, InboundLimits, listener, relay};
 
 /// Settings of a [`TcpForward`].
 #[derive(Debug, Clone)]
@@ -58,7 +58,8 @@ impl TcpForward {
             async move {
                 match dialer.tcp(&remote).await {
                     Ok(tunnel) => {
-                        if let Err(error) = D::join(stream, tunnel, Bytes::new()).await {
+                        if let Err(error) = relay::join::<D, _>(stream, tunnel, Bytes::new()).await
+                        {
                             debug!(%error, "forwarded connection broke");
                         }
                     }
@@ -80,7 +81,7 @@ mod tests {
     use super::*;
     use crate::inbound::{
         DialFailure,
-        loopback::{Loopback, echo_server},
+        loopback::{CUT, Loopback, echo_server, ending_server, read_to_end_of},
     };
 
     fn forward(dialer: Loopback, remote: Address) -> SocketAddr {
@@ -105,6 +106,36 @@ mod tests {
         let mut seen = Vec::new();
         stream.read_to_end(&mut seen).await.expect("read");
         assert_eq!(seen, b"ping");
+    }
+
+    #[tokio::test]
+    async fn a_cut_and_an_end_are_told_apart() {
+        let address = forward(Loopback::default(), ending_server().await.into());
+        let mut program = TcpStream::connect(address).await.expect("connect");
+        let cut = read_to_end_of(&mut program, CUT).await.expect_err("a cut");
+        assert_eq!(cut.kind(), io::ErrorKind::ConnectionReset);
+        let mut program = TcpStream::connect(address).await.expect("connect");
+        let end = read_to_end_of(&mut program, b'.').await;
+        assert_eq!(end.expect("an end"), 0);
+    }
+
+    #[tokio::test]
+    async fn programs_are_cut_when_the_inbound_stops() {
+        let forward = TcpForward::bind(TcpForwardConfig {
+            listen: ([127, 0, 0, 1], 0).into(),
+            remote: ending_server().await.into(),
+            limits: InboundLimits::default(),
+        })
+        .expect("bind");
+        let address = forward.local_addr().expect("bound");
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(forward.run(Loopback::default(), stop.clone()));
+        let mut program = TcpStream::connect(address).await.expect("connect");
+        program.read_exact(&mut [0; 4]).await.expect("read");
+        stop.cancel();
+        let cut = program.read(&mut [0; 1]).await.expect_err("a cut");
+        assert_eq!(cut.kind(), io::ErrorKind::ConnectionReset);
+        running.await.expect("stopped");
     }
 
     #[tokio::test]

@@ -84,8 +84,13 @@ const PREAUTH_RECEIVE_WINDOW: usize = 512 << 10;
 /// than 256 MiB for 4,096 of them.
 const PREAUTH_SHARED: usize = 48 << 20;
 
+/// Size of a server's first packets, as Caddy and the reference have it. Where a path takes no more
+/// than 1,200 bytes the first is lost: probes for what was lost are of that size, and when several
+/// are lost quinn goes back to it for good.
+const SERVER_INITIAL_MTU: u16 = 1280;
+
 /// The largest send window, whatever the rate.
-pub(crate) const SEND_WINDOW_MAX: u64 = 64_000_000;
+pub(crate) const SEND_WINDOW_MAX: u64 = congestion::MAX_SEND_WINDOW;
 
 /// Bidirectional streams advertised until the first relay stream (quinn keeps state per
 /// advertised stream).
@@ -95,8 +100,13 @@ pub(crate) const INITIAL_BIDI_STREAMS: u32 = 100;
 pub(crate) const INITIAL_SEND_WINDOW: u64 = 4 << 20;
 
 /// Received datagrams held until the application takes them. The advertised frame size is set
-/// apart from this (see `quic::crypto`).
+/// apart from this (see `quic::parameters`).
 const DATAGRAM_RECEIVE_BUFFER: usize = 1 << 20;
+
+/// A flow-control window of `bytes`, or of what is the least or the most there can be.
+pub(crate) fn window(bytes: u64) -> VarInt {
+    VarInt::from_u64(bytes.max(16_384)).unwrap_or(VarInt::MAX)
+}
 
 /// Builds quinn's transport settings for one connection. `overhead` is what obfuscation adds to
 /// each datagram in bytes.
@@ -108,7 +118,6 @@ pub(crate) fn transport(
     gso: bool,
 ) -> Arc<TransportConfig> {
     let mut transport = TransportConfig::default();
-    let window = |bytes: u64| VarInt::from_u64(bytes.max(16_384)).unwrap_or(VarInt::MAX);
     transport
         .stream_receive_window(window(config.stream_receive_window))
         .send_window(INITIAL_SEND_WINDOW)
@@ -123,6 +132,7 @@ pub(crate) fn transport(
         Role::Server { unauthenticated } => {
             let share = PREAUTH_RECEIVE_WINDOW.min(PREAUTH_SHARED / (unauthenticated + 1));
             transport
+                .initial_mtu(SERVER_INITIAL_MTU)
                 .receive_window(window(share as u64))
                 .max_concurrent_bidi_streams(VarInt::from_u32(
                     INITIAL_BIDI_STREAMS.min(config.max_incoming_streams.max(8)),

@@ -3,10 +3,10 @@
 use std::{fmt, sync::Arc};
 
 use aws_lc_rs::{digest, hmac};
-use quinn::EndpointConfig;
+use quinn::{EndpointConfig, TransportConfig};
 use quinn_proto::{ConnectionId, ConnectionIdGenerator, HashedConnectionIdGenerator};
 
-use super::crypto::ServerCrypto;
+use super::server_crypto::{ServerCrypto, Vigil};
 
 /// Tells whether a connection identifier is one that the server gave out.
 pub(crate) type Recogniser = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
@@ -76,13 +76,38 @@ pub(crate) fn endpoint_config(reset_key: Option<&ResetKey>) -> EndpointConfig {
     config
 }
 
-/// Builds the server settings around `crypto`, with tight limits on peers that have not proven
-/// their address.
-pub(crate) fn server_config(crypto: ServerCrypto) -> quinn::ServerConfig {
-    let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
-    config
-        .max_incoming(4096)
-        .incoming_buffer_size(64 << 10)
-        .incoming_buffer_size_total(16 << 20);
-    config
+/// What all connections of a server start from.
+#[derive(Clone)]
+pub(crate) struct ServerBase {
+    config: quinn::ServerConfig,
+    crypto: ServerCrypto,
+}
+
+impl ServerBase {
+    /// Builds it around `crypto`, with tight limits on peers that have not proven their address.
+    pub(crate) fn new(crypto: ServerCrypto) -> Self {
+        let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto.clone()));
+        config
+            .max_incoming(4096)
+            .incoming_buffer_size(64 << 10)
+            .incoming_buffer_size_total(16 << 20);
+        Self { config, crypto }
+    }
+
+    /// What an endpoint listens with.
+    pub(crate) fn listening(&self) -> quinn::ServerConfig {
+        self.config.clone()
+    }
+
+    /// The settings of one connection.
+    pub(crate) fn connection(
+        &self,
+        transport: Arc<TransportConfig>,
+        vigil: &Arc<Vigil>,
+    ) -> Arc<quinn::ServerConfig> {
+        let mut config = self.config.clone();
+        config.crypto = Arc::new(self.crypto.guarded(vigil));
+        config.transport_config(transport);
+        Arc::new(config)
+    }
 }

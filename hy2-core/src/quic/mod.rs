@@ -4,13 +4,16 @@
 mod config;
 pub(crate) mod crypto;
 mod endpoint;
+mod parameters;
 mod send_window;
+mod server_crypto;
 
 pub use config::QuicConfig;
-pub(crate) use config::{Role, SEND_WINDOW_MAX, transport};
+pub(crate) use config::{Role, SEND_WINDOW_MAX, transport, window};
 pub use endpoint::ResetKey;
-pub(crate) use endpoint::{Recogniser, endpoint_config, server_config};
+pub(crate) use endpoint::{Recogniser, ServerBase, endpoint_config};
 pub(crate) use send_window::SendWindow;
+pub(crate) use server_crypto::{ServerCrypto, Vigil};
 
 /// Application close codes of the protocol (reference §1.3; RFC 9114 §8.1).
 pub(crate) mod close {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::SEND_WINDOW_MAX;
 use crate::{
-    congestion::CongestionHandle,
+    congestion::{CongestionHandle, send_window_round_trips},
     memory::{MemoryBudget, Reservation},
 };
 
@@ -14,10 +14,6 @@ const MIN: usize = 1 << 20;
 /// Who gets less than this acknowledged between two adjustments does not count as sending; window
 /// updates are acknowledged too.
 const SENDING: u64 = 128 << 10;
-
-/// Round trips of the rate that a window covers: at 30 % loss a segment needs several attempts,
-/// and everything behind it waits.
-const ROUND_TRIPS: f64 = 12.0;
 
 /// Adjustments, a second apart, over which what a connection holds should leave it. A window that
 /// waits for eight or nine attempts at its oldest segment takes 3 s over a round trip of 300 ms, and
@@ -65,8 +61,8 @@ impl SendWindow {
         let wanted = if acked >= SENDING {
             // An estimate of what the path could carry is no reason to hold more than is sent.
             let rate = figures.target_rate.min(2 * acked) as f64;
-            let product = rate * figures.smoothed_rtt.as_secs_f64();
-            ((product * ROUND_TRIPS) as usize).max(MIN)
+            let round_trips = send_window_round_trips(1.0 - figures.ack_rate);
+            ((rate * figures.smoothed_rtt.as_secs_f64() * round_trips) as usize).max(MIN)
         } else if drained {
             0
         } else {

@@ -1,6 +1,7 @@
 //! Joins a relay stream or UDP session on one side with a target on the other.
 
 pub(crate) mod copy;
+mod cut;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
 pub(crate) mod limiter;
@@ -10,4 +11,5 @@ pub(crate) mod share;
 mod stream;
 pub(crate) mod udp;
 
+pub(crate) use cut::CutUnlessEnded;
 pub use stream::TcpStream;

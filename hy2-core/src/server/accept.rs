@@ -10,7 +10,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use quinn::{Connection, Endpoint, Incoming, ServerConfig as QuicServerConfig};
+use quinn::{Connection, Endpoint, Incoming};
 use tokio::{
     task::JoinSet,
     time::{Instant, MissedTickBehavior, interval, timeout},
@@ -21,7 +21,7 @@ use crate::{
     client::FallbackCongestion,
     congestion::{Algorithm, CongestionHandle},
     event::ConnectionId,
-    quic::{self, Role, close},
+    quic::{self, Role, ServerBase, Vigil, close},
 };
 
 /// Connections that exist, by stage.
@@ -103,7 +103,7 @@ impl Drop for Slot {
 }
 
 /// Accepts the connections of one endpoint until it closes.
-pub(super) async fn run(shared: Arc<Shared>, endpoint: Endpoint, base: QuicServerConfig) {
+pub(super) async fn run(shared: Arc<Shared>, endpoint: Endpoint, base: ServerBase) {
     let mut connections = JoinSet::new();
     let mut arrivals = Arrivals::new();
     loop {
@@ -156,7 +156,7 @@ impl Arrivals {
 
 fn admit(
     shared: &Arc<Shared>,
-    base: &QuicServerConfig,
+    base: &ServerBase,
     incoming: Incoming,
     arrivals: &mut Arrivals,
     connections: &mut JoinSet<()>,
@@ -200,8 +200,7 @@ fn admit(
         FallbackCongestion::Bbr(profile) => Algorithm::Bbr(profile),
         FallbackCongestion::Reno => Algorithm::Reno,
     });
-    let mut config = base.clone();
-    config.transport_config(quic::transport(
+    let transport = quic::transport(
         &settings.quic,
         Role::Server {
             unauthenticated: counts.unauthenticated.load(Relaxed),
@@ -209,8 +208,9 @@ fn admit(
         &congestion,
         shared.listeners.overhead(),
         shared.config.socket.gso,
-    ));
-    let connecting = match incoming.accept_with(Arc::new(config)) {
+    );
+    let vigil = Arc::new(Vigil::default());
+    let connecting = match incoming.accept_with(base.connection(transport, &vigil)) {
         Ok(connecting) => connecting,
         Err(error) => {
             tracing::debug!(%error, "connection not accepted");
@@ -235,6 +235,7 @@ fn admit(
                     congestion,
                     id,
                     unauthenticated,
+                    vigil,
                 ))
                 .await;
             }

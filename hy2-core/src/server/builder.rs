@@ -22,7 +22,7 @@ use crate::{
     event::{EventSink, NoEvents},
     masquerade::{Masquerade, OrdinarySite},
     outbound::{Direct, Outbound},
-    quic::{self, ResetKey, crypto::ServerCrypto},
+    quic::{ResetKey, ServerBase, ServerCrypto},
     relay::udp::NodeSessions,
     tls::{ALPN_H3, CertificateError, ServerTls},
 };
@@ -133,12 +133,12 @@ impl ServerBuilder {
         }
         let tls = self.tls.rustls(&[ALPN_H3])?;
         let crypto = ServerCrypto::new(tls).map_err(CertificateError::Mismatch)?;
-        let quic_config = quic::server_config(crypto);
+        let base = ServerBase::new(crypto);
         let key = self.reset_key.unwrap_or_else(ResetKey::random);
         let udp_sessions = NodeSessions::new(self.config.limits.udp_sessions);
         let shared = Arc::new(Shared {
             udp_sessions,
-            listeners: Listeners::new(quic_config, key, &self.config),
+            listeners: Listeners::new(base, key, &self.config),
             settings: ArcSwap::from_pointee(self.config.clone()),
             config: self.config,
             authenticator: self.authenticator,

@@ -1,8 +1,6 @@
 //! One client connection and everything below it.
 
 use std::{
-    future::{Future, poll_fn},
-    pin::Pin,
     sync::{
         Arc,
         atomic::{
@@ -10,7 +8,6 @@ use std::{
             Ordering::{Acquire, Relaxed, Release},
         },
     },
-    task::{Context, Poll},
     time::Duration,
 };
 
@@ -24,7 +21,7 @@ use quinn::{Connection, ConnectionError, VarInt};
 use tokio::{
     sync::{Mutex, Notify, oneshot, watch},
     task::JoinSet,
-    time::{Instant, Sleep, sleep},
+    time::Instant,
 };
 
 use super::{Shared, tcp, tcp::StreamEnd, users::Member};
@@ -37,7 +34,7 @@ use crate::{
     masquerade::Body,
     memory::MemoryBudget,
     meter::{Presence, PresenceGuard},
-    quic::{SendWindow, close},
+    quic::{SendWindow, Vigil, close},
     relay::{
         recv::RoundTrip,
         share::{StreamPresence, UdpShare},
@@ -53,9 +50,9 @@ const PREAUTH_HEADERS_SHARED: usize = 16 << 20;
 /// Unacknowledged answers that an unknown peer may make us hold, in bytes.
 const PREAUTH_SEND_WINDOW: u64 = 256 << 10;
 
-/// STREAM frames that an unknown peer may leave unread on many streams. Each may keep the packet it
-/// came in, so this is what bounds a peer that sends single bytes; and what all of them share, and
-/// what each has at least, to say what it has to say.
+/// STREAM frames that an unknown peer may leave unread on many streams. Each may keep its packet, so
+/// this is what bounds a peer that sends single bytes; and what all of them share, and what each has
+/// at least, to say what it has to say.
 const PREAUTH_FRAMES: usize = 600;
 const PREAUTH_FRAMES_SHARED: usize = 48 << 10;
 const PREAUTH_FRAMES_MIN: usize = 32;
@@ -66,9 +63,6 @@ const PREAUTH_FRAMES_MIN: usize = 32;
 const PREAUTH_STREAMS: usize = 16;
 const PREAUTH_STREAMS_SHARED: usize = 8 << 10;
 const PREAUTH_STREAMS_MIN: usize = 4;
-
-/// How often unknown peers are looked at.
-const PREAUTH_CHECK: Duration = Duration::from_millis(500);
 
 /// What relay streams need of their connection.
 pub(crate) struct Relays {
@@ -119,6 +113,7 @@ pub(crate) async fn serve(
     congestion: CongestionHandle,
     id: ConnectionId,
     unauthenticated: super::accept::Slot,
+    vigil: Arc<Vigil>,
 ) {
     congestion.set_send_window_limit(PREAUTH_SEND_WINDOW);
     let _pacing = congestion.attach(&connection, Arc::clone(&shared.runtime));
@@ -159,8 +154,6 @@ pub(crate) async fn serve(
     let mut early_datagram = None;
     // Whether a task takes the datagrams, which one does while there are UDP sessions.
     let mut udp_served = false;
-    // Ends with authentication.
-    let mut check = Some(Box::pin(sleep(PREAUTH_CHECK)));
     {
         let run = front.run(|stream| arrivals.push(stream));
         tokio::pin!(run);
@@ -171,7 +164,7 @@ pub(crate) async fn serve(
                 () = &mut run => break,
                 Ok(membership) = &mut admission, if relays.is_none() => {
                     unauthenticated.take();
-                    check = None;
+                    vigil.end();
                     shared.counts.part(id);
                     let started = start(&shared, membership);
                     if let Some(datagram) = early_datagram.take() {
@@ -226,10 +219,8 @@ pub(crate) async fn serve(
                         early_datagram = Some(datagram);
                     }
                 }
-                () = poll_fn(|cx| poll_check(check.as_mut(), cx)), if relays.is_none() => {
-                    if let Some(check) = &mut check {
-                        check.as_mut().reset(Instant::now() + PREAUTH_CHECK);
-                    }
+                () = vigil.due(), if relays.is_none() => {
+                    vigil.seen();
                     if takes_too_much(&front, shared.counts.unauthenticated().max(1)) {
                         metrics::counter!("hy2_connections_shed_total").increment(1);
                         connection.close(close::EXCESSIVE_LOAD, b"");
@@ -249,14 +240,6 @@ pub(crate) async fn serve(
     shared.counts.part(id);
     // What a stream moved is counted when it moves, so nothing is lost with its task.
     tasks.shutdown().await;
-}
-
-/// Ready when it is time to look at an unknown peer again.
-fn poll_check(check: Option<&mut Pin<Box<Sleep>>>, cx: &mut Context<'_>) -> Poll<()> {
-    match check {
-        Some(check) => check.as_mut().poll(cx),
-        None => Poll::Pending,
-    }
 }
 
 /// Relay streams on their way from the front to the connection's task; bounded by the stream limit.

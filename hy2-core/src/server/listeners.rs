@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 use super::{ServerConfig, Shared, accept};
 use crate::{
     error::BindError,
-    quic::{self, ResetKey, close},
+    quic::{self, ResetKey, ServerBase, close},
     socket::{self, Obfuscation, ObfuscationChanger, SocketStats},
 };
 
@@ -40,7 +40,7 @@ impl Listen {
 
 /// All listeners of a server.
 pub(crate) struct Listeners {
-    quic: quinn::ServerConfig,
+    base: ServerBase,
     key: ResetKey,
     /// The accepting tasks and those that wait for a drain to be over.
     pub(super) tasks: TaskTracker,
@@ -68,9 +68,9 @@ struct Listener {
 }
 
 impl Listeners {
-    pub(super) fn new(quic: quinn::ServerConfig, key: ResetKey, config: &ServerConfig) -> Self {
+    pub(super) fn new(base: ServerBase, key: ResetKey, config: &ServerConfig) -> Self {
         Self {
-            quic,
+            base,
             key,
             tasks: TaskTracker::new(),
             inner: Mutex::new(Inner {
@@ -122,20 +122,22 @@ impl Listeners {
                 return Err(fail(io::ErrorKind::AddrInUse.into()));
             };
             retiring.abort();
-            known.endpoint.set_server_config(Some(self.quic.clone()));
+            known
+                .endpoint
+                .set_server_config(Some(self.base.listening()));
             return known.endpoint.local_addr().map_err(fail);
         }
         let (socket, stats, obfuscation) =
             bind(listen, &shared.config, &inner.obfuscation).map_err(fail)?;
         let endpoint = Endpoint::new_with_abstract_socket(
             quic::endpoint_config(Some(&self.key)),
-            Some(self.quic.clone()),
+            Some(self.base.listening()),
             socket,
             Arc::new(TokioRuntime),
         )
         .map_err(fail)?;
         let bound = endpoint.local_addr().map_err(fail)?;
-        let run = accept::run(Arc::clone(shared), endpoint.clone(), self.quic.clone());
+        let run = accept::run(Arc::clone(shared), endpoint.clone(), self.base.clone());
         let accepting = self.tasks.spawn(run).abort_handle();
         inner.open.push(Listener {
             asked: address,

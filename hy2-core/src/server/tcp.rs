@@ -1,13 +1,6 @@
 //! One TCP relay stream on the server: request, dial, answer, relay.
 
-use std::{
-    error::Error,
-    io::{self, IoSlice},
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{error::Error, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use hy2_proto::{
@@ -17,17 +10,14 @@ use hy2_proto::{
     tcp::{MAX_REQUEST_LEN, TcpRequest, TcpResponse},
 };
 use quinn::{ReadError, RecvStream, SendStream};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{Instant, timeout},
-};
+use tokio::time::{Instant, timeout};
 
 use super::connection::Relays;
 use crate::{
     h3::RelayStream,
     meter::Presence,
-    outbound::TcpConnection,
     relay::{
+        CutUnlessEnded,
         copy::{RelayError, STREAM_DONE, UserTally, relay},
         recv::{RecvError, RelayRecv},
     },
@@ -105,7 +95,7 @@ pub(crate) async fn serve(relays: Arc<Relays>, stream: RelayStream) -> StreamEnd
         }
     };
     let mut connection = match dialled {
-        Ok(connection) => Target::new(connection),
+        Ok(connection) => CutUnlessEnded::new(connection),
         Err(error) => {
             tracing::debug!(%error, "target not reached");
             answer(&mut send, Err(error.class())).await;
@@ -139,73 +129,6 @@ pub(crate) async fn serve(relays: Arc<Relays>, stream: RelayStream) -> StreamEnd
     };
     report.end = result.err().map(Into::into);
     end
-}
-
-/// A connection to a target that is cut, not ended, unless the client ended its side.
-struct Target {
-    connection: Box<dyn TcpConnection>,
-    /// The client's end was passed on.
-    ended: bool,
-}
-
-impl Target {
-    fn new(connection: Box<dyn TcpConnection>) -> Self {
-        Self {
-            connection,
-            ended: false,
-        }
-    }
-}
-
-impl Drop for Target {
-    fn drop(&mut self) {
-        if !self.ended {
-            self.connection.cut();
-        }
-    }
-}
-
-impl AsyncRead for Target {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.connection).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Target {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.connection).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.connection).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.connection.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.connection).poll_flush(cx)
-    }
-
-    /// Only the client's end, once everything before it was written, comes here.
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let shut = Pin::new(&mut self.connection).poll_shutdown(cx);
-        self.ended |= shut.is_ready();
-        shut
-    }
 }
 
 /// What a request names.

@@ -1,10 +1,16 @@
-//! The receiving half of an obfuscated socket, for the fuzz targets.
+//! The two halves of an obfuscated socket, for the fuzz targets and benches.
 
 use std::{io::IoSliceMut, net::SocketAddr};
 
-use quinn::udp::RecvMeta;
+use quinn::udp::{RecvMeta, Transmit};
 
-use super::{inbox, obfs::Obfuscation};
+use super::{inbox, obfs::Obfuscation, outbox};
+
+/// Datagrams in a full transmit of the QUIC layer.
+pub const FULL_TRANSMIT: usize = outbox::FULL_TRANSMIT;
+
+/// Most datagrams in one send.
+pub const MAX_RUN_DATAGRAMS: usize = outbox::MAX_RUN_DATAGRAMS;
 
 /// Turns received buffers into QUIC datagrams.
 pub struct Inbox(inbox::Inbox);
@@ -42,5 +48,38 @@ impl Inbox {
         self.0.take_ready(&mut [IoSliceMut::new(buf)], &mut meta)?;
         let [meta] = meta;
         Some(meta.len)
+    }
+}
+
+/// Gathers transmits into sends.
+pub struct Outbox(outbox::Outbox);
+
+impl std::fmt::Debug for Outbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Outbox").finish_non_exhaustive()
+    }
+}
+
+impl Default for Outbox {
+    fn default() -> Self {
+        Self(outbox::Outbox::new())
+    }
+}
+
+impl Outbox {
+    /// Adds the datagrams of `transmit` under `obfuscation`.
+    pub fn push(&mut self, transmit: &Transmit<'_>, obfuscation: &Obfuscation) {
+        self.0.push(transmit, obfuscation);
+    }
+
+    /// Takes the next send; returns its bytes and the size of its datagrams.
+    pub fn take(&mut self, send: impl FnOnce(&[u8], usize)) -> bool {
+        let Some(front) = self.0.front() else {
+            return false;
+        };
+        let len = front.contents.len();
+        send(front.contents, front.segment_size.unwrap_or(len));
+        self.0.advance(len);
+        true
     }
 }

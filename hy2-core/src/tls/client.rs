@@ -4,7 +4,7 @@ use std::{
     fmt,
     path::Path,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
 };
@@ -169,12 +169,65 @@ pub(crate) struct ConnectTls {
 #[derive(Debug, Default)]
 pub(crate) struct TlsFailure {
     pin: AtomicBool,
+    chain: OnceLock<String>,
 }
 
 impl TlsFailure {
     /// Tells whether the leaf did not match the pin.
     pub(crate) fn pin_mismatch(&self) -> bool {
         self.pin.load(Relaxed)
+    }
+
+    /// What is wrong with the chain, if something is.
+    pub(crate) fn chain(&self) -> Option<&str> {
+        self.chain.get().map(String::as_str)
+    }
+}
+
+/// Says in a sentence why a certificate is not accepted. The texts of rustls are the names of its
+/// variants.
+fn in_words(error: &rustls::Error) -> String {
+    use rustls::CertificateError as Wrong;
+    let rustls::Error::InvalidCertificate(wrong) = error else {
+        return format!("the server's certificate cannot be checked: {error}");
+    };
+    match wrong {
+        Wrong::UnknownIssuer => {
+            "the server's certificate is not issued by an authority that is trusted here".into()
+        }
+        Wrong::Expired | Wrong::ExpiredContext { .. } => {
+            "the server's certificate has expired".into()
+        }
+        Wrong::NotValidYet | Wrong::NotValidYetContext { .. } => {
+            "the server's certificate is not valid yet (is the clock right?)".into()
+        }
+        Wrong::NotValidForNameContext {
+            expected,
+            presented,
+        } => {
+            let expected = expected.to_str();
+            if presented.is_empty() {
+                format!("the server's certificate is not for {expected}, it names nobody")
+            } else {
+                let presented = presented.join(", ");
+                format!("the server's certificate is not for {expected}, it is for {presented}")
+            }
+        }
+        Wrong::NotValidForName => "the server's certificate is for another name".into(),
+        Wrong::BadEncoding => "the server's certificate is damaged".into(),
+        // Mostly an authority of the same name with another key.
+        Wrong::BadSignature => {
+            "the server's certificate is not signed by the authority that is trusted here".into()
+        }
+        Wrong::Revoked => "the server's certificate is revoked".into(),
+        Wrong::InvalidPurpose | Wrong::InvalidPurposeContext { .. } => {
+            "the server's certificate is not meant for servers".into()
+        }
+        // The verifier's own errors; this is the one that people meet.
+        Wrong::Other(other) if format!("{other:?}").contains("CaUsedAsEndEntity") => {
+            "the server shows the certificate of an authority instead of one for servers".into()
+        }
+        _ => "the server's certificate is not one that this client can check".into(),
     }
 }
 
@@ -202,7 +255,12 @@ impl ServerCertVerifier for Verifier {
             return Err(rustls::CertificateError::ApplicationVerificationFailure.into());
         }
         match &self.chain {
-            Some(chain) => chain.verify_server_cert(leaf, intermediates, name, ocsp, now),
+            Some(chain) => chain
+                .verify_server_cert(leaf, intermediates, name, ocsp, now)
+                .inspect_err(|error| {
+                    // One connection is judged once.
+                    let _ = self.failure.chain.set(in_words(error));
+                }),
             None => Ok(ServerCertVerified::assertion()),
         }
     }

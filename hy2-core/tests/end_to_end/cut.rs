@@ -2,7 +2,11 @@
 
 use std::{io, time::Duration};
 
-use hy2_core::{Client, server::ServerConfig};
+use hy2_core::{
+    Client,
+    inbound::{InboundLimits, TcpForward, TcpForwardConfig},
+    server::ServerConfig,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -10,6 +14,7 @@ use tokio::{
     task::JoinHandle,
     time::timeout,
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::{origin::Origin, pair::Pair};
 
@@ -121,4 +126,98 @@ async fn a_kicked_client_resets_its_targets() {
     assert_eq!(joined.pair.server.handle().kick(&"alice".into()), 1);
     let (_, end) = joined.seen().await;
     assert!(is_reset(&end), "{end:?}");
+}
+
+/// A program at a forwarded port whose target says "hello" and, for each byte it gets, does as the
+/// byte says: `r` resets, `e` ends its side and goes on counting.
+struct Forwarded {
+    pair: Pair,
+    _origin: Origin,
+    program: TcpStream,
+    /// How many bytes the target got after it ended its side.
+    counted: mpsc::Receiver<usize>,
+    _stop: tokio_util::sync::DropGuard,
+}
+
+impl Forwarded {
+    async fn new() -> Self {
+        let (count, counted) = mpsc::channel(1);
+        let origin = Origin::tcp(move |mut stream| {
+            let count = count.clone();
+            async move {
+                stream.write_all(b"hello").await.expect("greet");
+                match stream.read_u8().await {
+                    Ok(b'r') => stream.set_zero_linger().expect("linger"),
+                    Ok(b'e') => {
+                        stream.shutdown().await.expect("end");
+                        let mut rest = Vec::new();
+                        stream.read_to_end(&mut rest).await.expect("the rest");
+                        count.send(rest.len()).await.expect("the test waits");
+                    }
+                    // The kick.
+                    _ => {}
+                }
+            }
+        })
+        .await;
+        let (pair, _, _) = Pair::recorded(ServerConfig::default());
+        let client = pair.client_of("alice").await;
+        let forward = TcpForward::bind(TcpForwardConfig {
+            listen: ([127, 0, 0, 1], 0).into(),
+            remote: origin.target().parse().expect("an address"),
+            limits: InboundLimits::default(),
+        })
+        .expect("bind");
+        let address = forward.local_addr().expect("bound");
+        let stop = CancellationToken::new();
+        // Ends with the guard.
+        tokio::spawn(forward.run(client, stop.clone()));
+        let mut program = TcpStream::connect(address).await.expect("connect");
+        program
+            .read_exact(&mut [0; 5])
+            .await
+            .expect("the greeting arrives");
+        Self {
+            pair,
+            _origin: origin,
+            program,
+            counted,
+            _stop: stop.drop_guard(),
+        }
+    }
+
+    /// How the program sees its connection end.
+    async fn end(&mut self) -> io::Result<()> {
+        let read = timeout(Duration::from_secs(20), self.program.read(&mut [0; 1])).await;
+        assert_eq!(read.expect("the program sees an end")?, 0);
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_target_that_resets_resets_the_program() {
+    let mut forwarded = Forwarded::new().await;
+    forwarded.program.write_all(b"r").await.expect("write");
+    let end = forwarded.end().await;
+    assert!(is_reset(&end), "{end:?}");
+}
+
+#[tokio::test]
+async fn a_kicked_client_resets_its_programs() {
+    let mut forwarded = Forwarded::new().await;
+    assert_eq!(forwarded.pair.server.handle().kick(&"alice".into()), 1);
+    let end = forwarded.end().await;
+    assert!(is_reset(&end), "{end:?}");
+}
+
+#[tokio::test]
+async fn a_target_that_ends_its_side_ends_it_for_the_program_which_may_go_on() {
+    let mut forwarded = Forwarded::new().await;
+    forwarded.program.write_all(b"e").await.expect("write");
+    forwarded.end().await.expect("an end");
+    let more = vec![7; 100_000];
+    forwarded.program.write_all(&more).await.expect("write");
+    forwarded.program.shutdown().await.expect("end");
+    let counted = timeout(Duration::from_secs(20), forwarded.counted.recv()).await;
+    assert_eq!(counted.expect("the target sees an end"), Some(more.len()));
 }

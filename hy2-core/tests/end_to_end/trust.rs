@@ -52,10 +52,14 @@ async fn an_untrusted_certificate_or_a_wrong_name_is_a_tls_error() {
     config.tls.roots = Some(Made::new("localhost").roots());
     let error = Client::connect(config).await.expect_err("untrusted");
     assert!(matches!(error, ConnectError::Tls(_)), "{error}");
+    let said = "TLS: the server's certificate is not signed by the authority that is trusted here";
+    assert_eq!(error.to_string(), said);
     let mut config = made.client(&pair);
     config.tls.sni = Some("other.example".to_owned());
     let error = Client::connect(config).await.expect_err("wrong name");
     assert!(matches!(error, ConnectError::Tls(_)), "{error}");
+    let said = "TLS: the server's certificate is not for other.example, it is for ";
+    assert!(error.to_string().starts_with(said), "{error}");
 }
 
 #[tokio::test]

@@ -172,6 +172,13 @@ impl Attacker {
         assert!(matches!(self.ask(&wire::get("/")).await, Answer::Bytes(_)));
     }
 
+    /// Asks for a page, or finds the connection closed for taking too much (0x107).
+    pub(crate) async fn page_may_be_served_or_peer_put_out(&self) {
+        if let Answer::Lost = self.ask_or_lose(&wire::get("/")).await {
+            assert_eq!(self.closed().await, 0x107);
+        }
+    }
+
     /// Waits for the server to close the connection and returns its code.
     pub(crate) async fn closed(&self) -> u64 {
         match self.conn.closed().await {

@@ -70,7 +70,11 @@ async fn never_ending_requests_cost_what_a_peer_may_cost() {
                 ]
                 .concat()
             };
-            let (mut send, recv) = attacker.conn.open_bi().await.expect("a stream");
+            // With many such peers the part of each is small, and who takes more is put out.
+            let Ok((mut send, recv)) = attacker.conn.open_bi().await else {
+                assert_eq!(attacker.closed().await, 0x107);
+                break;
+            };
             let writing = async move {
                 let _ = send.write_all(&bytes).await;
                 send
@@ -84,7 +88,7 @@ async fn never_ending_requests_cost_what_a_peer_may_cost() {
         for (writing, _) in streams.iter_mut().skip(40) {
             writing.await.expect("unknown frames are swallowed");
         }
-        attacker.page_may_be_served().await;
+        attacker.page_may_be_served_or_peer_put_out().await;
     }
     let now = server.is_well().await;
     let each = now.since(&before).each(peers);

@@ -129,9 +129,7 @@ async fn single_bytes_in_large_packets_cost_what_a_peer_may_cost() {
         "single bytes in large packets: at most {:.2} MiB of one peer",
         mib(most)
     ));
-    // Until it is put out it may fill the window, and for each stream what QUIC lets packets take
-    // beyond their bytes: 32 KiB, and the packet that goes beyond.
-    assert!(most < (512 << 10) + 200 * (36 << 10), "{most}");
+    assert!(most < PER_PEER, "{most}");
     server.is_well().await;
     drop(attackers);
     server.recovers(&before).await;

@@ -7,6 +7,7 @@
 
 mod fairness;
 mod flow;
+mod forgotten;
 mod migration;
 mod origin;
 mod pattern;

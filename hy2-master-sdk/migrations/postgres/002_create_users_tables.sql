@@ -73,6 +73,17 @@ create index users_admin on users (admin_id, id);
 create index users_plan on users (plan_id, period_started_at);
 create index users_expiry on users (expires_at) where status in ('active', 'limited');
 create index users_created on users (created_at, id);
+create index users_end on users ((coalesce(expires_at, 9223372036854775807)), id);
+
+-- Finds names by parts of them. Where the extension is not to be had, a search reads every name.
+do $$
+begin
+    create extension if not exists pg_trgm;
+    create index users_search on users using gin (lower(username) gin_trgm_ops);
+exception when others then
+    raise notice 'pg_trgm is not to be had: %', sqlerrm;
+end
+$$;
 
 alter table node_assignments add constraint node_assignments_user_id_fkey
     foreign key (user_id) references users (id) on delete cascade;

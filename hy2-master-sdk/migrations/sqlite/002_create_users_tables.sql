@@ -73,6 +73,15 @@ create index users_admin on users (admin_id, id);
 create index users_plan on users (plan_id, period_started_at);
 create index users_expiry on users (expires_at) where status in ('active', 'limited');
 create index users_created on users (created_at, id);
+create index users_end on users (coalesce(expires_at, 9223372036854775807), id);
+
+-- Finds names by parts of three letters. Keeps no text: what it finds is compared again.
+create virtual table users_search using fts5 (
+    username, content = 'users', content_rowid = 'id', tokenize = 'trigram', detail = 'none', columnsize = 0
+);
+create trigger users_search_insert after insert on users begin insert into users_search (rowid, username) values (new.id, new.username); end;
+create trigger users_search_delete after delete on users begin insert into users_search (users_search, rowid, username) values ('delete', old.id, old.username); end;
+create trigger users_search_update after update of username on users begin insert into users_search (users_search, rowid, username) values ('delete', old.id, old.username); insert into users_search (rowid, username) values (new.id, new.username); end;
 
 create table devices (
     user_id integer not null references users (id) on delete cascade,

@@ -43,7 +43,7 @@ pub(crate) async fn authenticate(
         Ok(Some(caller)) => {
             let key = match &caller.credential {
                 Credential::Token { id, .. } | Credential::Session { id } => id.to_string(),
-                Credential::Host => caller.admin.to_string(),
+                Credential::External | Credential::Host => caller.admin.to_string(),
             };
             let limited = state
                 .service
@@ -71,7 +71,12 @@ async fn recognise(
     let found = if let Some(token) = bearer(headers)? {
         match token.starts_with(api_token::PREFIX) {
             true => service.authenticate_token(token, address).await,
-            false => service.authenticate_session(token, address).await,
+            false => match service.authenticate_session(token, address).await {
+                Err(ServiceError::Unauthenticated) => {
+                    service.authenticate_external(token, address).await
+                }
+                found => found,
+            },
         }
     } else if let Some(token) = cookie(headers, ACCESS_COOKIE) {
         let caller = service.authenticate_session(token, address).await;

@@ -215,6 +215,7 @@ impl Feed {
         match &self.caller.credential {
             Credential::Session { id } => service.session_is_open(*id).await,
             Credential::Token { id, .. } => service.token_is_in_force(*id).await,
+            Credential::External => service.admin_is_active(self.caller.admin).await,
             Credential::Host => true,
         }
     }

@@ -234,6 +234,8 @@ pub enum Credential {
         /// What it may be used for.
         scopes: Vec<String>,
     },
+    /// A token that the embedder's [`Authenticator`](super::external::Authenticator) knows.
+    External,
     /// Somebody on the master's own host, with access to its database.
     Host,
 }
@@ -265,7 +267,7 @@ pub enum Denied {
     /// The password was given by somebody else and has to be changed first.
     #[error("the password has to be changed first")]
     PasswordChange,
-    /// The API token lacks the scope.
+    /// The API token lacks the scope, or the operation wants a session.
     #[error("token lacks scope {}", .0.scope())]
     Scope(Operation),
 }
@@ -295,6 +297,10 @@ impl Caller {
             if scope == SESSION_SCOPE || !scopes.iter().any(|given| given == scope) {
                 return Err(Denied::Scope(operation));
             }
+        }
+        // Who needs no password of the master's has none to change.
+        if self.credential == Credential::External && operation.scope() == SESSION_SCOPE {
+            return Err(Denied::Scope(operation));
         }
         let changes_password = matches!(
             operation,
@@ -481,5 +487,9 @@ mod tests {
         let session = token(Role::Owner, &["session"]);
         assert!(session.access(Operation::CreateApiToken).is_err());
         assert!(!is_token_scope("session") && is_token_scope("users:write"));
+        let external = caller(Role::Owner, Credential::External);
+        assert!(external.access(Operation::ListUsers).is_ok());
+        assert!(external.access(Operation::ChangePassword).is_err());
+        assert!(external.access(Operation::CreateApiToken).is_err());
     }
 }

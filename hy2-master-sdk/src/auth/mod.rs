@@ -4,6 +4,7 @@
 pub mod access;
 pub mod api_token;
 pub mod ca;
+pub mod external;
 pub mod jwt;
 pub mod password;
 pub mod session;

@@ -134,8 +134,9 @@ async fn read_sqlite(tx: &mut Tx) -> Result<(Vec<Table>, Vec<Reference>), StoreE
     };
     let columns: Vec<(String, String, String, String, i64)> = sqlx::query_as(
         "select m.name, m.sql, c.name, lower(c.type), c.pk from sqlite_master m \
-         join pragma_table_info(m.name) c where m.type = 'table' and m.name not like 'sqlite_%' \
-         order by m.name, c.name",
+         join pragma_table_info(m.name) c join pragma_table_list(m.name) l \
+         where m.type = 'table' and m.name not like 'sqlite_%' \
+         and l.schema = 'main' and l.type = 'table' order by m.name, c.name",
     )
     .fetch_all(&mut **sqlite)
     .await?;

@@ -1,8 +1,9 @@
 //! How often something may happen: in this process, or shared by several masters through Redis.
 //!
-//! Limits are token buckets. The buckets in Redis are a convenience: when Redis does not answer,
-//! the bucket of this process decides, so an outage lets through at most as many times the
-//! limit as there are masters.
+//! Limits are token buckets. The bucket of this process is asked first, always, and the one in Redis
+//! after it: so when Redis does not answer or has lost its buckets, this process still knows what it
+//! let through itself, and no outage lets through more than the limit times the number of
+//! masters.
 
 mod local;
 #[cfg(feature = "redis")]
@@ -93,7 +94,7 @@ impl RateLimiter {
         }
     }
 
-    /// Counts in Redis, and in this process while Redis does not answer.
+    /// Counts in this process and in Redis; in this process alone while Redis does not answer.
     #[cfg(feature = "redis")]
     #[must_use]
     pub fn shared(shared: SharedLimiter) -> Self {
@@ -113,14 +114,18 @@ impl RateLimiter {
         allow(clippy::unused_async, reason = "same shape with Redis")
     )]
     pub async fn check(&self, limit: Limit, key: &str) -> Result<(), Limited> {
-        #[cfg(feature = "redis")]
-        if let Some(shared) = &self.shared {
-            match shared.check(limit, key).await {
-                Some(answer) => return answer,
-                None => metrics::counter!("hy2_master_ratelimit_fallbacks_total").increment(1),
-            }
-        }
         let answer = self.local.check(limit, key);
+        #[cfg(feature = "redis")]
+        let answer = match (answer, &self.shared) {
+            (Ok(()), Some(shared)) => match shared.check(limit, key).await {
+                Some(answer) => answer,
+                None => {
+                    metrics::counter!("hy2_master_ratelimit_fallbacks_total").increment(1);
+                    Ok(())
+                }
+            },
+            (answer, _) => answer,
+        };
         if answer.is_err() {
             metrics::counter!("hy2_master_ratelimit_refusals_total", "limit" => limit.name)
                 .increment(1);

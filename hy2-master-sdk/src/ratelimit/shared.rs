@@ -3,15 +3,13 @@
 use std::time::Duration;
 
 use redis::Script;
-use redis::aio::ConnectionManager;
 
 use super::{Limit, Limited};
-
-/// How long Redis may take before this process decides by itself.
-const PATIENCE: Duration = Duration::from_millis(250);
+use crate::redis::Redis;
 
 /// Token bucket: tokens and the time of the last refill (Redis's own clock, in microseconds) in
-/// one hash; returns 0, or the microseconds until the next token.
+/// one hash; returns 0, or the microseconds until the next token. Numbers are written out in full:
+/// Lua's own way keeps 14 digits, and microseconds have 16.
 const BUCKET: &str = r"
 local now = redis.call('TIME')
 now = tonumber(now[1]) * 1000000 + tonumber(now[2])
@@ -29,43 +27,37 @@ if tokens >= 1 then
 else
   wait = math.ceil((1 - tokens) * each)
 end
-redis.call('HSET', KEYS[1], 't', tostring(tokens), 'a', tostring(now))
+redis.call('HSET', KEYS[1], 't', string.format('%.6f', tokens), 'a', string.format('%.0f', now))
 redis.call('PEXPIRE', KEYS[1], math.ceil(burst * each / 1000) + 1000)
 return wait
 ";
 
-/// A connection to Redis with the bucket script.
+/// Redis with the bucket script.
 pub struct SharedLimiter {
-    connection: ConnectionManager,
+    redis: Redis,
     script: Script,
-    prefix: String,
 }
 
 impl SharedLimiter {
-    /// Uses a connection; all keys begin with `prefix`.
+    /// Keeps buckets in `redis`.
     #[must_use]
-    pub fn new(connection: ConnectionManager, prefix: impl Into<String>) -> Self {
+    pub fn new(redis: Redis) -> Self {
         Self {
-            connection,
+            redis,
             script: Script::new(BUCKET),
-            prefix: prefix.into(),
         }
     }
 
-    /// Takes one from the bucket of `key`; `None` if Redis does not answer in time.
+    /// Takes one from the bucket of `key`; `None` if Redis does not answer.
     pub async fn check(&self, limit: Limit, key: &str) -> Option<Result<(), Limited>> {
         let burst = limit.burst.max(1);
         let each = (limit.period / burst).as_micros().max(1);
-        let mut connection = self.connection.clone();
         let mut call = self.script.prepare_invoke();
-        call.key(format!("{}rl:{}:{key}", self.prefix, limit.name))
+        call.key(self.redis.key("limit", &format!("{}:{key}", limit.name)))
             .arg(burst)
             .arg(u64::try_from(each).unwrap_or(u64::MAX));
-        let wait: u64 = tokio::time::timeout(PATIENCE, call.invoke_async(&mut connection))
-            .await
-            .ok()?
-            .ok()?;
-        Some(match wait {
+        let ask = |mut connection| async move { call.invoke_async::<u64>(&mut connection).await };
+        Some(match self.redis.ask(ask).await? {
             0 => Ok(()),
             wait => Err(Limited {
                 retry_after: Duration::from_micros(wait),
@@ -77,7 +69,7 @@ impl SharedLimiter {
 impl std::fmt::Debug for SharedLimiter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("SharedLimiter")
-            .field("prefix", &self.prefix)
+            .field("redis", &self.redis)
             .finish_non_exhaustive()
     }
 }

@@ -1,5 +1,6 @@
 //! ReportTraffic: batches in, cursors out, each after its commit.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -145,6 +146,7 @@ fn check(identity: Identity, batch: rpc::TrafficBatch, now: Timestamp) -> Result
     let at = if believable { to.min(now) } else { now };
     // What does not fit is negative, which the store sets aside as invalid.
     let bytes = |value: u64| i64::try_from(value).unwrap_or(-1);
+    let mut uses_left = MAX_LEASE_USES;
     let rows = batch
         .users
         .into_iter()
@@ -157,16 +159,7 @@ fn check(identity: Identity, batch: rpc::TrafficBatch, now: Timestamp) -> Result
                 .as_ref()
                 .map_or(at, Timestamp::from_proto)
                 .min(now),
-            leases: user
-                .leases
-                .into_iter()
-                .filter_map(|lease| {
-                    Some((
-                        LeaseId::from_wire(lease.lease_id)?,
-                        bytes(lease.billed_bytes).max(0),
-                    ))
-                })
-                .collect(),
+            leases: uses(&user.leases, &mut uses_left),
         })
         .collect();
     Ok(Batch {
@@ -180,12 +173,65 @@ fn check(identity: Identity, batch: rpc::TrafficBatch, now: Timestamp) -> Result
     })
 }
 
+/// Sums what was used of each lease. What is beyond the limit of a batch is left out: these leases
+/// stay debited until they end, and the bytes count all the same.
+fn uses(reported: &[rpc::LeaseUse], left: &mut usize) -> Vec<(LeaseId, i64)> {
+    let mut sums = BTreeMap::<LeaseId, i64>::new();
+    for lease in reported {
+        let Some(id) = LeaseId::from_wire(lease.lease_id) else {
+            continue;
+        };
+        let billed = i64::try_from(lease.billed_bytes).unwrap_or(i64::MAX);
+        if let Some(sum) = sums.get_mut(&id) {
+            *sum = sum.saturating_add(billed);
+        } else if billed > 0 && *left > 0 {
+            *left -= 1;
+            sums.insert(id, billed);
+        }
+    }
+    sums.into_iter().collect()
+}
+
 /// Returns a UUID of 16 bytes.
 pub(super) fn uuid(bytes: &Bytes) -> Option<Uuid> {
     Uuid::from_slice(bytes).ok()
 }
 
+/// Leases that one batch may consume, each with a statement: a batch has 20,000 users at most, with
+/// mostly one lease each.
+const MAX_LEASE_USES: usize = 50_000;
 /// One batch a second for longer than anybody lives.
 const MAX_SEQ: i64 = 1 << 53;
 const CLOCK_SLACK: std::time::Duration = std::time::Duration::from_secs(300);
 const OLDEST_BATCH: std::time::Duration = std::time::Duration::from_secs(31 * 86_400);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn used(lease_id: u64, billed_bytes: u64) -> rpc::LeaseUse {
+        rpc::LeaseUse {
+            lease_id,
+            billed_bytes,
+        }
+    }
+
+    #[test]
+    fn uses_of_one_lease_are_summed_and_those_of_many_are_limited() {
+        let mut left = 2;
+        let reported = [
+            used(1, 5),
+            used(0, 9),
+            used(2, 0),
+            used(1, 6),
+            used(3, u64::MAX),
+            used(4, 1),
+            used(3, 1),
+        ];
+        let kept = uses(&reported, &mut left);
+        let kept: Vec<_> = kept.iter().map(|(id, sum)| (id.0, *sum)).collect();
+        assert_eq!(kept, [(1, 11), (3, i64::MAX)]);
+        assert_eq!(left, 0);
+        assert!(uses(&[used(5, 1)], &mut left).is_empty());
+    }
+}

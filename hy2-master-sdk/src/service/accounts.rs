@@ -276,6 +276,39 @@ impl Service {
         caller(admin, credential, address)
     }
 
+    /// Recognises the holder of a token that is not the master's own.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::Unauthenticated`], also when there is no authenticator or the name is not that
+    /// of an active administrator; [`ServiceError::Unavailable`] if it cannot be told now.
+    pub async fn authenticate_external(
+        &self,
+        token: &str,
+        address: Option<IpAddr>,
+    ) -> Result<Caller, ServiceError> {
+        let authenticator = self.authenticator().ok_or(ServiceError::Unauthenticated)?;
+        let name = authenticator
+            .authenticate(token, address)
+            .await
+            .map_err(|error| ServiceError::Unavailable(error.into()))?
+            .ok_or(ServiceError::Unauthenticated)?;
+        let admin = admins::find(self.store(), &name)
+            .await?
+            .filter(|admin| admin.status == "active")
+            .ok_or(ServiceError::Unauthenticated)?;
+        let caller = caller(admin, Credential::External, address)?;
+        Ok(Caller {
+            must_change_password: false,
+            ..caller
+        })
+    }
+
+    /// Returns whether an administrator may still act, for streams that outlive their request.
+    pub async fn admin_is_active(&self, id: AdminId) -> bool {
+        self.active_admin(id).await.is_ok()
+    }
+
     /// Returns whether a session is still open, for streams that outlive their request.
     pub async fn session_is_open(&self, id: Uuid) -> bool {
         let now = self.now();

@@ -34,6 +34,7 @@ pub use error::{FieldIssue, ServiceError};
 pub use fleet::Fleet;
 
 use crate::auth::access::{Access, Credential};
+use crate::auth::external::Authenticator;
 use crate::auth::jwt::TokenSigner;
 use crate::auth::password::Passwords;
 use crate::auth::session::SessionKeys;
@@ -76,6 +77,8 @@ pub struct Parts {
     pub public_url: Url,
     /// Where webhooks may be sent to.
     pub targets: TargetPolicy,
+    /// Recognises administrators by other means than the master's own.
+    pub authenticator: Option<Arc<dyn Authenticator>>,
 }
 
 impl fmt::Debug for Parts {
@@ -159,6 +162,11 @@ impl Service {
         &*self.inner.parts.fleet
     }
 
+    /// Returns what recognises administrators by other means than the master's own.
+    pub(crate) fn authenticator(&self) -> Option<&dyn Authenticator> {
+        self.inner.parts.authenticator.as_deref()
+    }
+
     /// Returns where webhooks may be sent to.
     #[must_use]
     pub fn targets(&self) -> TargetPolicy {
@@ -204,7 +212,7 @@ pub(crate) async fn record(
 ) -> Result<(), ServiceError> {
     let caller = access.caller();
     let actor_kind = match caller.credential {
-        Credential::Session { .. } => "admin",
+        Credential::Session { .. } | Credential::External => "admin",
         Credential::Token { .. } => "token",
         Credential::Host => "host",
     };

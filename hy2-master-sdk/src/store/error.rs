@@ -96,7 +96,8 @@ impl From<sqlx::Error> for StoreError {
 }
 
 /// PostgreSQL: serialisation, deadlock, connection exceptions (08), resources (53), shutdown and
-/// start (57P). SQLite: busy and locked, with their extended forms.
+/// start (57P). SQLite: busy, locked, the disk fails, is full or cannot be opened, with their
+/// extended forms.
 fn is_transient_code(code: &str) -> bool {
     code == "40001"
         || code == "40P01"
@@ -105,7 +106,7 @@ fn is_transient_code(code: &str) -> bool {
         || code.len() < 5
             && code
                 .parse::<u32>()
-                .is_ok_and(|code| matches!(code & 0xff, 5 | 6))
+                .is_ok_and(|code| matches!(code & 0xff, 5 | 6 | 10 | 13 | 14))
 }
 
 /// SQLite names columns ("UNIQUE constraint failed: users.username"), or an index; PostgreSQL names
@@ -162,7 +163,9 @@ mod tests {
 
     #[test]
     fn codes_that_pass_by_themselves_are_told_apart() {
-        for code in ["40001", "40P01", "08006", "53300", "57P01", "5", "6", "517"] {
+        for code in [
+            "40001", "40P01", "08006", "53300", "57P01", "5", "6", "517", "13", "10", "778", "14",
+        ] {
             assert!(is_transient_code(code), "{code}");
         }
         for code in ["23505", "42601", "1", "19", "2067"] {

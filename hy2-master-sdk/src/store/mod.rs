@@ -23,6 +23,7 @@ pub mod nodes;
 pub mod observed;
 pub mod plans;
 pub mod published;
+pub(crate) mod rotation;
 pub mod settings;
 pub mod traffic;
 pub mod traffic_report;
@@ -145,6 +146,18 @@ async fn migrate_sqlite(write: &SqlitePool) -> Result<(), sqlx::migrate::Migrate
     }
 }
 
+/// A pool that gives out no connection with a transaction that the pool believes open. On a full
+/// disk SQLite rolls a transaction back by itself; the rollback after it fails, and the count of
+/// open transactions stays wrong for good.
+fn sqlite_pool(options: &StoreOptions, connections: u32) -> SqlitePoolOptions {
+    SqlitePoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(options.acquire_timeout)
+        .before_acquire(|connection, _| {
+            Box::pin(async move { Ok(!sqlx::Connection::is_in_transaction(connection)) })
+        })
+}
+
 impl Store {
     /// Opens or makes an SQLite file: write-ahead log, full durability, one writer.
     ///
@@ -164,14 +177,10 @@ impl Store {
             .busy_timeout(options.acquire_timeout)
             .pragma("secure_delete", "on")
             .statement_cache_capacity(200);
-        let write = SqlitePoolOptions::new()
-            .max_connections(1)
-            .acquire_timeout(options.acquire_timeout)
+        let write = sqlite_pool(options, 1)
             .connect_with(connect.clone())
             .await?;
-        let read = SqlitePoolOptions::new()
-            .max_connections(options.max_connections.clamp(1, 64))
-            .acquire_timeout(options.acquire_timeout)
+        let read = sqlite_pool(options, options.max_connections.clamp(1, 64))
             .connect_with(connect.read_only(true).create_if_missing(false))
             .await?;
         Ok(Self {

@@ -1,7 +1,7 @@
 //! The list of users: filtered, sorted, by key.
 
 use super::users::{UserRow, user_columns};
-use super::{Store, StoreError, on};
+use super::{Db, Store, StoreError, on};
 use crate::domain::{AdminId, PlanId, UserId, UserStatus};
 
 /// In which order.
@@ -40,38 +40,89 @@ pub struct UserFilter {
     pub search: Option<String>,
 }
 
-macro_rules! by_number {
-    ($key:literal, $compare:literal, $direction:literal) => {
+/// Every way to look for names: not at all; by comparing each name; among those that an index of
+/// parts of names has found.
+type Statements = [&'static str; 3];
+
+/// `$1` status, `$2` plan, `$3` owner, `$4` key, `$5` id, `$6` limit, `$7` pattern, `$8` parts.
+///
+/// A page begins at a key, not at a pair of key and id: SQLite finds a pair in an index of columns
+/// alone, and would read an index of an expression from its start. So where keys repeat, users with the
+/// key come from a statement of their own. The unary plus keeps the planner from the primary key.
+macro_rules! statements {
+    (@one $place:expr, $search:expr, $order:expr) => {
         concat!(
             "select ", user_columns!(), " from users u left join user_counters c on c.user_id = u.id \
-             where u.deleted_at is null and (", $key, ", u.id) ", $compare, " ($1, $2) \
-             and ($3 is null or u.status = $3) and ($4 is null or u.plan_id = $4) \
-             and ($5 is null or u.admin_id = $5) and ($6 is null or lower(u.username) like $6 escape '\\') \
-             order by ", $key, " ", $direction, ", u.id ", $direction, " limit $7"
+             where u.deleted_at is null and ", $place, " and ($1 is null or u.status = $1) \
+             and ($2 is null or u.plan_id = $2) and ($3 is null or u.admin_id = $3)", $search,
+            " order by ", $order, " limit $6"
         )
+    };
+    ($place:expr, $order:expr) => {
+        [
+            statements!(@one $place, "", $order),
+            statements!(@one $place, " and lower(u.username) like $7 escape '\\'", $order),
+            statements!(
+                @one $place,
+                " and lower(u.username) like $7 escape '\\' \
+                 and +u.id in (select rowid from users_search where users_search match $8)",
+                $order
+            ),
+        ]
     };
 }
 
-macro_rules! by_name {
-    ($compare:literal, $direction:literal) => {
-        concat!(
-            "select ", user_columns!(), " from users u left join user_counters c on c.user_id = u.id \
-             where u.deleted_at is null and ($1 is null or u.username ", $compare, " $1) \
-             and ($2 is null or u.status = $2) and ($3 is null or u.plan_id = $3) \
-             and ($4 is null or u.admin_id = $4) and ($5 is null or lower(u.username) like $5 escape '\\') \
-             order by u.username ", $direction, " limit $6"
-        )
+macro_rules! created_at {
+    () => {
+        "u.created_at"
     };
 }
 
-const ID_UP: &str = by_number!("u.id", ">", "asc");
-const ID_DOWN: &str = by_number!("u.id", "<", "desc");
-const CREATED_UP: &str = by_number!("u.created_at", ">", "asc");
-const CREATED_DOWN: &str = by_number!("u.created_at", "<", "desc");
-const EXPIRES_UP: &str = by_number!("coalesce(u.expires_at, 9223372036854775807)", ">", "asc");
-const EXPIRES_DOWN: &str = by_number!("coalesce(u.expires_at, 9223372036854775807)", "<", "desc");
-const NAME_UP: &str = by_name!(">", "asc");
-const NAME_DOWN: &str = by_name!("<", "desc");
+macro_rules! expires_at {
+    () => {
+        "coalesce(u.expires_at, 9223372036854775807)"
+    };
+}
+
+/// Users with the key, after an id; users beyond the key.
+macro_rules! by_key {
+    ($key:ident, up) => {
+        [
+            statements!(
+                concat!($key!(), " = $4 and u.id > $5"),
+                concat!($key!(), ", u.id")
+            ),
+            statements!(
+                concat!($key!(), " > $4 and +u.id > $5"),
+                concat!($key!(), ", u.id")
+            ),
+        ]
+    };
+    ($key:ident, down) => {
+        [
+            statements!(
+                concat!($key!(), " = $4 and u.id < $5"),
+                concat!($key!(), " desc, u.id desc")
+            ),
+            statements!(
+                concat!($key!(), " < $4 and +u.id < $5"),
+                concat!($key!(), " desc, u.id desc")
+            ),
+        ]
+    };
+}
+
+const ID_UP: Statements = statements!("u.id > $4 and +u.id > $5", "u.id");
+const ID_DOWN: Statements = statements!("u.id < $4 and +u.id < $5", "u.id desc");
+const CREATED_UP: [Statements; 2] = by_key!(created_at, up);
+const CREATED_DOWN: [Statements; 2] = by_key!(created_at, down);
+const EXPIRES_UP: [Statements; 2] = by_key!(expires_at, up);
+const EXPIRES_DOWN: [Statements; 2] = by_key!(expires_at, down);
+const NAME_UP: Statements = statements!("u.username > $4 and +u.id > $5", "u.username");
+/// No text comes after all others in every collation: the first page begins before all.
+const NAME_DOWN_START: Statements =
+    statements!("u.username > $4 and +u.id > $5", "u.username desc");
+const NAME_DOWN: Statements = statements!("u.username < $4 and +u.id > $5", "u.username desc");
 
 impl UserSort {
     /// Returns the key of a user in this order.
@@ -101,46 +152,168 @@ pub async fn list(
     after: Option<UserKey>,
     limit: i64,
 ) -> Result<Vec<UserRow>, StoreError> {
-    let pattern = filter.search.as_deref().map(pattern);
+    let search = match filter.search.as_deref() {
+        // No name has it, and no database takes it.
+        Some(search) if search.contains('\0') => return Ok(Vec::new()),
+        Some(search) => Some(Search::prepare(store, search).await?),
+        None => None,
+    };
+    let ask = Ask {
+        store,
+        filter,
+        search,
+        limit,
+    };
     if sort == UserSort::Username {
-        let sql = if descending { NAME_DOWN } else { NAME_UP };
         let key = match after {
             Some(UserKey::Text(name)) => Some(name),
             _ => None,
         };
-        return Ok(on!(read store, |ex| sqlx::query_as(sql)
-            .bind(&key)
-            .bind(filter.status)
-            .bind(filter.plan)
-            .bind(filter.owner)
-            .bind(&pattern)
-            .bind(limit)
-            .fetch_all(ex)
-            .await)?);
+        let statements = match (descending, &key) {
+            (false, _) => NAME_UP,
+            (true, None) => NAME_DOWN_START,
+            (true, Some(_)) => NAME_DOWN,
+        };
+        return ask
+            .rows(statements, key.unwrap_or_default(), i64::MIN, limit)
+            .await;
     }
-    let sql = match (sort, descending) {
+    let statements = match (sort, descending) {
         (UserSort::CreatedAt, false) => CREATED_UP,
         (UserSort::CreatedAt, true) => CREATED_DOWN,
         (UserSort::ExpiresAt, false) => EXPIRES_UP,
         (UserSort::ExpiresAt, true) => EXPIRES_DOWN,
-        (_, false) => ID_UP,
-        (_, true) => ID_DOWN,
+        (_, up_or_down) => {
+            let (statements, end) = match up_or_down {
+                false => (ID_UP, i64::MIN),
+                true => (ID_DOWN, i64::MAX),
+            };
+            let key = match after {
+                Some(UserKey::Number(key, _)) => key,
+                _ => end,
+            };
+            return ask.rows(statements, key, end, limit).await;
+        }
     };
+    let end = if descending { i64::MAX } else { i64::MIN };
     let (key, id) = match after {
-        Some(UserKey::Number(key, id)) => (key, id),
-        _ if descending => (i64::MAX, UserId(i64::MAX)),
-        _ => (i64::MIN, UserId(0)),
+        Some(UserKey::Number(key, id)) => (key, id.0),
+        // Never expiring is the greatest key, so it may be the first one's.
+        _ => (end, end),
     };
-    Ok(on!(read store, |ex| sqlx::query_as(sql)
-        .bind(key)
-        .bind(id)
-        .bind(filter.status)
-        .bind(filter.plan)
-        .bind(filter.owner)
-        .bind(&pattern)
-        .bind(limit)
-        .fetch_all(ex)
-        .await)?)
+    let [same, beyond] = statements;
+    let mut rows = ask.rows(same, key, id, limit).await?;
+    let left = ask.limit - i64::try_from(rows.len()).unwrap_or(i64::MAX);
+    if left > 0 {
+        rows.extend(ask.rows(beyond, key, end, left).await?);
+    }
+    Ok(rows)
+}
+
+/// What all statements of one list have in common.
+struct Ask<'a> {
+    store: &'a Store,
+    filter: &'a UserFilter,
+    search: Option<Search>,
+    limit: i64,
+}
+
+impl Ask<'_> {
+    async fn rows<K>(
+        &self,
+        statements: Statements,
+        key: K,
+        id: i64,
+        limit: i64,
+    ) -> Result<Vec<UserRow>, StoreError>
+    where
+        for<'q> K: Clone
+            + Send
+            + Sync
+            + sqlx::Encode<'q, sqlx::Postgres>
+            + sqlx::Type<sqlx::Postgres>
+            + sqlx::Encode<'q, sqlx::Sqlite>
+            + sqlx::Type<sqlx::Sqlite>,
+    {
+        let [all, compare, among] = statements;
+        let (sql, search) = match &self.search {
+            None => (all, None),
+            Some(Search { parts: None, .. }) => (compare, self.search.as_ref()),
+            Some(_) => (among, self.search.as_ref()),
+        };
+        Ok(on!(read self.store, |ex| {
+            let mut query = sqlx::query_as(sql)
+                .bind(self.filter.status)
+                .bind(self.filter.plan)
+                .bind(self.filter.owner)
+                .bind(key.clone())
+                .bind(id)
+                .bind(limit);
+            if let Some(search) = search {
+                // Which way is the short one depends on the pattern: planned each time.
+                query = query.bind(&search.pattern).persistent(false);
+                if let Some(parts) = &search.parts {
+                    query = query.bind(parts);
+                }
+            }
+            query.fetch_all(ex).await
+        })?)
+    }
+}
+
+/// A part of a name that is looked for.
+struct Search {
+    pattern: String,
+    /// For SQLite's index of parts of names, when the text has parts that few names have.
+    parts: Option<String>,
+}
+
+/// Names found by their parts that are fetched and sorted; when there are more, walking in the
+/// order of the list fills a page sooner.
+const FEW: i64 = 2_000;
+
+/// Letters of one part.
+const PART: usize = 3;
+
+/// Parts that are looked for; what is found by them is compared with the whole text.
+const MAX_PARTS: usize = 16;
+
+impl Search {
+    async fn prepare(store: &Store, search: &str) -> Result<Self, StoreError> {
+        let pattern = pattern(search);
+        let letters: Vec<char> = search.chars().collect();
+        let Db::Sqlite { read, .. } = store.db() else {
+            // PostgreSQL plans with its own index.
+            return Ok(Self {
+                pattern,
+                parts: None,
+            });
+        };
+        if letters.len() < PART {
+            return Ok(Self {
+                pattern,
+                parts: None,
+            });
+        }
+        let parts: Vec<String> = letters
+            .windows(PART)
+            .take(MAX_PARTS)
+            .map(|part| format!("\"{}\"", String::from_iter(part).replace('"', "\"\"")))
+            .collect();
+        let parts = parts.join(" ");
+        let found: i64 = sqlx::query_scalar(
+            "select count(*) from \
+             (select rowid from users_search where users_search match $1 limit $2)",
+        )
+        .bind(&parts)
+        .bind(FEW + 1)
+        .fetch_one(read)
+        .await?;
+        Ok(Self {
+            pattern,
+            parts: (found <= FEW).then_some(parts),
+        })
+    }
 }
 
 /// Makes a pattern of a text in which nothing is special.

@@ -83,6 +83,15 @@ impl Fleet {
     }
 
     async fn start(store: Store, directory: tempfile::TempDir) -> Self {
+        Self::start_with(store, directory, |_| {}).await
+    }
+
+    /// Starts with settings of its own.
+    pub(crate) async fn start_with(
+        store: Store,
+        directory: tempfile::TempDir,
+        shape: impl FnOnce(&mut FrontConfig),
+    ) -> Self {
         store.migrate().await.unwrap();
         let clock = Arc::new(ManualClock::new(START));
         let keys = MasterKeys::generate().unwrap();
@@ -103,6 +112,7 @@ impl Fleet {
         // Tests come from loopback and say in X-Forwarded-For from where else.
         config.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
         config.targets = TargetPolicy::Any;
+        shape(&mut config);
         let front = Front::start(&master, config).await.unwrap();
         let first = front.first_admin().unwrap();
         let owner = first.password.expose_secret().to_owned();

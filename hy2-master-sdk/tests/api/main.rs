@@ -4,9 +4,15 @@ mod accounts;
 mod authorisation;
 mod backups;
 mod contract;
+mod embedding;
 mod events;
 mod grpc;
 mod harness;
 mod hostile;
+#[cfg(feature = "redis")]
+mod redis;
+#[cfg(feature = "redis")]
+#[path = "../support/redis.rs"]
+mod redis_server;
 mod resources;
 mod subscriptions;

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::harness::{Client, Fleet, on_both};
 
 /// Makes a user on two nodes that serve; returns the user's number and the path of the subscription.
-async fn subscribed(fleet: &Fleet) -> (i64, String) {
+pub(crate) async fn subscribed(fleet: &Fleet) -> (i64, String) {
     let owner = fleet.owner().await;
     let nodes = [fleet.node("ny").await, fleet.node("fra").await];
     for node in nodes {

@@ -1,7 +1,7 @@
 //! A master to test, and an agent small enough to misbehave.
 
 #[path = "../support/postgres.rs"]
-mod postgres;
+pub(crate) mod postgres;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -62,15 +62,23 @@ impl TestMaster {
             "postgres" => Master::postgres(postgres::database(durable).await),
             _ => Master::sqlite(dir.path().join("master.db")),
         };
+        let builder = builder.keys(MasterKeys::generate().unwrap()).clock(clock);
+        Self::built(builder, dir, shape).await
+    }
+
+    /// Starts what was built, with settings for tests. Files live in `dir`.
+    pub(crate) async fn built(
+        builder: hy2_master_sdk::Builder,
+        dir: TempDir,
+        shape: impl FnOnce(&mut MasterConfig),
+    ) -> Self {
         let mut config = MasterConfig::default();
         config.reconcile_interval = Duration::from_millis(200);
         config.max_anonymous_per_minute = 100_000;
         config.auto_assign = false;
         shape(&mut config);
         let master = builder
-            .keys(MasterKeys::generate().unwrap())
             .config(config)
-            .clock(clock)
             .agents("127.0.0.1:0")
             .start()
             .await

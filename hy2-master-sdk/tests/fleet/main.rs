@@ -2,6 +2,8 @@
 
 mod agent;
 mod commands;
+mod cost;
 mod enrolment;
+mod rotation;
 mod session;
 mod transport;

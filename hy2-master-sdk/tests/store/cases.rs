@@ -1026,7 +1026,7 @@ fn new_node(name: &str) -> NewNode {
     }
 }
 
-fn new_user(name: &str) -> NewUser {
+pub(crate) fn new_user(name: &str) -> NewUser {
     let uid = Uuid::new_v4();
     NewUser {
         uid,

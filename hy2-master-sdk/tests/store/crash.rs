@@ -70,6 +70,24 @@ async fn a_killed_postgres_loses_nothing_acknowledged_and_counts_nothing_twice()
     server.stop();
 }
 
+#[tokio::test]
+async fn a_transaction_that_sqlite_ended_by_itself_does_not_stop_the_writer() {
+    let backend = crate::backend::Backend::sqlite().await;
+    let store = &backend.store;
+    let hy2_master_sdk::store::Db::Sqlite { write, .. } = store.db() else {
+        panic!("SQLite");
+    };
+    // As on a full disk.
+    let mut tx = write.begin_with("BEGIN IMMEDIATE").await.unwrap();
+    sqlx::query("ROLLBACK").execute(&mut *tx).await.unwrap();
+    tx.commit().await.unwrap_err();
+    let one = node(store, "one").await;
+    let ann = user(store, "ann").await;
+    assign(store, ann, one).await;
+    deliver(store, one, ann, 1, 3).await;
+    assert_eq!(store.user(ann).await.unwrap().tx, 6);
+}
+
 /// What the process does that the next test kills: delivers, and prints every acknowledged number.
 #[allow(clippy::print_stdout, reason = "the test reads it")]
 async fn deliver_until_killed(path: &std::path::Path) {

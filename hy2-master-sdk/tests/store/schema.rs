@@ -141,8 +141,9 @@ async fn sqlite_schema(backend: &Backend) -> BTreeMap<String, Table> {
             .await
             .unwrap();
     let names: Vec<String> = sqlx::query_scalar(
-        "select name from sqlite_master where type = 'table' and name not like 'sqlite_%' \
-         and name not like '_sqlx%' order by name",
+        // Not the index of parts of names, which is a virtual table with others below it.
+        "select name from pragma_table_list where schema = 'main' and type = 'table' \
+         and name not like 'sqlite_%' and name not like '_sqlx%' order by name",
     )
     .fetch_all(&pool)
     .await

@@ -64,6 +64,11 @@ impl Server {
         }
     }
 
+    /// Returns what it has logged.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.join("data/log")).expect("a log")
+    }
+
     pub(crate) fn stop(self) {
         let status = script()
             .arg("stop")

@@ -15,12 +15,14 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
 
 use super::{HttpProxyConfig, request};
-use crate::inbound::{DialFailure, Dialer};
+use crate::{
+    inbound::{DialFailure, Dialer, relay},
+    outbound::TcpConnection,
+};
 
 /// Longest request or response head in bytes.
 const MAX_HEAD: usize = 64 << 10;
@@ -33,7 +35,7 @@ pub(in crate::inbound) async fn serve_connection<D: Dialer, L>(
     dialer: D,
     stream: L,
 ) where
-    L: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    L: TcpConnection,
 {
     let timeout = config.limits.request_timeout;
     let proxy = Arc::new(Proxy {
@@ -67,14 +69,14 @@ pub(in crate::inbound) async fn serve_connection<D: Dialer, L>(
 /// Relays after a CONNECT was answered.
 async fn join<D: Dialer, L>(upgrade: OnUpgrade, tunnel: D::Stream)
 where
-    L: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    L: TcpConnection,
 {
     let Ok(upgraded) = upgrade.await else {
         // The program left before the answer was written.
         return;
     };
     let ended = match upgraded.downcast::<TokioIo<L>>() {
-        Ok(parts) => D::join(parts.io.into_inner(), tunnel, parts.read_buf).await,
+        Ok(parts) => relay::join::<D, L>(parts.io.into_inner(), tunnel, parts.read_buf).await,
         Err(upgraded) => D::join(TokioIo::new(upgraded), tunnel, Bytes::new()).await,
     };
     if let Err(error) = ended {

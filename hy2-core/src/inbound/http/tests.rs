@@ -1,6 +1,6 @@
 //! The proxy on real sockets, byte by byte.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, time::Duration};
 
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::{HttpProxy, HttpProxyConfig};
 use crate::inbound::{
     Credentials, DialFailure,
-    loopback::{Loopback, echo_server},
+    loopback::{CUT, Loopback, echo_server, ending_server, read_to_end_of},
 };
 
 #[tokio::test]
@@ -32,6 +32,30 @@ async fn connect_relays_with_early_bytes_and_half_close() {
     program.read_to_string(&mut seen).await.expect("read");
     assert_eq!(seen, "early late");
     assert_eq!(*dialer.asked.lock(), [echo.to_string()]);
+}
+
+#[tokio::test]
+async fn a_cut_and_an_end_of_a_tunnel_are_told_apart() {
+    let target = ending_server().await;
+    let dialer = Loopback::default();
+    for ask in [CUT, b'.'] {
+        let mut program = proxy(&dialer, |_| ()).await;
+        let request = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n");
+        program
+            .write_all(request.as_bytes())
+            .await
+            .expect("request");
+        let head = read_head(&mut program).await;
+        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+        match read_to_end_of(&mut program, ask).await {
+            Ok(0) => assert_ne!(ask, CUT),
+            Ok(_) => panic!("nothing follows"),
+            Err(error) => {
+                assert_eq!(ask, CUT, "{error}");
+                assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+            }
+        }
+    }
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use self::wire::{Command, Method, Reply, Request, WireError};
-use super::{Credentials, DialFailure, Dialer, InboundLimits, listener};
+use super::{Credentials, DialFailure, Dialer, InboundLimits, listener, relay};
 
 mod associate;
 pub mod wire;
@@ -92,7 +92,7 @@ pub(super) async fn serve_connection<D: Dialer>(
     stream: TcpStream,
     peer: SocketAddr,
 ) {
-    let mut session = Session {
+    let session = Session {
         config,
         stream,
         buffer: BytesMut::new(),
@@ -131,7 +131,7 @@ struct Session {
 }
 
 impl Session {
-    async fn run<D: Dialer>(&mut self, dialer: D, peer: SocketAddr) -> Result<(), SessionError> {
+    async fn run<D: Dialer>(mut self, dialer: D, peer: SocketAddr) -> Result<(), SessionError> {
         let limit = self.config.limits.request_timeout;
         let request = timeout(limit, async {
             self.authenticate().await?;
@@ -198,18 +198,14 @@ impl Session {
         }
     }
 
-    async fn connect<D: Dialer>(
-        &mut self,
-        dialer: D,
-        request: Request,
-    ) -> Result<(), SessionError> {
+    async fn connect<D: Dialer>(mut self, dialer: D, request: Request) -> Result<(), SessionError> {
         let tunnel = match dialer.tcp(&request.target).await {
             Ok(tunnel) => tunnel,
             Err(failure) => return self.refuse(failure.into()).await,
         };
         self.answer(Reply::Succeeded, UNSPECIFIED).await?;
         let early = std::mem::take(&mut self.buffer).freeze();
-        D::join(&mut self.stream, tunnel, early).await?;
+        relay::join::<D, _>(self.stream, tunnel, early).await?;
         Ok(())
     }
 

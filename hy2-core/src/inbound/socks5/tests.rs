@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Socks5, Socks5Config, wire};
 use crate::inbound::{
     Credentials, DialFailure,
-    loopback::{Loopback, echo_server, udp_echo_server},
+    loopback::{CUT, Loopback, echo_server, ending_server, read_to_end_of, udp_echo_server},
 };
 
 #[tokio::test]
@@ -26,6 +26,25 @@ async fn connect_without_authentication() {
     program.shutdown().await.expect("half-close");
     assert_eq!(program.read(&mut [0; 1]).await.ok(), Some(0));
     assert_eq!(*dialer.asked.lock(), [format!("name:{}", echo.port())]);
+}
+
+#[tokio::test]
+async fn a_cut_and_an_end_are_told_apart() {
+    let target = ending_server().await;
+    for ask in [CUT, b'.'] {
+        let mut program = socks(&Loopback::default(), |_| ()).await;
+        say(&mut program, "05 01 00", "05 00").await;
+        let request = format!("05 01 00 01 7f000001 {:04x}", target.port());
+        say(&mut program, &request, "05 00 00 01 00000000 0000").await;
+        match read_to_end_of(&mut program, ask).await {
+            Ok(0) => assert_ne!(ask, CUT),
+            Ok(_) => panic!("nothing follows"),
+            Err(error) => {
+                assert_eq!(ask, CUT, "{error}");
+                assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+            }
+        }
+    }
 }
 
 #[tokio::test]

@@ -158,10 +158,13 @@ pub fn parse_request(bytes: &[u8]) -> Result<Option<(Request, usize)>, WireError
             };
             // "No address yet" of UDP ASSOCIATE is sometimes sent as an empty domain.
             if command == Command::UdpAssociate
-                && let [DOMAIN, 0, _, _, ..] = rest
+                && let [DOMAIN, 0, port @ ..] = rest
             {
-                let target = Address::new(IpAddr::from(Ipv4Addr::UNSPECIFIED), 0);
-                return Ok(Some((Request { command, target }, 7)));
+                return Ok(port.first_chunk().map(|port| {
+                    let port = u16::from_be_bytes(*port);
+                    let target = Address::new(IpAddr::from(Ipv4Addr::UNSPECIFIED), port);
+                    (Request { command, target }, 7)
+                }));
             }
             let parsed = parse_address(rest)?;
             Ok(parsed.map(|(target, len)| (Request { command, target }, 3 + len)))
@@ -354,6 +357,18 @@ mod tests {
         ] {
             assert_eq!(parse_packet(&hex(bytes)), Err(error), "{bytes}");
         }
+    }
+
+    /// Found by the fuzz target `socks5`: a prefix was refused for its empty name.
+    #[test]
+    fn an_association_without_an_address_may_come_byte_by_byte() {
+        let bytes = hex("05 03 00 03 00 1f90");
+        for len in 0..bytes.len() {
+            assert_eq!(parse_request(&bytes[..len]), Ok(None), "{len} bytes");
+        }
+        let (request, len) = parse_request(&bytes).unwrap().unwrap();
+        assert_eq!(request.target.to_string(), "0.0.0.0:8080");
+        assert_eq!(len, bytes.len());
     }
 
     proptest! {

@@ -1,23 +1,25 @@
-//! The UDP side of a connection without the connection, for the fuzz targets.
+//! The UDP side of a connection without the connection, for the fuzz targets and benches.
 
 use std::{
+    collections::HashMap,
     future::poll_fn,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use parking_lot::Mutex;
 use quinn::{ConnectionError, SendDatagramError};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::JoinSet};
 
-use super::{Datagrams, NodeSessions, UdpContext, serve};
+use super::{Datagrams, NodeSessions, Sessions, UdpContext, WayBack, serve};
 use crate::{
     congestion::{Algorithm, CongestionHandle},
     event::{ConnectionId, EventSink, Peer},
     memory::MemoryBudget,
     meter::UserCounters,
-    outbound::Outbound,
+    outbound::{Outbound, UdpAssociation},
     relay::{limiter::RateLimiter, share::UdpShare},
 };
 
@@ -108,34 +110,12 @@ pub fn serve_queue(
     impl Future<Output = ()> + Send,
 ) {
     let (sender, incoming) = mpsc::unbounded_channel();
-    let unlimited = || Arc::new(RateLimiter::unlimited());
     let node = NodeSessions::new(around.node_sessions);
-    let queues = Queues {
-        incoming: Arc::new(Mutex::new(incoming)),
-        sent: Arc::clone(&around.sent),
-        max_datagram: around.max_datagram,
-    };
-    let share = UdpShare::new(&CongestionHandle::new(Algorithm::Reno));
+    let queues = around.queues(incoming);
     let sessions = Arc::clone(&node);
     let connection = queues.clone();
-    let context = move || UdpContext {
-        connection: connection.clone(),
-        outbound: Arc::clone(&around.outbound),
-        events: Arc::clone(&around.events),
-        peer: Peer {
-            connection: ConnectionId(0),
-            user: "user".into(),
-            remote: ([192, 0, 2, 1], 1).into(),
-        },
-        counters: Arc::clone(&around.counters),
-        tx_limit: unlimited(),
-        rx_limit: unlimited(),
-        share: Arc::clone(&share),
-        idle_timeout: around.idle_timeout,
-        _owner: Arc::new(()),
-        memory: Arc::clone(&around.memory),
-        node_sessions: Arc::clone(&sessions),
-    };
+    let share = UdpShare::new(&CongestionHandle::new(Algorithm::Reno));
+    let context = move || around.context(&connection, &share, &sessions);
     let serving = async move {
         // As a connection does: the task ends with its last session and begins with a datagram.
         while let Ok(first) = queues.read_datagram().await {
@@ -143,4 +123,116 @@ pub fn serve_queue(
         }
     };
     (sender, Node(node), serving)
+}
+
+impl Surroundings {
+    fn queues(&self, incoming: mpsc::UnboundedReceiver<Bytes>) -> Queues {
+        Queues {
+            incoming: Arc::new(Mutex::new(incoming)),
+            sent: Arc::clone(&self.sent),
+            max_datagram: self.max_datagram,
+        }
+    }
+
+    fn context(
+        &self,
+        queues: &Queues,
+        share: &Arc<UdpShare>,
+        node: &Arc<NodeSessions>,
+    ) -> UdpContext<Queues> {
+        let unlimited = || Arc::new(RateLimiter::unlimited());
+        UdpContext {
+            connection: queues.clone(),
+            outbound: Arc::clone(&self.outbound),
+            events: Arc::clone(&self.events),
+            peer: Peer {
+                connection: ConnectionId(0),
+                user: "user".into(),
+                remote: ([192, 0, 2, 1], 1).into(),
+            },
+            counters: Arc::clone(&self.counters),
+            tx_limit: unlimited(),
+            rx_limit: unlimited(),
+            share: Arc::clone(share),
+            idle_timeout: self.idle_timeout,
+            _owner: Arc::new(()),
+            memory: Arc::clone(&self.memory),
+            node_sessions: Arc::clone(node),
+        }
+    }
+
+    /// A context of its own, which receives nothing.
+    fn alone(&self) -> UdpContext<Queues> {
+        let (_, incoming) = mpsc::unbounded_channel();
+        let share = UdpShare::new(&CongestionHandle::new(Algorithm::Reno));
+        let node = NodeSessions::new(self.node_sessions);
+        self.context(&self.queues(incoming), &share, &node)
+    }
+}
+
+/// The sessions of one connection, handed one datagram after the other: for benches, which count
+/// what a datagram costs without the queue that brings it.
+pub struct Table(Sessions<Queues>);
+
+impl std::fmt::Debug for Table {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Table").finish_non_exhaustive()
+    }
+}
+
+impl Table {
+    /// An empty table. New sessions run as tasks of the runtime that is current then.
+    pub fn new(around: &Surroundings) -> Self {
+        Self(Sessions {
+            context: Arc::new(around.alone()),
+            open: HashMap::new(),
+            tasks: JoinSet::new(),
+            fragment_bytes: 0,
+        })
+    }
+
+    /// Handles a datagram from the client.
+    pub fn accept(&mut self, datagram: &Bytes) {
+        self.0.accept(datagram);
+    }
+
+    /// Returns how many sessions have a socket.
+    pub fn ready(&self) -> usize {
+        let open = self.0.open.values();
+        open.filter(|entry| entry.session.association.get().is_some())
+            .count()
+    }
+}
+
+/// The way back of one session, one datagram at a time.
+pub struct Answers {
+    context: UdpContext<Queues>,
+    way_back: WayBack,
+}
+
+impl std::fmt::Debug for Answers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Answers").finish_non_exhaustive()
+    }
+}
+
+impl Answers {
+    /// A session that has answered nothing yet.
+    pub fn new(around: &Surroundings) -> Self {
+        Self {
+            context: around.alone(),
+            way_back: WayBack::new(7),
+        }
+    }
+
+    /// Sends the next datagram of `association` to the client; false if there is none.
+    pub fn pass(&mut self, association: &dyn UdpAssociation) -> bool {
+        let received = self.way_back.receive(association).now_or_never();
+        let Some(Ok((message, header_len))) = received else {
+            return false;
+        };
+        let next = &mut self.way_back.next_packet;
+        self.context.send_back(message, header_len, next);
+        true
+    }
 }

@@ -1,0 +1,1 @@
+//! Empty: a package has to have a target beside its benches.

@@ -1,0 +1,354 @@
+//! Those who use the server, and misuse it.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    process::Stdio,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use hy2_core::{Client, ClientConfig, ServerHandle};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    process::Command,
+    time::timeout,
+};
+
+use crate::{
+    origin::Origins,
+    world::{World, client_config},
+};
+
+/// Every wait of an actor ends; the machine may be slow.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often each thing was done.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) connects: AtomicU64,
+    pub(crate) streams: AtomicU64,
+    pub(crate) datagrams: AtomicU64,
+    pub(crate) resets: AtomicU64,
+    pub(crate) refusals: AtomicU64,
+    pub(crate) rejected: AtomicU64,
+    pub(crate) kicks: AtomicU64,
+    pub(crate) killed: AtomicU64,
+    pub(crate) hopped: AtomicU64,
+    pub(crate) restarts: AtomicU64,
+    /// Actions that a kick or a slow machine cut short.
+    pub(crate) failures: AtomicU64,
+}
+
+impl Tally {
+    fn done(&self) -> [(&'static str, u64); 9] {
+        let count = |cell: &AtomicU64| cell.load(Relaxed);
+        [
+            ("connects", count(&self.connects)),
+            ("streams", count(&self.streams)),
+            ("datagrams", count(&self.datagrams)),
+            ("resets", count(&self.resets)),
+            ("refusals", count(&self.refusals)),
+            ("rejected", count(&self.rejected)),
+            ("kicks", count(&self.kicks)),
+            ("killed", count(&self.killed)),
+            ("hopped", count(&self.hopped)),
+        ]
+    }
+
+    /// Whether something that should happen all the time never did.
+    pub(crate) fn nothing_happened(&self) -> bool {
+        self.done().iter().any(|(_, count)| *count == 0)
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, count) in self.done() {
+            write!(f, "{count} {name}, ")?;
+        }
+        let (restarts, failures) = (self.restarts.load(Relaxed), self.failures.load(Relaxed));
+        write!(f, "{restarts} restarts, {failures} cut short")
+    }
+}
+
+/// One who does one thing after the other.
+pub(crate) struct Actors {
+    config: ClientConfig,
+    /// The same server through several ports.
+    hopping: ClientConfig,
+    address: SocketAddr,
+    origins: Origins,
+    server: ServerHandle,
+    tally: Arc<Tally>,
+    stop: Arc<AtomicBool>,
+}
+
+/// What one may do, and how often in a hundred.
+#[derive(Debug, Clone, Copy)]
+enum Action {
+    Use,
+    Datagrams,
+    Resets,
+    Refusals,
+    WrongPassword,
+    Kick,
+    Hop,
+    Kill,
+}
+
+const ACTIONS: [(u64, Action); 8] = [
+    (40, Action::Use),
+    (20, Action::Datagrams),
+    (14, Action::Resets),
+    (8, Action::Refusals),
+    (6, Action::WrongPassword),
+    (6, Action::Kick),
+    (4, Action::Hop),
+    (2, Action::Kill),
+];
+
+impl Actors {
+    pub(crate) fn new(world: &World, tally: Arc<Tally>, stop: Arc<AtomicBool>) -> Self {
+        Self {
+            config: world.client(&[world.address]),
+            hopping: world.client(&world.fan),
+            address: world.address,
+            origins: world.origins,
+            server: world.handle(),
+            tally,
+            stop,
+        }
+    }
+
+    /// Acts until told to stop.
+    pub(crate) async fn run(self, seed: u64) {
+        let mut random = Random(seed);
+        while !self.stop.load(Relaxed) {
+            let mut draw = random.below(100);
+            let mut action = Action::Use;
+            for (weight, candidate) in ACTIONS {
+                action = candidate;
+                if draw < weight {
+                    break;
+                }
+                draw -= weight;
+            }
+            if let Err(error) = self.act(action, &mut random).await {
+                // Kicks hit whoever is there.
+                tracing::debug!(?action, %error, "cut short");
+                self.tally.failures.fetch_add(1, Relaxed);
+            }
+        }
+    }
+
+    async fn act(&self, action: Action, random: &mut Random) -> Result<()> {
+        match action {
+            Action::Use => self.uses(random).await,
+            Action::Datagrams => self.datagrams(random).await,
+            Action::Resets => self.resets(random).await,
+            Action::Refusals => self.refusals().await,
+            Action::WrongPassword => self.wrong_password().await,
+            Action::Kick => self.kick(random),
+            Action::Hop => self.hop().await,
+            Action::Kill => self.kill().await,
+        }
+    }
+
+    async fn connect(&self) -> Result<Client> {
+        self.connect_with(&self.config).await
+    }
+
+    async fn connect_with(&self, config: &ClientConfig) -> Result<Client> {
+        let client = Client::connect(config.clone()).await?;
+        self.tally.connects.fetch_add(1, Relaxed);
+        Ok(client)
+    }
+
+    /// Some streams one after the other and some at once, ended in order or not at all.
+    async fn uses(&self, random: &mut Random) -> Result<()> {
+        let client = self.connect().await?;
+        for _ in 0..1 + random.below(6) {
+            let len = 1 + random.below(64 << 10) as usize;
+            self.echo(&client, len).await?;
+        }
+        let (one, two) = tokio::join!(self.echo(&client, 30_000), self.echo(&client, 200));
+        one.and(two)?;
+        if random.below(2) == 0 {
+            client.close().await;
+        }
+        Ok(())
+    }
+
+    async fn echo(&self, client: &Client, len: usize) -> Result<()> {
+        let mut stream = client.tcp(&self.origins.echo.to_string()).await?;
+        let sent: Vec<u8> = (0..len).map(|at| (at % 251) as u8).collect();
+        let exchange = async {
+            stream.write_all(&sent).await?;
+            stream.shutdown().await?;
+            let mut got = Vec::new();
+            stream.read_to_end(&mut got).await?;
+            ensure!(got == sent, "{} of {len} bytes came back", got.len());
+            Ok(())
+        };
+        timeout(PATIENCE, exchange).await??;
+        self.tally.streams.fetch_add(1, Relaxed);
+        Ok(())
+    }
+
+    /// A UDP session with datagrams of all sizes, whose last answers nobody waits for.
+    async fn datagrams(&self, random: &mut Random) -> Result<()> {
+        let client = self.connect().await?;
+        let target = self.origins.udp.to_string();
+        for _ in 0..1 + random.below(4) {
+            let session = client.udp().await?;
+            for _ in 0..20 {
+                let len = 1 + random.below(4_000) as usize;
+                session.send(&vec![7; len], &target)?;
+                if random.below(2) == 0
+                    && let Ok(Some(_)) = timeout(Duration::from_millis(300), session.recv()).await
+                {
+                    self.tally.datagrams.fetch_add(1, Relaxed);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Streams that break in the middle, from either end.
+    async fn resets(&self, random: &mut Random) -> Result<()> {
+        let client = self.connect().await?;
+        let mut buffer = vec![0; 16 << 10];
+        let mut reset = client.tcp(&self.origins.resetter.to_string()).await?;
+        reset.write_all(b"!").await?;
+        let end = timeout(PATIENCE, reset.read(&mut buffer)).await?;
+        ensure!(
+            !matches!(end, Ok(1..)),
+            "data from a target that sends none"
+        );
+        self.tally.resets.fetch_add(1, Relaxed);
+        // A download given up in the middle, and an upload that nobody takes.
+        let mut download = client.tcp(&self.origins.source.to_string()).await?;
+        for _ in 0..random.below(40) {
+            timeout(PATIENCE, download.read(&mut buffer)).await??;
+        }
+        let mut upload = client.tcp(&self.origins.silent.to_string()).await?;
+        let block = vec![7; 256 << 10];
+        let _ = timeout(Duration::from_millis(50), upload.write_all(&block)).await;
+        self.tally.resets.fetch_add(2, Relaxed);
+        Ok(())
+    }
+
+    /// Targets that refuse, and names that do not resolve.
+    async fn refusals(&self) -> Result<()> {
+        let client = self.connect().await?;
+        let refused = self.origins.refused.to_string();
+        for target in [refused.as_str(), "nobody.invalid:80"] {
+            if let Ok(answer) = timeout(PATIENCE, client.tcp(target)).await {
+                ensure!(answer.is_err(), "{target} was reached");
+                self.tally.refusals.fetch_add(1, Relaxed);
+            }
+        }
+        Ok(())
+    }
+
+    async fn wrong_password(&self) -> Result<()> {
+        let mut config = self.config.clone();
+        config.auth = "not the password".to_owned();
+        ensure!(Client::connect(config).await.is_err(), "let in");
+        self.tally.rejected.fetch_add(1, Relaxed);
+        Ok(())
+    }
+
+    fn kick(&self, random: &mut Random) -> Result<()> {
+        let connections = self.server.connections();
+        if connections.is_empty() {
+            return Ok(());
+        }
+        let at = random.below(connections.len() as u64) as usize;
+        if self.server.kick_connection(connections[at].peer.connection) {
+            self.tally.kicks.fetch_add(1, Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Stays long enough to hop some times; counts everybody who has.
+    async fn hop(&self) -> Result<()> {
+        let client = self.connect_with(&self.hopping).await?;
+        for _ in 0..12 {
+            self.echo(&client, 5_000).await?;
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        // A hop takes a new socket, so the server sees it as a move.
+        let connections = self.server.connections();
+        let moved = connections.iter().filter(|it| it.remote != it.peer.remote);
+        self.tally.hopped.fetch_add(moved.count() as u64, Relaxed);
+        Ok(())
+    }
+
+    /// A client in a process of its own, killed in the middle of a transfer.
+    async fn kill(&self) -> Result<()> {
+        let mut child = Command::new(std::env::current_exe()?)
+            .args(["victim", "--server", &self.address.to_string()])
+            .args(["--source", &self.origins.source.to_string()])
+            .args(["--udp", &self.origins.udp.to_string()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        let stdout = child.stdout.take().context("stdout")?;
+        let line = timeout(PATIENCE, BufReader::new(stdout).lines().next_line()).await??;
+        child.kill().await?;
+        ensure!(line.is_some(), "the victim died by itself");
+        self.tally.killed.fetch_add(1, Relaxed);
+        Ok(())
+    }
+}
+
+#[derive(clap::Args)]
+pub(crate) struct VictimArguments {
+    #[arg(long)]
+    server: SocketAddr,
+    #[arg(long)]
+    source: SocketAddr,
+    #[arg(long)]
+    udp: SocketAddr,
+}
+
+/// Connects, says so in the middle of a download, and goes on until it is killed.
+pub(crate) async fn victim(arguments: VictimArguments) {
+    // A kick may come first: then there was nobody to kill, and the actor says so.
+    let _ = download(arguments).await;
+}
+
+async fn download(arguments: VictimArguments) -> Result<()> {
+    let client = Client::connect(client_config(&[arguments.server])).await?;
+    let session = client.udp().await?;
+    session.send(b"anybody there?", &arguments.udp.to_string())?;
+    let mut stream = client.tcp(&arguments.source.to_string()).await?;
+    let mut buffer = vec![0; 64 << 10];
+    stream.read_exact(&mut buffer).await?;
+    println!("downloading");
+    loop {
+        if stream.read(&mut buffer).await? == 0 {
+            bail!("the source ended");
+        }
+    }
+}
+
+/// Draws of no quality, the same for the same seed (SplitMix64).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % bound
+    }
+}

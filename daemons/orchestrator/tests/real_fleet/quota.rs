@@ -1,0 +1,204 @@
+//! Quotas and device limits, lent to nodes in slices and places.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use serde_json::json;
+use tokio::{net::UdpSocket, task::JoinSet};
+
+use crate::{
+    client::{Ours, Ping, ping},
+    fleet::{Fleet, Store},
+    load::{Load, OnCut, Plan},
+};
+
+const SLICE: u64 = 1 << 20;
+
+const PLAN: Plan = Plan {
+    streams: 2,
+    datagrams: 0,
+    chunk: 8 << 10,
+    pause: Duration::from_millis(20),
+    on_cut: OnCut::Reopen,
+};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_quota_over_three_nodes_is_used_up_and_not_exceeded_by_more_than_a_slice() {
+    let quota = 16 * SLICE;
+    let fleet = Fleet::start(Store::Sqlite, 3).await;
+    let alice = fleet.user("alice", json!({"quota_bytes": quota})).await;
+    let links = fleet.links(&alice).await;
+    let (mut clients, mut loads) = (Vec::new(), Vec::new());
+    for (seed, uri) in links.iter().enumerate() {
+        let client = Ours::start(fleet.path(), uri).await;
+        let targets = (alice.origin.tcp, alice.origin.udp);
+        loads.push(Load::start(client.door, targets, PLAN, seed as u64).await);
+        clients.push(client);
+    }
+    let path = format!("/users/{}", alice.id);
+    crate::until("the limit", || async {
+        let user = fleet.rest.look(&path).await?;
+        match user["status"] == "limited" {
+            true => Ok(()),
+            false => Err(user.to_string()),
+        }
+    })
+    .await;
+    for load in loads {
+        load.finish().await;
+    }
+    for uri in &links {
+        let refused = ping(fleet.path(), uri, "", alice.origin.tcp).await;
+        assert_eq!(refused.code, Ping::REFUSED, "{}", refused.said);
+    }
+    fleet.spool_is_store().await;
+    let (tx, rx) = fleet.counted(&alice).await.expect("counted");
+    assert!(tx + rx >= quota, "all of it could be used: {}", tx + rx);
+    assert!(tx + rx <= quota + SLICE, "{} over", tx + rx - quota);
+    // More quota: as welcome as before.
+    fleet
+        .rest
+        .patch(&path, json!({"quota_bytes": quota * 2}))
+        .await;
+    for uri in &links {
+        crate::until("the way back", || async {
+            let found = ping(fleet.path(), uri, "", alice.origin.tcp).await;
+            found.arrived().then_some(()).ok_or(found.said)
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_master_nodes_go_no_further_than_the_slices_in_hand() {
+    let quota = 6 * SLICE;
+    let mut fleet = Fleet::start(Store::Sqlite, 3).await;
+    let alice = fleet.user("alice", json!({"quota_bytes": quota})).await;
+    let links = fleet.links(&alice).await;
+    let (mut clients, mut loads) = (Vec::new(), Vec::new());
+    for (seed, uri) in links.iter().enumerate() {
+        let client = Ours::start(fleet.path(), uri).await;
+        let targets = (alice.origin.tcp, alice.origin.udp);
+        loads.push(Load::start(client.door, targets, PLAN, seed as u64).await);
+        clients.push(client);
+    }
+    fleet.kill_master().await;
+    // A node that is killed knows what is left to it.
+    fleet.kill_agent(1).await;
+    fleet.start_agent(1);
+    for uri in &links {
+        crate::until("the end of the slices", || async {
+            let found = ping(fleet.path(), uri, "", alice.origin.tcp).await;
+            (found.code == Ping::REFUSED)
+                .then_some(())
+                .ok_or(found.said)
+        })
+        .await;
+    }
+    for load in loads {
+        load.finish().await;
+    }
+    let (tx, rx) = alice.origin.bytes();
+    assert!(tx + rx > SLICE, "slices were used: {}", tx + rx);
+    assert!(tx + rx <= quota + SLICE, "{} of {quota}", tx + rx);
+    fleet.start_master();
+    fleet.master_ready().await;
+    fleet.spool_is_store().await;
+    let (stored_tx, stored_rx) = fleet.counted(&alice).await.expect("counted");
+    // One kill, two streams, one chunk each way on each.
+    let bound = 2 * PLAN.chunk as u64;
+    assert!(tx.abs_diff(stored_tx) <= bound && rx.abs_diff(stored_rx) <= bound);
+    // What the slices did not take is there for who comes back.
+    if stored_tx + stored_rx + SLICE < quota {
+        crate::until("the rest of the quota", || async {
+            let found = ping(fleet.path(), &links[0], "", alice.origin.tcp).await;
+            found.arrived().then_some(()).ok_or(found.said)
+        })
+        .await;
+    }
+}
+
+/// Gives what it passes on an address of its own, which makes a device of it.
+struct Device {
+    address: SocketAddr,
+    _tasks: JoinSet<()>,
+}
+
+impl Device {
+    async fn new(number: u8, node: SocketAddr) -> Self {
+        let near = UdpSocket::bind(("127.0.0.1", 0)).await.expect("a port");
+        let far = UdpSocket::bind((IpAddr::from([127, 0, 9, number]), 0))
+            .await
+            .expect("a port");
+        far.connect(node).await.expect("connected");
+        let address = near.local_addr().expect("bound");
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut client = None;
+            let (mut up, mut down) = (vec![0; 65_536], vec![0; 65_536]);
+            loop {
+                tokio::select! {
+                    Ok((read, from)) = near.recv_from(&mut up) => {
+                        client = Some(from);
+                        let _ = far.send(&up[..read]).await;
+                    }
+                    Ok(read) = far.recv(&mut down) => {
+                        if let Some(client) = client {
+                            let _ = near.send_to(&down[..read], client).await;
+                        }
+                    }
+                }
+            }
+        });
+        Self {
+            address,
+            _tasks: tasks,
+        }
+    }
+
+    /// The link as this device uses it.
+    fn link(&self, uri: &str, port: u16) -> String {
+        uri.replace(&format!("127.0.0.1:{port}"), &self.address.to_string())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn devices_are_counted_over_all_nodes_and_a_device_that_leaves_makes_room() {
+    let fleet = Fleet::start(Store::Sqlite, 3).await;
+    let alice = fleet.user("alice", json!({"max_devices": 2})).await;
+    let links = fleet.links(&alice).await;
+    let node = |at: usize| SocketAddr::from(([127, 0, 0, 1], fleet.nodes[at].port));
+    let target = alice.origin.tcp;
+    let mut devices = Vec::new();
+    for number in 0..3_u8 {
+        let at = usize::from(number);
+        let device = Device::new(number + 1, node(at)).await;
+        let link = device.link(&links[at], fleet.nodes[at].port);
+        devices.push((device, link));
+    }
+    // Two devices on two nodes.
+    let mut held = Vec::new();
+    for (_, link) in &devices[..2] {
+        let client = Ours::start(fleet.path(), link).await;
+        crate::until("a device", || async {
+            let opened = client.door.tcp(target).await;
+            opened.map_err(|error| error.to_string())
+        })
+        .await;
+        held.push(client);
+    }
+    // A third on the third: no. The first once more, on the same node: it is no other device.
+    let third = ping(fleet.path(), &devices[2].1, "", target).await;
+    assert_eq!(third.code, Ping::REFUSED, "{}", third.said);
+    let same = ping(fleet.path(), &devices[0].1, "", target).await;
+    assert!(same.arrived(), "{}", same.said);
+    // One leaves: there is room, on another node.
+    held.pop();
+    crate::until("room for another device", || async {
+        let found = ping(fleet.path(), &devices[2].1, "", target).await;
+        found.arrived().then_some(()).ok_or(found.said)
+    })
+    .await;
+}
