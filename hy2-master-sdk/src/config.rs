@@ -45,6 +45,8 @@ pub struct MasterConfig {
     pub keep_hourly: Duration,
     /// How long daily traffic is kept.
     pub keep_daily: Duration,
+    /// How long events are kept, for listeners and webhooks that were away, and finished deliveries.
+    pub keep_events: Duration,
     /// How long released assignments are kept: for so long a node may be away and still deliver.
     pub keep_released: Duration,
 }
@@ -72,6 +74,7 @@ impl Default for MasterConfig {
             keep_metrics: Duration::from_secs(2 * DAY),
             keep_hourly: Duration::from_secs(90 * DAY),
             keep_daily: Duration::from_secs(2 * 365 * DAY),
+            keep_events: Duration::from_secs(30 * DAY),
             keep_released: Duration::from_secs(180 * DAY),
         }
     }

@@ -275,7 +275,8 @@ impl Core {
     }
 }
 
-const FLEET_KEYS: &str = "cluster.fleet_keys";
+/// Name and place of the sealed keys of credentials.
+pub(crate) const FLEET_KEYS: &str = "cluster.fleet_keys";
 pub(crate) const AUTHORITY_KEY: &str = "certificate_authorities.private_key";
 const SIGNING_KEY: &str = "signing_keys.private_key";
 /// Place of a node's sealed Hysteria key.

@@ -5,13 +5,17 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
+use axum::extract::{ConnectInfo, Request};
+use axum::response::Response;
+use axum::{Router, middleware};
 use futures_util::future::BoxFuture;
+use http::{HeaderValue, header};
 use hy2_proto::control::rpc;
 use ipnet::IpNet;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::Mutex;
+use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use url::Url;
@@ -19,17 +23,21 @@ use url::Url;
 use crate::Master;
 use crate::api::{self, ApiState};
 use crate::auth::external::Authenticator;
+use crate::auth::jwt::TokenSigner;
 use crate::auth::password::{Cost, DEFAULT_COST, PasswordError, Passwords};
 use crate::cache::Cache;
-use crate::domain::{NodeId, UserId};
+use crate::domain::{Clock, NodeId, UserId};
 use crate::events::{self, EventHub, EventSink, Sealer};
 use crate::ratelimit::RateLimiter;
+use crate::secrets::Vault;
 use crate::service::admins::Credentials;
 use crate::service::fleet::{NodeSession, Reach};
-use crate::service::system::load_api_keys;
+use crate::service::system::{KEYS_READ_EVERY, keep_token_keys, load_api_keys};
 use crate::service::{Fleet, Parts, Service, ServiceError};
+use crate::store::{Store, Topic};
 use crate::subscription;
 use crate::targets::TargetPolicy;
+use crate::tls::{Listener, ListenerTls, PeerAddress};
 use crate::webhook::Deliverer;
 
 /// How long a node may take to carry out a command.
@@ -42,10 +50,15 @@ const MAX_SESSIONS: usize = 10_000;
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct FrontConfig {
-    /// Where REST and AdminService listen; none: not at all. Without TLS in front of it, loopback.
+    /// Where REST and AdminService listen; none: not at all. Without TLS, here or in front of it,
+    /// loopback.
     pub api: Option<SocketAddr>,
+    /// TLS of `api`; none: whoever reaches it speaks in clear.
+    pub api_tls: Option<ListenerTls>,
     /// Where subscriptions are served; none: not at all.
     pub public: Option<SocketAddr>,
+    /// TLS of `public`; none: it has to be in front of it.
+    pub public_tls: Option<ListenerTls>,
     /// Where clients reach what `public` serves.
     pub public_url: Url,
     /// Proxies whose `X-Forwarded-For` is believed.
@@ -82,7 +95,9 @@ impl FrontConfig {
     pub fn new(public_url: Url) -> Self {
         Self {
             api: Some(SocketAddr::from(([127, 0, 0, 1], 8081))),
+            api_tls: None,
             public: Some(SocketAddr::from(([0, 0, 0, 0], 8080))),
+            public_tls: None,
             public_url,
             trusted_proxies: Vec::new(),
             password_cost: DEFAULT_COST,
@@ -137,6 +152,7 @@ impl Front {
     pub async fn start(master: &Master, config: FrontConfig) -> Result<Self, FrontError> {
         let (store, clock) = (master.store().clone(), Arc::clone(master.clock()));
         let keys = load_api_keys(&store, master.vault(), &*clock).await?;
+        let tokens = keys.tokens.clone();
         let service = Service::new(Parts {
             store: store.clone(),
             clock: Arc::clone(&clock),
@@ -156,6 +172,13 @@ impl Front {
         let hub = EventHub::default();
         let stop = master.shutdown_token().child_token();
         let mut tasks = JoinSet::new();
+        let keeping = KeepTokenKeys {
+            store: store.clone(),
+            vault: master.vault().clone(),
+            clock: Arc::clone(&clock),
+            tokens,
+        };
+        tasks.spawn(keeping.run(stop.clone()));
         if let Some(sink) = config.event_sink {
             // Known before anybody can cause an event.
             let after = match sink.last().await {
@@ -175,14 +198,14 @@ impl Front {
         let api = match config.api {
             Some(address) => {
                 let router = api::router(state.clone()).merge(api::grpc::router(state));
-                Some(serve(&mut tasks, address, router, &stop).await?)
+                Some(serve(&mut tasks, address, config.api_tls, router, &stop).await?)
             }
             None => None,
         };
         let public = match config.public {
             Some(address) => {
                 let router = subscription::router(service.clone(), proxies);
-                Some(serve(&mut tasks, address, router, &stop).await?)
+                Some(serve(&mut tasks, address, config.public_tls, router, &stop).await?)
             }
             None => None,
         };
@@ -241,17 +264,69 @@ impl Drop for Front {
     }
 }
 
+/// Reads the keys that sign access tokens again, called and by time, and makes new ones in time.
+struct KeepTokenKeys {
+    store: Store,
+    vault: Vault,
+    clock: Arc<dyn Clock>,
+    tokens: TokenSigner,
+}
+
+impl KeepTokenKeys {
+    async fn run(self, stop: CancellationToken) {
+        let mut calls = self.store.bus().listen();
+        let mut read_at = self.clock.now();
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                // Cancel safe: a call that is lost is made up for by the time.
+                call = calls.recv() => match call {
+                    Ok(Topic::Settings) | Err(RecvError::Lagged(_)) => {}
+                    Ok(_) => continue,
+                    // The store outlives this task.
+                    Err(RecvError::Closed) => return,
+                },
+                // By the master's clock, which need not be that of the system.
+                () = tokio::time::sleep(Duration::from_secs(1)) => {
+                    if self.clock.now().since(read_at) < KEYS_READ_EVERY {
+                        continue;
+                    }
+                }
+            }
+            let now = self.clock.now();
+            let kept = keep_token_keys(&self.store, &self.vault, &self.tokens, now).await;
+            match kept {
+                Ok(()) => read_at = now,
+                Err(error) => tracing::warn!(%error, "the keys of tokens are not read"),
+            }
+        }
+    }
+}
+
 /// Serves a router until `stop`; then requests may finish for a short while.
 async fn serve(
     tasks: &mut JoinSet<()>,
     address: SocketAddr,
+    tls: Option<ListenerTls>,
     router: Router,
     stop: &CancellationToken,
 ) -> Result<SocketAddr, FrontError> {
     let bind = |source| FrontError::Bind { address, source };
     let listener = TcpListener::bind(address).await.map_err(bind)?;
     let bound = listener.local_addr().map_err(bind)?;
-    let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    let encrypted = tls.is_some();
+    let router = router
+        .layer(middleware::map_request(note_peer))
+        .layer(middleware::map_response(move |mut response: Response| {
+            if encrypted {
+                let headers = response.headers_mut();
+                headers.insert(header::STRICT_TRANSPORT_SECURITY, HSTS);
+            }
+            std::future::ready(response)
+        }));
+    let listener = Listener::new(listener, tls);
+    let service = router.into_make_service_with_connect_info::<PeerAddress>();
     let (told, stop) = (stop.clone(), stop.clone());
     tasks.spawn(async move {
         let serving = axum::serve(listener, service).with_graceful_shutdown(told.cancelled_owned());
@@ -271,6 +346,18 @@ async fn serve(
     });
     Ok(bound)
 }
+
+/// Tells routers where a connection comes from, in the form that any listener of axum gives.
+async fn note_peer(mut request: Request) -> Request {
+    if let Some(ConnectInfo(peer)) = request.extensions().get::<ConnectInfo<PeerAddress>>() {
+        let address = ConnectInfo(peer.0);
+        request.extensions_mut().insert(address);
+    }
+    request
+}
+
+/// Browsers come back over TLS only, for a year.
+const HSTS: HeaderValue = HeaderValue::from_static("max-age=31536000");
 
 /// Reaches the nodes that are connected to this master.
 #[derive(Debug)]

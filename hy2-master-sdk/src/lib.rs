@@ -56,6 +56,7 @@ pub mod service;
 pub mod store;
 pub mod subscription;
 pub mod targets;
+pub mod tls;
 pub mod webhook;
 
 pub use futures_util::future::BoxFuture;

@@ -9,13 +9,17 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use hy2_proto::control::rpc;
 use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
+use crate::backup::envelope::BackupKey;
+use crate::backup::restore::{self, Restored};
+use crate::backup::{self, BackupError};
 use crate::config::MasterConfig;
 use crate::core::{Core, KeysError, load_keys};
 use crate::domain::{Clock, NodeId, SystemClock, Timestamp, UserId};
@@ -366,6 +370,104 @@ impl Builder {
         self
     }
 
+    /// Writes a backup of the store, whether or not masters run on it. Returns how many bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`BackupError`]; what has been written does not open then.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancelled, the backup is cut off, and does not open.
+    pub async fn backup(
+        self,
+        key: &BackupKey,
+        mut out: impl AsyncWrite + Unpin,
+    ) -> Result<u64, BackupError> {
+        if let Backend::Sqlite(path) = &self.backend
+            && !path.exists()
+        {
+            return Err(BackupError::NoStore);
+        }
+        let lent = matches!(self.backend, Backend::Store(_));
+        let store = self.open().await?;
+        if store.schema().await?.is_none() {
+            return Err(BackupError::NoStore);
+        }
+        let (sender, mut pieces) = mpsc::channel::<bytes::Bytes>(4);
+        let writing = backup::dump::write(&store, key, sender);
+        let passing = async {
+            let mut bytes = 0;
+            while let Some(piece) = pieces.recv().await {
+                out.write_all(&piece).await?;
+                bytes += piece.len() as u64;
+            }
+            out.flush().await?;
+            Ok::<_, std::io::Error>(bytes)
+        };
+        // Whichever fails ends the other: one drops what the other waits for.
+        let done = tokio::try_join!(writing, async { passing.await.map_err(BackupError::from) });
+        if !lent {
+            store.close().await;
+        }
+        Ok(done?.1)
+    }
+
+    /// Restores a backup into the store, which has to be empty: best one that is not there yet. The
+    /// master key file has to be there, and to be the one that the backup's secrets are sealed with.
+    ///
+    /// # Errors
+    ///
+    /// [`BackupError`]; nothing is in the store then.
+    pub async fn restore(
+        self,
+        key: &BackupKey,
+        from: impl AsyncRead + Unpin,
+    ) -> Result<Restored, BackupError> {
+        let vault = self.vault()?;
+        let now = self.clock.now();
+        let lent = matches!(self.backend, Backend::Store(_));
+        let store = self.open().await?;
+        let restored = restore::read_sealed(&store, key, &vault, from, now).await;
+        if !lent {
+            store.close().await;
+        }
+        restored
+    }
+
+    /// Restores a backup into a store that is thrown away, to see that it would: every row of it, and
+    /// that the master keys are the right ones.
+    ///
+    /// # Errors
+    ///
+    /// [`BackupError`].
+    pub async fn check_backup(
+        mut self,
+        key: &BackupKey,
+        from: impl AsyncRead + Unpin,
+    ) -> Result<Restored, BackupError> {
+        let folder = Scratch::make()?;
+        self.backend = Backend::Sqlite(folder.0.join("check.db"));
+        self.restore(key, from).await
+    }
+
+    /// Reads the master keys; makes none.
+    fn vault(&self) -> Result<Vault, BackupError> {
+        Ok(Vault::new(match &self.keys {
+            Some(Keys::File(path)) => MasterKeys::load(path)?,
+            Some(Keys::Given(keys)) => keys.clone(),
+            None => return Err(KeyFileError::Empty.into()),
+        }))
+    }
+
+    async fn open(self) -> Result<Store, StoreError> {
+        match self.backend {
+            Backend::Sqlite(path) => Store::open_sqlite(path, &self.options).await,
+            Backend::Postgres(url) => Store::open_postgres(&url, &self.options).await,
+            Backend::Store(store) => Ok(store),
+        }
+    }
+
     /// Opens and migrates the store, loads or makes the cluster's keys, binds, and starts.
     ///
     /// # Errors
@@ -431,6 +533,29 @@ impl Builder {
                 agents,
             }),
         })
+    }
+}
+
+/// A directory for its owner only, gone when it is dropped.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn make() -> std::io::Result<Self> {
+        let path = std::env::temp_dir().join(format!("hy2-{}", Uuid::new_v4()));
+        let mut builder = std::fs::DirBuilder::new();
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::DirBuilderExt;
+            builder.mode(0o700);
+        }
+        builder.create(&path)?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use hy2_daemon_runtime::logging;
 
 /// Orchestrator of a fleet of Hysteria 2 nodes.
@@ -36,6 +36,13 @@ pub(crate) enum Command {
     Check,
     /// Bring the database to this version's schema and exit
     Migrate,
+    /// Write an encrypted backup of the whole store; an orchestrator may run meanwhile
+    Backup(Backup),
+    /// Restore a backup into a store that is empty, best one that is not there yet
+    Restore(Restore),
+    /// Sign access tokens with a new key, as after a theft: those in use are refused within a minute;
+    /// sessions go on
+    RotateTokens,
     /// Exchange the private authority that nodes trust: prepare, activate, retire
     #[command(subcommand)]
     Ca(Ca),
@@ -44,6 +51,33 @@ pub(crate) enum Command {
         /// Login name
         username: String,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Backup {
+    /// Write it to this file, which must not exist
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+
+    /// File with the passphrase, at least 12 characters, "-" for standard input; else
+    /// HY2_BACKUP_PASSPHRASE
+    #[arg(long, value_name = "FILE")]
+    pub(crate) passphrase_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Restore {
+    /// The backup
+    #[arg(long = "in", value_name = "FILE")]
+    pub(crate) input: PathBuf,
+
+    /// File with the passphrase, "-" for standard input; else HY2_BACKUP_PASSPHRASE
+    #[arg(long, value_name = "FILE")]
+    pub(crate) passphrase_file: Option<PathBuf>,
+
+    /// Only see whether it opens and fits, and change nothing
+    #[arg(long)]
+    pub(crate) check: bool,
 }
 
 #[derive(Debug, Subcommand)]

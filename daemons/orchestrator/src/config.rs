@@ -61,13 +61,24 @@ impl Default for Agents {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct Api {
     listen: SocketAddr,
+    tls: Option<TlsFiles>,
     trusted_proxies: Vec<IpNet>,
+}
+
+/// A certificate and its key, PEM. Read again when they change.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct TlsFiles {
+    /// The certificate, and what leads from it to an authority.
+    pub(crate) cert: PathBuf,
+    pub(crate) key: PathBuf,
 }
 
 impl Default for Api {
     fn default() -> Self {
         Self {
             listen: ([127, 0, 0, 1], 8081).into(),
+            tls: None,
             trusted_proxies: Vec::new(),
         }
     }
@@ -80,6 +91,8 @@ struct Public {
     url: Url,
     #[serde(default = "public_listen")]
     listen: SocketAddr,
+    #[serde(default)]
+    tls: Option<TlsFiles>,
 }
 
 fn public_listen() -> SocketAddr {
@@ -147,10 +160,11 @@ impl Config {
             .map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))?;
         // What is loopback is for this host; anything else wants TLS in front of it.
         let api = &config.api;
-        if !api.listen.ip().is_loopback() && api.trusted_proxies.is_empty() {
+        let guarded = api.tls.is_some() || !api.trusted_proxies.is_empty();
+        if !api.listen.ip().is_loopback() && !guarded {
             bail!(
-                "{}: api.listen: {} is not loopback: put a proxy with TLS in front and name it in \
-                 api.trustedProxies",
+                "{}: api.listen: {} is not loopback: set api.tls, or put a proxy with TLS in front \
+                 and name it in api.trustedProxies",
                 path.display(),
                 api.listen
             );
@@ -175,6 +189,11 @@ impl Config {
         builder.key_file(&self.key_file).config(config)
     }
 
+    /// Returns where the master key is.
+    pub(crate) fn key_file(&self) -> &Path {
+        &self.key_file
+    }
+
     /// Returns where agents are awaited.
     pub(crate) fn agents(&self) -> &str {
         &self.agents.listen
@@ -183,6 +202,11 @@ impl Config {
     /// Returns the address of Redis.
     pub(crate) fn redis(&self) -> Option<&str> {
         self.redis.as_ref().map(|secret| secret.0.as_str())
+    }
+
+    /// Returns the certificates of the API and of the public port.
+    pub(crate) fn tls(&self) -> [Option<&TlsFiles>; 2] {
+        [self.api.tls.as_ref(), self.public.tls.as_ref()]
     }
 
     /// Describes the side towards people and programs.
@@ -233,6 +257,7 @@ mod tests {
                 "api.listen",
             ),
             (&format!("{LEAST}api:\n  listen: nowhere\n"), "listen"),
+            (&format!("{LEAST}api:\n  tls: {{cert: a.pem}}\n"), "key"),
             (
                 "database: sqlite:/x\nkeyFile: a\npublic: {url: nowhere}",
                 "url",
@@ -249,6 +274,17 @@ mod tests {
         for (text, wanted) in cases {
             let error = read(text).expect_err(text);
             assert!(error.contains(wanted), "{error}");
+        }
+    }
+
+    #[test]
+    fn with_tls_or_a_proxy_the_api_may_be_reached_from_elsewhere() {
+        for guard in [
+            "tls: {cert: a.pem, key: a.key}",
+            "trustedProxies: [10.0.0.0/8]",
+        ] {
+            let text = format!("{LEAST}api:\n  listen: 0.0.0.0:8081\n  {guard}\n");
+            assert!(read(&text).is_ok(), "{guard}");
         }
     }
 

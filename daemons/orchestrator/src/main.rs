@@ -2,8 +2,10 @@
 #![forbid(unsafe_code)]
 
 mod authority;
+mod certificates;
 mod cli;
 mod config;
+mod host;
 
 use std::{
     io::{self, Write},
@@ -14,13 +16,14 @@ use anyhow::Context;
 use clap::Parser;
 use hy2_daemon_runtime::{Recorder, Signal, Signals, logging, service};
 use hy2_master_sdk::{
-    Master, cache::Cache, front::Front, ratelimit::RateLimiter, ratelimit::SharedLimiter,
-    redis::Redis, service::admins::Credentials,
+    cache::Cache, front::Front, ratelimit::RateLimiter, ratelimit::SharedLimiter, redis::Redis,
+    service::admins::Credentials,
 };
 use secrecy::ExposeSecret;
 use tracing::info;
 
 use crate::{
+    certificates::Certificates,
     cli::{Cli, Command},
     config::Config,
 };
@@ -55,8 +58,11 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
                 config.master().start().await?.shutdown().await;
                 say("the database is up to date")
             }
+            Command::Backup(flags) => host::backup(&config, flags).await,
+            Command::Restore(flags) => host::restore(&config, flags).await,
+            Command::RotateTokens => host::rotate_tokens(&config).await,
             Command::Ca(step) => authority::exchange(&config, step).await,
-            Command::RecoverAdmin { username } => recover(&config, username).await,
+            Command::RecoverAdmin { username } => host::recover(&config, username).await,
             Command::Check => Ok(()),
         }
     })
@@ -73,6 +79,8 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
         front.cache = Cache::shared(redis.clone());
         front.limiter = RateLimiter::shared(SharedLimiter::new(redis));
     }
+    let certificates = Certificates::read(config.tls())?;
+    [front.api_tls, front.public_tls] = certificates.listeners();
     let front = Front::start(&master, front).await?;
     if let Some(first) = front.first_admin() {
         show(first)?;
@@ -86,8 +94,16 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     );
     service::ready();
     let watchdog = service::watchdog();
-    // Nothing in the file can change while it runs: SIGHUP is ignored.
-    while signals.next().await != Signal::Terminate {}
+    // Of the file nothing can change while it runs; certificates can.
+    let mut changed = certificates.watch();
+    loop {
+        tokio::select! {
+            // Both are cancel safe.
+            signal = signals.next() => if signal == Signal::Terminate { break },
+            () = changed.changed() => {}
+        }
+        certificates.reload();
+    }
     info!("ending");
     service::stopping();
     drop(watchdog);
@@ -96,19 +112,8 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn recover(config: &Config, username: &str) -> anyhow::Result<()> {
-    let master: Master = config.master().start().await?;
-    let mut settings = config.front();
-    (settings.api, settings.public) = (None, None);
-    let front = Front::start(&master, settings).await?;
-    let credentials = front.service().recover_admin(username).await;
-    front.shutdown().await;
-    master.shutdown().await;
-    show(&credentials?)
-}
-
 /// Prints a password to standard output, and nowhere else.
-fn show(credentials: &Credentials) -> anyhow::Result<()> {
+pub(crate) fn show(credentials: &Credentials) -> anyhow::Result<()> {
     say(&format!(
         "administrator {}\npassword      {}\nThis is shown once.",
         credentials.username,

@@ -7,6 +7,7 @@
 mod exposition;
 mod interval;
 pub mod logging;
+mod new_file;
 mod progress;
 pub mod service;
 mod signals;
@@ -14,6 +15,7 @@ mod watch;
 
 pub use exposition::{Exposition, Recorder};
 pub use interval::interval;
-pub use progress::{Progress, human_bytes, human_rate};
+pub use new_file::NewFile;
+pub use progress::{Progress, Spinner, human_bytes, human_rate};
 pub use signals::{Signal, Signals};
 pub use watch::FileWatch;

@@ -46,6 +46,54 @@ impl Progress {
     }
 }
 
+/// A sign of life for work whose end is not known. On stderr, and only if that is a terminal.
+#[derive(Debug)]
+pub struct Spinner {
+    bar: ProgressBar,
+}
+
+impl Spinner {
+    /// Shows that something goes on.
+    pub fn waiting(name: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(name, "{spinner} {msg} {elapsed}")
+    }
+
+    /// Shows how many bytes there are so far, and how fast they come.
+    pub fn of_bytes(name: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(name, "{spinner} {msg} {bytes} {bytes_per_sec}")
+    }
+
+    /// Shows nothing.
+    pub fn hidden() -> Self {
+        Self {
+            bar: ProgressBar::hidden(),
+        }
+    }
+
+    fn new(name: impl Into<Cow<'static, str>>, template: &str) -> Self {
+        let bar = ProgressBar::new_spinner().with_message(name);
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        bar.enable_steady_tick(Duration::from_millis(120));
+        Self { bar }
+    }
+
+    /// Shows how much there is.
+    pub fn set(&self, done: u64) {
+        self.bar.set_position(done);
+    }
+
+    /// Takes it away, as dropping it does.
+    pub fn finish(self) {}
+}
+
+impl Drop for Spinner {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
 /// Writes a rate for people: bits per second in decimal units, as bandwidths are configured.
 pub fn human_rate(bytes_per_sec: f64) -> String {
     let mut rate = bytes_per_sec * 8.0;

@@ -166,7 +166,12 @@ impl CertificateAuthority {
             SanType::URI(ia5(&format!("urn:uuid:{node}"))?),
         ];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        // A node is a server too, where its NodeManager listens on a port of the host. It cannot
+        // pass for the master: that has a name which only `issue_master` gives.
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ClientAuth,
+            ExtendedKeyUsagePurpose::ServerAuth,
+        ];
         let signed = CertificateSigningRequestParams {
             params: params.clone(),
             public_key: request.parsed.public_key.clone(),
@@ -438,7 +443,7 @@ mod tests {
         let names = parsed.subject_alternative_name().unwrap().unwrap();
         assert_eq!(names.value.general_names.len(), 2);
         let usage = parsed.extended_key_usage().unwrap().unwrap();
-        assert!(usage.value.client_auth && !usage.value.server_auth);
+        assert!(usage.value.client_auth && usage.value.server_auth);
         assert_eq!(parsed.raw_serial(), issued.serial);
         assert_eq!(issued.not_after, NOW.plus(NODE_VALIDITY));
     }

@@ -1,6 +1,6 @@
 //! Backups: the whole store as rows that either database takes, encrypted and authenticated.
 //!
-//! - [`envelope`] chunks under AES-256-GCM, a key or a passphrase · `tables` the schema, as the
+//! - [`crate::Builder::backup`], [`crate::Builder::restore`] on the host · [`envelope`] chunks under AES-256-GCM, a key or a passphrase · `tables` the schema, as the
 //!   database itself describes it · [`dump`] rows out · [`restore`] rows in
 //!
 //! What the store keeps sealed stays sealed: a backup is worth nothing without the master key file,
@@ -41,6 +41,31 @@ pub enum BackupError {
         /// Of the store.
         store: i64,
     },
+    /// The backup was made by a newer version.
+    #[error(
+        "the backup is of schema {backup}, this version knows {newest} at most: restore it with the \
+         version that made it"
+    )]
+    Newer {
+        /// Of the backup.
+        backup: i64,
+        /// That this version brings about.
+        newest: i64,
+    },
+    /// There is nothing to back up.
+    #[error("there is no store to back up")]
+    NoStore,
+    /// The secrets in a backup are sealed with another master key.
+    #[error(
+        "the secrets in the backup do not open with this master key file: it has to be the one of \
+         the host that the backup is from"
+    )]
+    MasterKeys,
+    /// There is no master key file, and a restore must not make one.
+    #[error(
+        "cannot use the master keys; the file has to be the one of the host that the backup is from"
+    )]
+    KeyFile(#[from] crate::secrets::KeyFileError),
     /// The store that was to be restored into is not empty.
     #[error("the store is not empty")]
     NotEmpty,

@@ -8,7 +8,9 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use super::BackupError;
 use super::envelope::{BackupKey, CHUNK, Decryptor, HEADER};
 use super::tables::{Kind, Table, schema_version, tables};
+use crate::core::FLEET_KEYS;
 use crate::domain::Timestamp;
+use crate::secrets::Vault;
 use crate::store::{Connection, Store, Tx, cluster};
 
 /// Rows inserted by one statement.
@@ -35,44 +37,161 @@ enum Line {
     End { end: bool },
 }
 
-/// Restores a backup into an empty store that is migrated to the backup's schema. Nodes take the new
-/// epoch's revisions whatever theirs are.
+/// Restores a backup into an empty store. One that was never migrated gets the schema of the
+/// backup first, and the newest in the end: so a backup of an older version can be restored. Nodes
+/// take the new epoch's revisions whatever theirs are.
 ///
 /// # Errors
 ///
-/// [`BackupError`]; nothing has happened then.
+/// [`BackupError`]; nothing is in the store then.
 pub async fn read(
     store: &Store,
     key: &BackupKey,
-    mut from: impl AsyncRead + Unpin,
+    from: impl AsyncRead + Unpin,
     now: Timestamp,
 ) -> Result<Restored, BackupError> {
-    let mut header = [0; HEADER];
-    from.read_exact(&mut header)
-        .await
-        .map_err(|_| BackupError::Format)?;
-    let secret = key.clone();
-    let made = tokio::task::spawn_blocking(move || Decryptor::new(&secret, header));
-    let mut decryptor = made.await.map_err(|_| BackupError::Format)??;
+    read_checked(store, key, None, from, now).await
+}
 
+/// Does the same, but only if the secrets in the backup open with these master keys.
+///
+/// # Errors
+///
+/// [`BackupError`], above all [`BackupError::MasterKeys`]; nothing is in the store then.
+pub async fn read_sealed(
+    store: &Store,
+    key: &BackupKey,
+    vault: &Vault,
+    from: impl AsyncRead + Unpin,
+    now: Timestamp,
+) -> Result<Restored, BackupError> {
+    read_checked(store, key, Some(vault), from, now).await
+}
+
+async fn read_checked(
+    store: &Store,
+    key: &BackupKey,
+    vault: Option<&Vault>,
+    from: impl AsyncRead + Unpin,
+    now: Timestamp,
+) -> Result<Restored, BackupError> {
+    let mut source = Source::open(key, from).await?;
+    let schema = source.schema().await?;
+    let newest = Store::newest_schema();
+    if schema > newest {
+        return Err(BackupError::Newer {
+            backup: schema,
+            newest,
+        });
+    }
+    if store.schema().await?.is_none() {
+        store.migrate_to(schema).await?;
+    }
     let mut tx = store.begin().await?;
     let mut restore = Restore::begin(&mut tx).await?;
-    let mut plain = Vec::new();
-    let mut buffer = vec![0; CHUNK];
-    loop {
-        let read = from.read(&mut buffer).await?;
-        if read == 0 {
-            break;
-        }
-        decryptor.push(buffer.get(..read).unwrap_or_default(), &mut plain)?;
-        restore.lines(&mut tx, &mut plain).await?;
+    restore.lines(&mut tx, &mut source.plain).await?;
+    while source.more().await? {
+        restore.lines(&mut tx, &mut source.plain).await?;
     }
-    decryptor.finish(&mut plain)?;
-    restore.lines(&mut tx, &mut plain).await?;
-    let rows = restore.finish(&mut tx, &plain).await?;
+    restore.lines(&mut tx, &mut source.plain).await?;
+    let rows = restore.finish(&mut tx, &source.plain).await?;
+    if let Some(vault) = vault {
+        check_keys(&mut tx, vault).await?;
+    }
     let epoch = cluster::bump_epoch(&mut tx, now).await?;
     tx.commit().await?;
+    store.migrate().await?;
     Ok(Restored { rows, epoch })
+}
+
+/// Checks that a secret of the restored cluster opens.
+async fn check_keys(tx: &mut Tx, vault: &Vault) -> Result<(), BackupError> {
+    const UID: &str = "select uid from cluster where id = 1";
+    const SEALED: &str = "select value_enc from secrets where name = $1";
+    let (uid, sealed): (Option<uuid::Uuid>, Option<Vec<u8>>) = match tx.connection() {
+        Connection::Pg(pg) => (
+            sqlx::query_scalar(UID).fetch_optional(&mut **pg).await?,
+            sqlx::query_scalar(SEALED)
+                .bind(FLEET_KEYS)
+                .fetch_optional(&mut **pg)
+                .await?,
+        ),
+        Connection::Sqlite(sqlite) => (
+            sqlx::query_scalar(UID)
+                .fetch_optional(&mut **sqlite)
+                .await?,
+            sqlx::query_scalar(SEALED)
+                .bind(FLEET_KEYS)
+                .fetch_optional(&mut **sqlite)
+                .await?,
+        ),
+    };
+    // Masters make it at their first start: a backup without it is of no cluster.
+    let (uid, sealed) = uid.zip(sealed).ok_or(BackupError::Format)?;
+    match vault.open(FLEET_KEYS, uid.as_bytes(), &sealed) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(BackupError::MasterKeys),
+    }
+}
+
+/// The plain lines of a backup, as they open.
+struct Source<R> {
+    from: R,
+    /// None once the end has been seen.
+    decryptor: Option<Decryptor>,
+    plain: Vec<u8>,
+    buffer: Vec<u8>,
+}
+
+impl<R: AsyncRead + Unpin> Source<R> {
+    async fn open(key: &BackupKey, mut from: R) -> Result<Self, BackupError> {
+        let mut header = [0; HEADER];
+        from.read_exact(&mut header)
+            .await
+            .map_err(|_| BackupError::Format)?;
+        let secret = key.clone();
+        // Stretching a passphrase takes a while.
+        let made = tokio::task::spawn_blocking(move || Decryptor::new(&secret, header));
+        Ok(Self {
+            from,
+            decryptor: Some(made.await.map_err(|_| BackupError::Format)??),
+            plain: Vec::new(),
+            buffer: vec![0; CHUNK],
+        })
+    }
+
+    /// Opens more. Returns whether there may be more still.
+    async fn more(&mut self) -> Result<bool, BackupError> {
+        let read = self.from.read(&mut self.buffer).await?;
+        if read > 0 {
+            if let Some(decryptor) = &mut self.decryptor {
+                let sealed = self.buffer.get(..read).unwrap_or_default();
+                decryptor.push(sealed, &mut self.plain)?;
+            }
+            return Ok(true);
+        }
+        if let Some(decryptor) = self.decryptor.take() {
+            decryptor.finish(&mut self.plain)?;
+        }
+        Ok(false)
+    }
+
+    /// Returns the schema, which the first line tells. The line stays.
+    async fn schema(&mut self) -> Result<i64, BackupError> {
+        let end = loop {
+            if let Some(end) = self.plain.iter().position(|byte| *byte == b'\n') {
+                break end;
+            }
+            if self.plain.len() > MAX_LINE || !self.more().await? && !self.plain.contains(&b'\n') {
+                return Err(BackupError::Format);
+            }
+        };
+        let line = self.plain.get(..end).unwrap_or_default();
+        match serde_json::from_slice(line) {
+            Ok(Line::Head { hy2: 1, schema }) => Ok(schema),
+            _ => Err(BackupError::Format),
+        }
+    }
 }
 
 struct Restore {

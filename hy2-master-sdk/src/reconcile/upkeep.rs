@@ -64,10 +64,25 @@ pub(super) async fn upkeep(core: Arc<Core>, fence: Option<Fence>) -> Result<(), 
         store::average_metrics(&mut tx, source, target, Timestamp(to.0 - 6 * bucket), to).await?;
     }
     store::renew_manifests(&mut tx, Timestamp(now.0 - MANIFEST_VALIDITY_MS / 2), now).await?;
-    store::expire(&mut tx, &core.config, now).await?;
+    let mut expired = store::expire(&mut tx, &core.config, now).await?;
     tx.commit().await?;
+    // What a long pause left goes piece by piece, each in its own transaction.
+    for _ in 0..MAX_PIECES {
+        if !expired.more || core.shutdown.is_cancelled() {
+            break;
+        }
+        let mut tx = core.store.begin().await?;
+        if let Some(fence) = &fence {
+            cluster::check_fence(&mut tx, fence).await?;
+        }
+        expired = store::expire(&mut tx, &core.config, now).await?;
+        tx.commit().await?;
+    }
     Ok(())
 }
+
+/// Pieces of one run; the next goes on.
+const MAX_PIECES: usize = 200;
 
 /// The timer is for lost calls.
 pub(super) const SETTINGS_INTERVAL: Duration = Duration::from_secs(60);

@@ -1,5 +1,7 @@
 //! Settings, the audit log, and the keys that the API itself needs.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
@@ -12,8 +14,8 @@ use zeroize::Zeroizing;
 use super::moment::Moment;
 use super::page::{Page, PageRequest};
 use super::{Record, Service, ServiceError, record};
-use crate::auth::access::Access;
-use crate::auth::jwt::{TokenKey, TokenSigner};
+use crate::auth::access::{Access, Caller, Operation};
+use crate::auth::jwt::{MAX_LIFETIME_S, TokenKey, TokenSigner};
 use crate::auth::session::SessionKeys;
 use crate::backup::envelope::BackupKey;
 use crate::backup::{self, BackupError};
@@ -36,8 +38,23 @@ const SECRET_PLACE: &str = "secrets.value";
 /// Name of the key of sessions.
 const SESSION_KEY: &str = "api.sessions";
 
+/// Purpose of the keys that sign access tokens.
+const TOKENS: &str = "jwt";
+
 /// How long a key that signs tokens is used, in milliseconds.
 const KEY_VALID: i64 = 90 * Timestamp::DAY;
+
+/// How long before a key's end the next one is made, in milliseconds.
+const KEY_OVERLAP: i64 = 9 * Timestamp::DAY;
+
+/// After how long every master has read a key that one of them made, in milliseconds.
+const KEY_KNOWN_AFTER: i64 = 600_000;
+
+/// How long a token can outlive its key, in milliseconds.
+const TOKEN_MS: i64 = (MAX_LIFETIME_S + 60) * 1_000;
+
+/// How often masters read the keys that sign tokens, called or not.
+pub const KEYS_READ_EVERY: Duration = Duration::from_secs(60);
 
 /// A setting as the API shows it.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -136,7 +153,7 @@ pub async fn load_api_keys(
 ) -> Result<ApiKeys, ServiceError> {
     let now = clock.now();
     let sessions = session_keys(store, vault, now).await?;
-    let (newest, older) = token_keys(store, vault, "jwt", now).await?;
+    let (newest, older) = token_keys(store, vault, TOKENS, now).await?;
     let issuer = format!("hy2-{}", store.cluster().await?.uid);
     let tokens = TokenSigner::new(issuer, newest, older);
     let (newest, _) = token_keys(store, vault, "audit", now).await?;
@@ -168,44 +185,121 @@ async fn session_keys(
     Ok(SessionKeys::new(Zeroizing::new(key)))
 }
 
-/// Returns the newest key of a purpose and the others that may still be checked with; makes one if
-/// there is none that is young enough. Rotation overlaps: a token outlives its key by minutes only.
+/// Returns the key of a purpose that signs and the others that may still be checked with; makes the
+/// next one in time. The next one signs when every master has had time to read it, and the one before
+/// stays until what it signed is over. Two masters that make one at once make two: both are good.
 async fn token_keys(
     store: &Store,
     vault: &Vault,
     purpose: &str,
     now: Timestamp,
 ) -> Result<(TokenKey, Vec<TokenKey>), ServiceError> {
-    let rows = store.signing_keys(purpose).await?;
-    let mut keys = Vec::new();
-    let mut young = false;
-    for row in rows {
-        young |= keys.is_empty() && row.not_after > now;
+    let mut rows = store.signing_keys(purpose).await?;
+    let late = |row: &SigningKeyRow| row.not_after.0.saturating_sub(now.0) < KEY_OVERLAP;
+    if rows.first().is_none_or(late) {
+        let made = make_token_key(vault, purpose, now)?;
+        let mut tx = store.begin().await?;
+        cluster::insert_signing_key(&mut tx, &made, now).await?;
+        tx.commit().await?;
+        rows.insert(0, made);
+    }
+    let signs = signing_row(&rows, now).ok_or_else(|| ServiceError::internal("no key signs"))?;
+    let (mut signing, mut others) = (None, Vec::new());
+    for row in &rows {
+        // Purposes with signatures that last look their keys up by themselves.
+        if row.not_after.0.saturating_add(TOKEN_MS) < now.0 && row.id != signs {
+            continue;
+        }
         let opened = vault
             .open(KEY_PLACE, row.id.as_bytes(), &row.private_key_enc)
             .map_err(ServiceError::internal)?;
-        keys.push(TokenKey::from_pkcs8(row.id, &opened).map_err(ServiceError::internal)?);
+        let key = TokenKey::from_pkcs8(row.id, &opened).map_err(ServiceError::internal)?;
+        match row.id == signs {
+            true => signing = Some(key),
+            false => others.push(key),
+        }
     }
-    if !young {
-        let id = Uuid::new_v4();
-        let key = TokenKey::generate(id).map_err(ServiceError::internal)?;
-        let row = SigningKeyRow {
-            id,
-            purpose: purpose.to_owned(),
-            key_id: crate::secrets::sha256(key.public_key())[..16].to_vec(),
-            public_key: key.public_key().to_vec(),
-            private_key_enc: vault.seal(KEY_PLACE, id.as_bytes(), key.pkcs8()),
-            certificate: None,
-            state: "active".to_owned(),
-            not_after: Timestamp(now.0.saturating_add(KEY_VALID)),
+    let signing = signing.ok_or_else(|| ServiceError::internal("no key signs"))?;
+    Ok((signing, others))
+}
+
+fn make_token_key(
+    vault: &Vault,
+    purpose: &str,
+    now: Timestamp,
+) -> Result<SigningKeyRow, ServiceError> {
+    let id = Uuid::new_v4();
+    let key = TokenKey::generate(id).map_err(ServiceError::internal)?;
+    Ok(SigningKeyRow {
+        id,
+        purpose: purpose.to_owned(),
+        key_id: crate::secrets::sha256(key.public_key())[..16].to_vec(),
+        public_key: key.public_key().to_vec(),
+        private_key_enc: vault.seal(KEY_PLACE, id.as_bytes(), key.pkcs8()),
+        certificate: None,
+        state: "active".to_owned(),
+        not_after: Timestamp(now.0.saturating_add(KEY_VALID)),
+    })
+}
+
+/// Chooses the key that signs, of rows with the newest first: the newest that every master knows;
+/// otherwise the oldest, as just after the first start.
+fn signing_row(rows: &[SigningKeyRow], now: Timestamp) -> Option<Uuid> {
+    let known = |row: &&SigningKeyRow| {
+        let made_at = row.not_after.0.saturating_sub(KEY_VALID);
+        now.0.saturating_sub(made_at) >= KEY_KNOWN_AFTER
+    };
+    let row = rows.iter().find(known).or_else(|| rows.last())?;
+    Some(row.id)
+}
+
+/// Reads the keys that sign access tokens again, makes the next one in time, and forgets those whose
+/// tokens are long over.
+///
+/// # Errors
+///
+/// The store fails, or a key does not open with this master key.
+pub(crate) async fn keep_token_keys(
+    store: &Store,
+    vault: &Vault,
+    tokens: &TokenSigner,
+    now: Timestamp,
+) -> Result<(), ServiceError> {
+    let (signing, older) = token_keys(store, vault, TOKENS, now).await?;
+    tokens.replace(signing, older);
+    let before = Timestamp(now.0.saturating_sub(Timestamp::DAY));
+    cluster::remove_signing_keys(store, TOKENS, before).await?;
+    Ok(())
+}
+
+impl Service {
+    /// Signs access tokens with a new key at once, as after a theft: those that older keys signed are
+    /// refused here at once, and on other masters within [`KEYS_READ_EVERY`]. Sessions go on, with
+    /// their refresh tokens.
+    ///
+    /// # Errors
+    ///
+    /// The store fails.
+    pub async fn rotate_token_keys(&self) -> Result<(), ServiceError> {
+        let now = self.now();
+        let made = make_token_key(self.vault(), TOKENS, now)?;
+        let mut tx = self.store().begin().await?;
+        cluster::remove_signing_keys_in(&mut tx, TOKENS).await?;
+        cluster::insert_signing_key(&mut tx, &made, now).await?;
+        let host = Caller::host();
+        let access = host.access(Operation::PutSetting)?;
+        let written = Record {
+            kind: "signing_key",
+            id: made.id.to_string(),
+            before: None,
+            after: None,
+            owner: None,
+            topic: "signing_key.rotated",
         };
-        let mut tx = store.begin().await?;
-        cluster::insert_signing_key(&mut tx, &row, now).await?;
+        record(&mut tx, access, written, now).await?;
         tx.commit().await?;
-        keys.insert(0, key);
+        keep_token_keys(self.store(), self.vault(), self.tokens(), now).await
     }
-    let newest = keys.remove(0);
-    Ok((newest, keys))
 }
 
 impl Service {
@@ -367,4 +461,35 @@ fn check_key(key: &str) -> Result<(), ServiceError> {
         return Ok(());
     }
     Err(ServiceError::NotFound("setting"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(id: u128, made_at: i64) -> SigningKeyRow {
+        SigningKeyRow {
+            id: Uuid::from_u128(id),
+            purpose: TOKENS.to_owned(),
+            key_id: Vec::new(),
+            public_key: Vec::new(),
+            private_key_enc: Vec::new(),
+            certificate: None,
+            state: "active".to_owned(),
+            not_after: Timestamp(made_at + KEY_VALID),
+        }
+    }
+
+    #[test]
+    fn a_key_signs_once_every_master_knows_it() {
+        let rows = [row(2, 1_000_000), row(1, 0)];
+        let at = |now| signing_row(&rows, Timestamp(now)).map(|id| id.as_u128());
+        assert_eq!(at(1_000_000), Some(1));
+        assert_eq!(at(1_000_000 + KEY_KNOWN_AFTER - 1), Some(1));
+        assert_eq!(at(1_000_000 + KEY_KNOWN_AFTER), Some(2));
+        // The first of all signs at once.
+        let first = signing_row(&rows[1..], Timestamp(0));
+        assert_eq!(first, Some(Uuid::from_u128(1)));
+        assert_eq!(signing_row(&[], Timestamp(0)), None);
+    }
 }

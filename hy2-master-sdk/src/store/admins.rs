@@ -575,22 +575,6 @@ pub async fn sessions(
     Ok(rows)
 }
 
-/// Removes sessions that are over since `before`; returns how many.
-///
-/// # Errors
-///
-/// The database refuses.
-pub async fn remove_sessions_before(store: &Store, before: Timestamp) -> Result<u64, StoreError> {
-    let removed = on!(write store, |ex| sqlx::query(
-        "delete from admin_sessions where expires_at < $1",
-    )
-    .bind(before)
-    .execute(ex)
-    .await
-    .map(|done| done.rows_affected()))?;
-    Ok(removed)
-}
-
 const fn stale_unless(changed: u64, rev: i64) -> Result<(), StoreError> {
     if changed == 1 {
         return Ok(());

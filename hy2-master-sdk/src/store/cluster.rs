@@ -303,6 +303,39 @@ pub async fn insert_authority(
     Ok(())
 }
 
+/// Removes the keys of a purpose whose time was over before a moment.
+///
+/// # Errors
+///
+/// The store fails.
+pub async fn remove_signing_keys(
+    store: &Store,
+    purpose: &str,
+    before: Timestamp,
+) -> Result<u64, StoreError> {
+    const SQL: &str = "delete from signing_keys where purpose = $1 and not_after < $2";
+    Ok(on!(write store, |ex| sqlx::query(SQL)
+        .bind(purpose)
+        .bind(before)
+        .execute(ex)
+        .await
+        .rows())?)
+}
+
+/// Removes all keys of a purpose.
+///
+/// # Errors
+///
+/// The store fails.
+pub async fn remove_signing_keys_in(tx: &mut Tx, purpose: &str) -> Result<u64, StoreError> {
+    const SQL: &str = "delete from signing_keys where purpose = $1";
+    Ok(on!(tx, |ex| sqlx::query(SQL)
+        .bind(purpose)
+        .execute(ex)
+        .await
+        .rows())?)
+}
+
 /// Adds a signing key.
 ///
 /// # Errors

@@ -144,19 +144,3 @@ pub async fn newest(store: &Store) -> Result<i64, StoreError> {
     .await)?;
     Ok(seq)
 }
-
-/// Removes numbered events older than `before`; returns how many.
-///
-/// # Errors
-///
-/// The database refuses.
-pub async fn remove_before(store: &Store, before: Timestamp) -> Result<u64, StoreError> {
-    let removed = on!(write store, |ex| sqlx::query(
-        "delete from events where seq is not null and at < $1",
-    )
-    .bind(before)
-    .execute(ex)
-    .await
-    .map(|done| done.rows_affected()))?;
-    Ok(removed)
-}

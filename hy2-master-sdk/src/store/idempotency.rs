@@ -1,6 +1,6 @@
 //! Answers to requests that may come twice.
 
-use super::{Store, StoreError, Tx, on};
+use super::{Store, StoreError, on};
 use crate::domain::{AdminId, Timestamp};
 
 /// What is known of a key.
@@ -107,20 +107,4 @@ pub async fn release(store: &Store, admin: AdminId, key: &str) -> Result<(), Sto
     .await
     .map(drop))?;
     Ok(())
-}
-
-/// Removes keys that are over; returns how many.
-///
-/// # Errors
-///
-/// The database refuses.
-pub async fn sweep(tx: &mut Tx, now: Timestamp) -> Result<u64, StoreError> {
-    let removed = on!(tx, |ex| sqlx::query(
-        "delete from idempotency_keys where expires_at <= $1"
-    )
-    .bind(now)
-    .execute(ex)
-    .await
-    .map(|done| done.rows_affected()))?;
-    Ok(removed)
 }

@@ -221,6 +221,61 @@ impl Store {
         .map_err(StoreError::Migrate)
     }
 
+    /// Brings the schema of an older version about, in an empty database: what a backup of that
+    /// version is restored into.
+    ///
+    /// # Errors
+    ///
+    /// A migration fails, or there is no such version.
+    pub async fn migrate_to(&self, version: i64) -> Result<(), StoreError> {
+        match &self.db {
+            Db::Pg(pool) => {
+                sqlx::migrate!("migrations/postgres")
+                    .run_to(version, pool)
+                    .await
+            }
+            Db::Sqlite { write, .. } => {
+                sqlx::migrate!("migrations/sqlite")
+                    .run_to(version, write)
+                    .await
+            }
+        }
+        .map_err(StoreError::Migrate)
+    }
+
+    /// Returns the schema that this version of the library brings about.
+    pub fn newest_schema() -> i64 {
+        let migrator = sqlx::migrate!("migrations/sqlite");
+        migrator
+            .iter()
+            .map(|migration| migration.version)
+            .max()
+            .unwrap_or(0)
+    }
+
+    /// Returns the schema of the database; none if it was never migrated.
+    ///
+    /// # Errors
+    ///
+    /// The store fails.
+    pub async fn schema(&self) -> Result<Option<i64>, StoreError> {
+        const PG: &str = "select to_regclass('public._sqlx_migrations') is not null";
+        const SQLITE: &str =
+            "select exists (select 1 from sqlite_master where name = '_sqlx_migrations')";
+        const NEWEST: &str = "select max(version) from _sqlx_migrations";
+        let migrated: bool = match &self.db {
+            Db::Pg(pool) => sqlx::query_scalar(PG).fetch_one(pool).await?,
+            Db::Sqlite { write, .. } => sqlx::query_scalar(SQLITE).fetch_one(write).await?,
+        };
+        if !migrated {
+            return Ok(None);
+        }
+        Ok(match &self.db {
+            Db::Pg(pool) => sqlx::query_scalar(NEWEST).fetch_one(pool).await?,
+            Db::Sqlite { write, .. } => sqlx::query_scalar(NEWEST).fetch_one(write).await?,
+        })
+    }
+
     /// Returns the pools.
     pub fn db(&self) -> &Db {
         &self.db

@@ -77,71 +77,135 @@ pub async fn average_metrics(
         .rows())?)
 }
 
-/// Deletes what is kept long enough. Returns how many rows.
+/// What one run of [`expire`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Expired {
+    /// Rows deleted.
+    pub rows: u64,
+    /// Whether there is more.
+    pub more: bool,
+}
+
+/// Deletes what is kept long enough, at most [`MAX_EXPIRED`] rows of each kind: nobody waits long for
+/// the one writer of SQLite.
 ///
 /// # Errors
 ///
 /// The store fails.
-pub async fn expire(tx: &mut Tx, config: &MasterConfig, now: Timestamp) -> Result<u64, StoreError> {
+pub async fn expire(
+    tx: &mut Tx,
+    config: &MasterConfig,
+    now: Timestamp,
+) -> Result<Expired, StoreError> {
     const MONTH: std::time::Duration = std::time::Duration::from_secs(30 * 86_400);
-    let statements: [(&'static str, Timestamp); 13] = [
+    let statements: [(&'static str, Timestamp); 17] = [
         (
-            "delete from node_metrics where resolution_s = 15 and at < $1",
+            "delete from node_metrics where (node_id, resolution_s, at) in (select node_id, \
+             resolution_s, at from node_metrics where resolution_s = 15 and at < $1 limit $2)",
             now.minus(config.keep_metrics),
         ),
         (
-            "delete from node_metrics where resolution_s = 300 and at < $1",
+            "delete from node_metrics where (node_id, resolution_s, at) in (select node_id, \
+             resolution_s, at from node_metrics where resolution_s = 300 and at < $1 limit $2)",
             now.minus(config.keep_metrics.saturating_mul(15)),
         ),
         (
-            "delete from node_metrics where resolution_s = 3600 and at < $1",
+            "delete from node_metrics where (node_id, resolution_s, at) in (select node_id, \
+             resolution_s, at from node_metrics where resolution_s = 3600 and at < $1 limit $2)",
             now.minus(config.keep_metrics.saturating_mul(360)),
         ),
         (
-            "delete from traffic_hourly where bucket < $1",
+            "delete from traffic_hourly where (bucket, node_id, user_id) in (select bucket, node_id, \
+             user_id from traffic_hourly where bucket < $1 limit $2)",
             now.minus(config.keep_hourly),
         ),
         (
-            "delete from traffic_daily where day < $1",
+            "delete from traffic_daily where (user_id, day) in (select user_id, day \
+             from traffic_daily where day < $1 limit $2)",
             now.minus(config.keep_daily),
         ),
         (
-            "delete from node_traffic_daily where day < $1",
+            "delete from node_traffic_daily where (node_id, day) in (select node_id, day \
+             from node_traffic_daily where day < $1 limit $2)",
             now.minus(config.keep_daily),
         ),
         (
-            "delete from node_assignments where released_at < $1",
+            "delete from node_assignments where id in (select id from node_assignments \
+             where released_at < $1 limit $2)",
             now.minus(config.keep_released),
         ),
         (
-            "delete from traffic_quarantine where at < $1",
+            "delete from traffic_quarantine where id in (select id from traffic_quarantine \
+             where at < $1 limit $2)",
             now.minus(MONTH * 3),
         ),
         (
-            "delete from quota_leases where closed_at < $1",
+            "delete from quota_leases where id in (select id from quota_leases \
+             where closed_at < $1 limit $2)",
             now.minus(MONTH * 3),
         ),
         (
-            "delete from subscription_requests where at < $1",
+            "delete from subscription_requests where id in (select id from subscription_requests \
+             where at < $1 limit $2)",
             now.minus(MONTH),
         ),
-        ("delete from idempotency_keys where expires_at < $1", now),
         (
-            "delete from admin_sessions where expires_at < $1",
+            "delete from idempotency_keys where (admin_id, key) in (select admin_id, key \
+             from idempotency_keys where expires_at < $1 limit $2)",
+            now,
+        ),
+        // With its refresh tokens; for a while it still shows that one was used twice.
+        (
+            "delete from admin_sessions where id in (select id from admin_sessions \
+             where expires_at < $1 limit $2)",
             now.minus(MONTH),
         ),
         (
-            "delete from enrolment_tokens where expires_at < $1",
+            "delete from api_tokens where id in (select id from api_tokens \
+             where coalesce(revoked_at, expires_at) < $1 limit $2)",
             now.minus(MONTH * 3),
+        ),
+        (
+            "delete from enrolment_tokens where id in (select id from enrolment_tokens \
+             where expires_at < $1 limit $2)",
+            now.minus(MONTH * 3),
+        ),
+        // A node's last certificate stays: it may renew with it however late it comes.
+        (
+            "delete from node_certificates where fingerprint in (select fingerprint \
+             from node_certificates where replaced_at is not null and not_after < $1 limit $2)",
+            now.minus(MONTH * 3),
+        ),
+        // Deliveries before events: they name them.
+        (
+            "delete from webhook_deliveries where id in (select id from webhook_deliveries \
+             where status <> 'pending' and created_at < $1 limit $2)",
+            now.minus(config.keep_events),
+        ),
+        // The newest stays: who begins to listen begins behind it.
+        (
+            "delete from events where id in (select id from events where seq is not null and at < $1 \
+             and seq < (select max(seq) from events) limit $2)",
+            now.minus(config.keep_events),
         ),
     ];
-    let mut rows = 0;
+    let limit = i64::try_from(MAX_EXPIRED).unwrap_or(i64::MAX);
+    let mut expired = Expired {
+        rows: 0,
+        more: false,
+    };
     for (sql, before) in statements {
-        rows += on!(tx, |ex| sqlx::query(sql)
+        let rows = on!(tx, |ex| sqlx::query(sql)
             .bind(before)
+            .bind(limit)
             .execute(ex)
             .await
             .rows())?;
+        expired.rows += rows;
+        expired.more |= rows >= MAX_EXPIRED;
     }
-    Ok(rows)
+    Ok(expired)
 }
+
+/// Rows of one kind that are deleted in one transaction.
+pub const MAX_EXPIRED: u64 = 5_000;

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use base64::Engine;
 use hy2_master_sdk::auth::totp::SecondFactor;
+use hy2_master_sdk::domain::{AdminId, Clock};
 use serde_json::{Value, json};
 
 use crate::harness::{Client, Fleet, OWN_PASSWORD, on_both};
@@ -25,6 +27,55 @@ on_both! {
         owner.get("/api/v1/auth/me").await.expect(200);
         fleet.clock.advance(Duration::from_secs(6));
         assert_eq!(owner.get("/api/v1/auth/me").await.problem(401), "unauthenticated");
+        fleet.stop().await;
+    }
+
+    async fn the_key_of_tokens_changes_under_open_sessions(fleet) {
+        let store = fleet.master.store();
+        let keys = async || store.signing_keys("jwt").await.unwrap().len();
+        let first = kid(&fleet.owner().await);
+        assert_eq!(keys().await, 1);
+        fleet.clock.advance(Duration::from_secs(82 * 86_400));
+        fleet.until("the next key is made", async || (keys().await == 2).then_some(())).await;
+        fleet.clock.advance(Duration::from_secs(540));
+        let old = fleet.owner().await;
+        assert_eq!(kid(&old), first, "not every master knows the next key");
+        fleet.clock.advance(Duration::from_secs(61));
+        let signer = fleet.front.service().tokens();
+        let now = fleet.clock.now().0 / 1_000;
+        let signs = async || {
+            let token = signer.issue(AdminId(1), uuid::Uuid::nil(), 0, now).unwrap();
+            (kid_of(&token) != first).then_some(())
+        };
+        fleet.until("the next key signs", signs).await;
+        let new = fleet.owner().await;
+        assert_ne!(kid(&new), first);
+        for client in [&old, &new] {
+            client.get("/api/v1/auth/me").await.expect(200);
+        }
+        fleet.clock.advance(Duration::from_secs(10 * 86_400));
+        fleet.until("the old key is gone", async || (keys().await == 1).then_some(())).await;
+        assert_eq!(kid(&fleet.owner().await), kid(&new));
+        fleet.stop().await;
+    }
+
+    async fn after_a_theft_older_tokens_are_refused_and_sessions_go_on(fleet) {
+        let owner = fleet.owner().await;
+        owner.get("/api/v1/auth/me").await.expect(200);
+        fleet.front.service().rotate_token_keys().await.unwrap();
+        assert_eq!(owner.get("/api/v1/auth/me").await.problem(401), "unauthenticated");
+        let refresh = json!({"refresh_token": owner.refresh});
+        let renewed = fleet.client().post("/api/v1/auth/refresh", &refresh).await.expect(200);
+        let renewed = bearer(&fleet, &renewed);
+        renewed.get("/api/v1/auth/me").await.expect(200);
+        assert_ne!(kid(&renewed), kid(&owner));
+        let entry = fleet
+            .until("it is in the audit log", async || {
+                let page = renewed.get("/api/v1/audit?object_kind=signing_key").await.expect(200);
+                page["items"].as_array().and_then(|items| items.first().cloned())
+            })
+            .await;
+        assert_eq!(entry["actor_kind"], "host");
         fleet.stop().await;
     }
 
@@ -225,4 +276,22 @@ fn totp_rs_secret(text: &str) -> Vec<u8> {
         }
     }
     bytes
+}
+
+/// Returns the name of the key that signed a client's access token.
+fn kid(client: &Client) -> String {
+    kid_of(
+        client.headers["authorization"]
+            .strip_prefix("Bearer ")
+            .unwrap(),
+    )
+}
+
+fn kid_of(token: &str) -> String {
+    let header = token.split('.').next().unwrap();
+    let header = base64::engine::general_purpose::URL_SAFE_NO_PAD
+        .decode(header)
+        .unwrap();
+    let header: Value = serde_json::from_slice(&header).unwrap();
+    header["kid"].as_str().unwrap().to_owned()
 }

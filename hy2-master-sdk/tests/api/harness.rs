@@ -57,6 +57,7 @@ pub(crate) struct Fleet {
     pub(crate) api: SocketAddr,
     pub(crate) public: SocketAddr,
     pub(crate) directory: tempfile::TempDir,
+    pub(crate) keys: MasterKeys,
     owner: String,
 }
 
@@ -93,8 +94,9 @@ impl Fleet {
     ) -> Self {
         store.migrate().await.unwrap();
         let clock = Arc::new(ManualClock::new(START));
+        let keys = MasterKeys::generate().unwrap();
         let master = Master::with_store(store)
-            .keys(MasterKeys::generate().unwrap())
+            .keys(keys.clone())
             .clock(Arc::clone(&clock) as _)
             .start()
             .await
@@ -123,6 +125,7 @@ impl Fleet {
             api,
             public,
             directory,
+            keys,
             owner,
         }
     }
@@ -210,7 +213,7 @@ fn options() -> StoreOptions {
 }
 
 /// Makes an empty database on the server of this process, which is started once.
-async fn database() -> String {
+pub(crate) async fn database() -> String {
     static SERVER: OnceLock<String> = OnceLock::new();
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let server = tokio::task::spawn_blocking(|| {

@@ -2,6 +2,7 @@
 
 mod accounts;
 mod authorisation;
+mod backups;
 mod contract;
 mod embedding;
 mod events;

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use hy2_master_sdk::MasterConfig;
 use hy2_master_sdk::domain::{
-    AssignmentSource, ConfigScope, DesiredState, LeaseId, NodeId, ObservedState, Timestamp, UserId,
-    UserStatus,
+    AdminId, AssignmentSource, ConfigScope, DesiredState, LeaseId, NodeId, ObservedState,
+    Timestamp, UserId, UserStatus,
 };
 use hy2_master_sdk::store::assignments::{self, NewAssignment};
 use hy2_master_sdk::store::certificates::{self, NewToken};
@@ -15,7 +15,9 @@ use hy2_master_sdk::store::observed::{self, MetricsRow, Opening, Seen};
 use hy2_master_sdk::store::published::{self, NewConfig};
 use hy2_master_sdk::store::traffic::{Batch, BatchRow};
 use hy2_master_sdk::store::users::{self, NewUser, UserChange};
-use hy2_master_sdk::store::{Store, StoreError, Topic, cluster, due, upkeep};
+use hy2_master_sdk::store::{
+    Db, Store, StoreError, Topic, cluster, due, events, idempotency, upkeep,
+};
 use uuid::Uuid;
 
 use crate::backend::Backend;
@@ -878,7 +880,8 @@ pub(crate) async fn averages_and_retention(backend: &Backend) {
     let config = MasterConfig::default();
     let mut tx = store.begin().await.unwrap();
     let later = end.plus(config.keep_metrics);
-    assert_eq!(upkeep::expire(&mut tx, &config, later).await.unwrap(), 20);
+    let expired = upkeep::expire(&mut tx, &config, later).await.unwrap();
+    assert_eq!((expired.rows, expired.more), (20, false));
     tx.commit().await.unwrap();
     assert!(
         store
@@ -891,6 +894,63 @@ pub(crate) async fn averages_and_retention(backend: &Backend) {
         store.metrics(node, 300, start, end, 9).await.unwrap().len(),
         1
     );
+}
+
+pub(crate) async fn retention_goes_in_pieces_and_keeps_what_is_needed(backend: &Backend) {
+    let store = &backend.store;
+    let config = MasterConfig::default();
+    let many = upkeep::MAX_EXPIRED + 3;
+    execute(
+        store,
+        "insert into traffic_daily (day, user_id, tx, rx) with recursive n (i) as \
+         (select 1 union all select i + 1 from n where i < 5003) select 0, i, 1, 1 from n",
+    )
+    .await;
+    assert_eq!(many, 5_003, "as many as the statement makes");
+    let mut tx = store.begin().await.unwrap();
+    for at in 0..3 {
+        let payload = serde_json::json!({"at": at});
+        events::emit(&mut tx, "user.created", "1", &payload, None, NOW)
+            .await
+            .unwrap();
+    }
+    tx.commit().await.unwrap();
+    let claim = async |key, at: Timestamp| {
+        let until = at.plus(Duration::from_secs(60));
+        let claimed = idempotency::claim(store, AdminId(1), key, b"hash", at, until).await;
+        claimed.unwrap().is_none()
+    };
+    assert!(claim("old", NOW).await);
+    let later = NOW.plus(config.keep_events + Duration::from_secs(61));
+    assert!(claim("new", later).await);
+    let expire = async || {
+        let mut tx = store.begin().await.unwrap();
+        let expired = upkeep::expire(&mut tx, &config, later).await.unwrap();
+        tx.commit().await.unwrap();
+        (expired.rows, expired.more)
+    };
+    // What nobody has numbered yet, nobody has been told of: only the old claim goes.
+    let piece = upkeep::MAX_EXPIRED;
+    assert_eq!(expire().await, (piece + 1, true));
+    assert_eq!(expire().await, (3, false));
+    assert_eq!(events::seal(store).await.unwrap(), 3);
+    assert_eq!(expire().await, (2, false));
+    let left = events::after(store, 0, 10).await.unwrap();
+    assert_eq!(left.len(), 1);
+    assert_eq!((left[0].seq, events::newest(store).await.unwrap()), (3, 3));
+    assert!(!claim("new", later).await, "kept");
+    assert_eq!(expire().await, (0, false));
+}
+
+async fn execute(store: &Store, sql: &'static str) {
+    match store.db() {
+        Db::Pg(pool) => {
+            sqlx::query(sql).execute(pool).await.unwrap();
+        }
+        Db::Sqlite { write, .. } => {
+            sqlx::query(sql).execute(write).await.unwrap();
+        }
+    }
 }
 
 // ---------------------------------------------------------------- helpers

@@ -50,6 +50,7 @@ on_both!(
     cases::configurations_concern_their_nodes_and_going_back_is_going_on,
     cases::calls_arrive_after_the_commit_only,
     cases::averages_and_retention,
+    cases::retention_goes_in_pieces_and_keeps_what_is_needed,
     lists::pages_of_every_order_hold_every_user_once_and_in_order,
     lists::searches_find_exactly_the_names_with_the_part,
 );
