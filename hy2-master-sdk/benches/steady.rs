@@ -6,6 +6,8 @@
 //! `cargo build --release -p hy2-orchestrator && cargo bench -p hy2-master-sdk --bench steady --
 //! [seconds] [nodes] [users]`. `HY2_ORCHESTRATOR` names another build.
 
+#![allow(clippy::print_stdout, reason = "figures for people")]
+
 #[path = "../tests/fleet/agent.rs"]
 #[allow(dead_code, reason = "shared with the tests")]
 mod agent;

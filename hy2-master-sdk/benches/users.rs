@@ -4,6 +4,8 @@
 //!
 //! `cargo bench -p hy2-master-sdk --bench users -- [sqlite|postgres] [users] [rounds]`
 
+#![allow(clippy::print_stdout, reason = "figures for people")]
+
 #[path = "../tests/api/harness.rs"]
 #[allow(
     dead_code,

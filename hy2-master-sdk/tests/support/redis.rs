@@ -83,13 +83,14 @@ impl RedisServer {
             std::process::id(),
             process.id()
         );
-        let watching = Command::new("setsid")
-            .args(["bash", "-c", &watch])
+        // In the background of a shell that ends at once, so that there is nobody to wait for.
+        let watching = Command::new("bash")
+            .args(["-c", &format!("setsid bash -c '{watch}' &")])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
-            .spawn();
-        watching.expect("setsid runs");
+            .status();
+        assert!(watching.expect("a shell runs").success());
         let client = redis::Client::open(self.url()).expect("an address");
         for _ in 0..600 {
             if process.try_wait().expect("a state").is_some() {
