@@ -180,6 +180,29 @@ async fn a_request_that_does_not_come_is_given_up() {
     assert!(!rest.starts_with(b"HTTP/1.1 200"));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_says_nothing_is_given_up() {
+    let served = served(|_| ()).await;
+    for begun in ["", "P", "PRI * HTTP/2.0\r\n\r\nSM\r\n"] {
+        let mut plain = served.plain().await;
+        plain.write_all(begun.as_bytes()).await.expect("written");
+        let read = plain.read(&mut [0; 16]).await;
+        assert!(matches!(read, Ok(0) | Err(_)), "{begun}: {read:?}");
+
+        for protocol in ["h2", "http/1.1"] {
+            let mut encrypted = served.encrypted(protocol.as_bytes()).await;
+            let sent = encrypted.write_all(begun.as_bytes()).await;
+            sent.expect("written");
+            // An abrupt end of TLS is how connections end.
+            let read = encrypted.read(&mut [0; 16]).await;
+            assert!(
+                matches!(read, Ok(0) | Err(_)),
+                "{protocol} {begun}: {read:?}"
+            );
+        }
+    }
+}
+
 #[tokio::test]
 async fn connections_above_the_limit_wait() {
     let served = served(|config| config.max_connections = 1).await;
