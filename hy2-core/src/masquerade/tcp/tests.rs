@@ -63,10 +63,7 @@ impl Served {
     }
 }
 
-async fn exchange(
-    mut stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
-    request: &str,
-) -> String {
+async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &str) -> String {
     stream.write_all(request.as_bytes()).await.expect("written");
     let mut answer = String::new();
     // An abrupt end of TLS is how HTTP/1 connections end.
