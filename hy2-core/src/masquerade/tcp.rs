@@ -317,6 +317,10 @@ async fn serve(
         .max_concurrent_streams(100)
         .max_pending_accept_reset_streams(20)
         .max_header_list_size(MAX_HEADER);
+    if !peer.encrypted {
+        // As Caddy and the reference: HTTP/2 is agreed on in the TLS handshake.
+        builder = builder.http1_only();
+    }
     let service = service_fn(move |request: Request<Incoming>| {
         let site = Arc::clone(&site);
         async move { Ok::<_, std::convert::Infallible>(site.answer(request, peer).await) }
