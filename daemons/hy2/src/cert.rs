@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose};
+use rustls_pki_types::ServerName;
 use sha2::{Digest, Sha256};
 
 use crate::cli;
@@ -51,6 +52,13 @@ fn make(hosts: &[String], days: u32) -> anyhow::Result<Made> {
         .iter()
         .map(|host| host.trim_matches(['[', ']']).to_owned())
         .collect();
+    for host in &hosts {
+        // rcgen takes any ASCII text.
+        let name = host.strip_prefix("*.").unwrap_or(host);
+        if ServerName::try_from(name).is_err() {
+            bail!("--host: {host:?} is neither a DNS name nor an IP address");
+        }
+    }
     let name = hosts.first().context("no host")?.clone();
     let mut params = CertificateParams::new(hosts).context("host is no DNS name or IP address")?;
     params.distinguished_name = rcgen::DistinguishedName::new();

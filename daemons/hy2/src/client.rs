@@ -1,5 +1,6 @@
 //! `hy2 client` and the tools that connect like one.
 
+mod figures;
 mod inbounds;
 mod ping;
 mod prepare;
@@ -28,7 +29,7 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 /// Runs a client until it is told to end.
 pub(crate) async fn run(prepared: Prepared, flags: &cli::Run) -> anyhow::Result<()> {
     let mut signals = Signals::install()?;
-    let _metrics = process::serve_metrics(flags.metrics)?;
+    let metrics = process::serve_metrics(flags.metrics)?;
     // Bound first: an address in use is said before anything is sent.
     let bound = Bound::bind(&prepared.inbounds).await?;
     let lazy = prepared.lazy;
@@ -43,6 +44,7 @@ pub(crate) async fn run(prepared: Prepared, flags: &cli::Run) -> anyhow::Result<
         }
     };
 
+    let _figures = metrics.is_some().then(|| figures::export(client.clone()));
     let stop = CancellationToken::new();
     let serving = bound.run(&Tunnel::new(client.clone()), &stop);
     let watching = async {

@@ -46,11 +46,27 @@ fn certificates_are_made_and_not_replaced_by_accident() {
     assert!(replaced.status.success(), "{replaced:?}");
     assert_ne!(fs::read(&key).expect("key"), before);
 
-    let wrong = hy2(
-        folder.path(),
-        &["cert", "--host", "exa mple", "--cert", "x", "--key", "x"],
-    );
-    assert_eq!(wrong.status.code(), Some(1));
+    for host in ["exa mple", "exämple", "a..b", ""] {
+        let arguments = ["cert", "--host", host, "--cert", "x", "--key", "y"];
+        let wrong = hy2(folder.path(), &arguments);
+        assert_eq!(wrong.status.code(), Some(1), "{host}");
+        let says = String::from_utf8_lossy(&wrong.stderr);
+        assert!(
+            says.contains(&format!("{host:?} is neither a DNS name nor an IP address")),
+            "{says}"
+        );
+    }
+    let arguments = [
+        "cert",
+        "--host",
+        "*.example.com",
+        "--cert",
+        "x",
+        "--key",
+        "y",
+    ];
+    let wildcard = hy2(folder.path(), &arguments);
+    assert!(wildcard.status.success(), "{wildcard:?}");
 }
 
 #[test]

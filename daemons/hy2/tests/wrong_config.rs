@@ -559,6 +559,19 @@ fn files_that_cannot_be_read_say_so() {
     assert_eq!(says, "none.yaml: the file is not UTF-8");
 }
 
+/// A device has no length that could be asked for.
+#[cfg(unix)]
+#[test]
+fn a_file_without_an_end_is_given_up() {
+    let folder = tempfile::tempdir().expect("folder");
+    let arguments = ["client", "--check", "-c", "/dev/zero"];
+    let (code, says) = run(&arguments, folder.path());
+    assert_eq!(
+        (code, &*says),
+        (Some(1), "zero: the file is larger than 4 MiB")
+    );
+}
+
 /// Checks every row before it complains about any.
 fn judge<'t>(rows: impl Iterator<Item = (&'t str, &'t str, String, &'t str)>) {
     let folder = tempfile::tempdir().expect("folder");

@@ -171,6 +171,15 @@ impl Client {
         Ok(self.session().await?.info())
     }
 
+    /// Returns what was agreed on with the server that the client is connected to; `None` without
+    /// a connection. Never connects.
+    pub fn connection(&self) -> Option<ConnectionInfo> {
+        let session = self.inner.tunnel.lock().session.clone();
+        session
+            .filter(|session| session.is_alive())
+            .map(|session| session.info())
+    }
+
     /// Measures the throughput to the server; the server must allow it.
     ///
     /// `progress` is called about every 200 ms.

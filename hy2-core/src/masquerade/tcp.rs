@@ -1,5 +1,7 @@
 //! The same site over TCP: HTTP and HTTPS, as a server that offers HTTP/3 has them beside it.
 
+mod prompt;
+
 use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use http::{
@@ -9,16 +11,13 @@ use http::{
 };
 use http_body::Body as _;
 use http_body_util::BodyExt;
-use hyper::{
-    body::Incoming,
-    rt::{Read, Write},
-    service::service_fn,
-};
+use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{conn::auto, graceful::GracefulShutdown},
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::Semaphore,
     task::JoinSet,
@@ -27,6 +26,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+use self::prompt::Prompt;
 use super::{Body, Masquerade, Peer, empty, entity::put, full};
 
 /// A TLS handshake that takes longer is given up.
@@ -274,10 +274,10 @@ async fn accept(
             match tls {
                 Some(tls) => {
                     if let Some(stream) = handshake(&tls, stream).await {
-                        serve(TokioIo::new(stream), site, peer, watcher).await;
+                        serve(stream, site, peer, watcher).await;
                     }
                 }
-                None => serve(TokioIo::new(stream), site, peer, watcher).await,
+                None => serve(stream, site, peer, watcher).await,
             }
         });
     }
@@ -299,7 +299,7 @@ async fn handshake(
 }
 
 async fn serve(
-    stream: impl Read + Write + Unpin + 'static,
+    stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
     site: Arc<Site>,
     peer: Peer,
     watcher: hyper_util::server::graceful::Watcher,
@@ -317,10 +317,15 @@ async fn serve(
         .max_concurrent_streams(100)
         .max_pending_accept_reset_streams(20)
         .max_header_list_size(MAX_HEADER);
+    if !peer.encrypted {
+        // As Caddy and the reference: HTTP/2 is agreed on in the TLS handshake.
+        builder = builder.http1_only();
+    }
     let service = service_fn(move |request: Request<Incoming>| {
         let site = Arc::clone(&site);
         async move { Ok::<_, std::convert::Infallible>(site.answer(request, peer).await) }
     });
+    let stream = TokioIo::new(Prompt::new(stream, HEADER_TIMEOUT));
     let connection = builder.serve_connection(stream, service).into_owned();
     // Whatever a client does wrong with its own connection is no concern of ours.
     if let Err(error) = watcher.watch(connection).await {

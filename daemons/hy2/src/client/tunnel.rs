@@ -14,9 +14,11 @@ use hy2_core::{
     inbound::{DialFailure, Dialer},
     relay::TcpStream,
 };
+use metrics::counter;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tracing::{debug, warn};
 
+use super::figures;
 use crate::failure;
 
 /// Programs retry; the log need not.
@@ -38,6 +40,7 @@ impl Tunnel {
     }
 
     fn failure(&self, error: &OpenError) -> DialFailure {
+        counter!(figures::FAILURES).increment(1);
         match error {
             OpenError::Connect(error) if self.may_warn() => {
                 warn!(kind = failure::kind(error), %error, "cannot connect");
@@ -66,12 +69,16 @@ impl Dialer for Tunnel {
 
     async fn tcp(&self, target: &Address) -> Result<TcpStream, DialFailure> {
         let opened = self.client.tcp(&target.to_string()).await;
-        opened.map_err(|error| self.failure(&error))
+        opened
+            .inspect(|_| counter!(figures::STREAMS).increment(1))
+            .map_err(|error| self.failure(&error))
     }
 
     async fn udp(&self) -> Result<UdpSession, DialFailure> {
         let opened = self.client.udp().await;
-        opened.map_err(|error| self.failure(&error))
+        opened
+            .inspect(|_| counter!(figures::SESSIONS).increment(1))
+            .map_err(|error| self.failure(&error))
     }
 
     async fn join<L>(local: L, stream: TcpStream, early: Bytes) -> io::Result<()>

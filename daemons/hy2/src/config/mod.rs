@@ -20,7 +20,9 @@ mod tls;
 mod tree;
 
 use std::{
-    fmt, fs, io,
+    fmt,
+    fs::File,
+    io::{self, Read as _},
     path::{Path, PathBuf},
 };
 
@@ -113,10 +115,13 @@ fn load<T>(path: &Path, read: impl FnOnce(&Section<'_>) -> Option<T>) -> Result<
     };
     let format = Format::of(path).map_err(|reason| whole(reason.into()))?;
     let unreadable = |error| ConfigError::Unreadable(path.to_owned(), error);
-    if fs::metadata(path).map_err(unreadable)?.len() > MAX_FILE {
+    // A pipe or a device has no length to ask for.
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(unreadable)?;
+    let read_bytes = file.take(MAX_FILE + 1).read_to_end(&mut bytes);
+    if read_bytes.map_err(unreadable)? as u64 > MAX_FILE {
         return Err(whole("the file is larger than 4 MiB".into()));
     }
-    let bytes = fs::read(path).map_err(unreadable)?;
     let text = String::from_utf8(bytes).map_err(|_| whole("the file is not UTF-8".into()))?;
     interpret(&text, format, whole, read)
 }

@@ -4,7 +4,10 @@
 mod origin;
 mod process;
 
-use std::{io::Read, net::UdpSocket};
+use std::{
+    io::Read,
+    net::{SocketAddr, UdpSocket},
+};
 
 use origin::{
     connect, http, round_trip, socks5, socks5_udp, tcp_echo, udp_echo, udp_exchange, web,
@@ -318,19 +321,37 @@ fn metrics_and_the_site_on_tcp_are_served() {
     assert_eq!(&body, b"hi");
 
     let echo = tcp_echo();
-    let mut client = folder.client(quic, "socks5: {listen: 127.0.0.1:0}");
+    let text = folder.trust(quic) + "socks5: {listen: 127.0.0.1:0}\n";
+    let mut client = folder.start("client", "c.yaml", &text, &["--metrics", "127.0.0.1:0"]);
+    let client_metrics = client.address("metrics");
     let socks = client.address("socks5");
     client.expect("connected");
     assert_eq!(round_trip(socks5(socks, echo).0, &[7; 5000]).len(), 5000);
+    expect_figures(
+        metrics,
+        &[
+            "hy2_server_connections 1",
+            "hy2_server_users 1",
+            "hy2_server_tx_bytes_total 5000",
+            "hy2_server_rx_bytes_total 5000",
+            "hy2_panics_total 0",
+        ],
+    );
+    expect_figures(
+        client_metrics,
+        &[
+            "hy2_client_connected 1",
+            "hy2_client_streams_total 1",
+            "hy2_client_udp_sessions_total 0",
+            "hy2_client_failures_total 0",
+            "hy2_panics_total 0",
+        ],
+    );
+}
+
+/// Reads the metrics, which are brought up to date every second, until they have the lines.
+fn expect_figures(metrics: SocketAddr, wanted: &[&str]) {
     let request = "GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
-    let wanted = [
-        "hy2_server_connections 1",
-        "hy2_server_users 1",
-        "hy2_server_tx_bytes_total 5000",
-        "hy2_server_rx_bytes_total 5000",
-        "hy2_panics_total 0",
-    ];
-    // The figures are brought up to date every second.
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
     loop {
         let (mut stream, _) = http(metrics, request);

@@ -63,10 +63,7 @@ impl Served {
     }
 }
 
-async fn exchange(
-    mut stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
-    request: &str,
-) -> String {
+async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &str) -> String {
     stream.write_all(request.as_bytes()).await.expect("written");
     let mut answer = String::new();
     // An abrupt end of TLS is how HTTP/1 connections end.
@@ -130,6 +127,21 @@ async fn http2_is_spoken() {
 }
 
 #[tokio::test]
+async fn http2_is_not_spoken_without_tls() {
+    let served = served(|_| ()).await;
+    let mut plain = served.plain().await;
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    plain.write_all(preface).await.expect("written");
+    let mut answer = Vec::new();
+    // An end before everything was read may be a reset.
+    let _ = plain.read_to_end(&mut answer).await;
+    assert!(
+        answer.is_empty() || answer.starts_with(b"HTTP/1.1 "),
+        "{answer:?}"
+    );
+}
+
+#[tokio::test]
 async fn plain_http_redirects_if_told_to() {
     let served = served(|config| config.force_https = true).await;
     let port = served.handle.https_addr().expect("a listener").port();
@@ -178,6 +190,27 @@ async fn a_request_that_does_not_come_is_given_up() {
         .await
         .expect("closed in order");
     assert!(!rest.starts_with(b"HTTP/1.1 200"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_says_nothing_is_given_up() {
+    let served = served(|_| ()).await;
+    let mut plain = served.plain().await;
+    let read = plain.read(&mut [0; 16]).await;
+    assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+    for begun in ["", "P", "PRI * HTTP/2.0\r\n\r\nSM\r\n"] {
+        for protocol in ["h2", "http/1.1"] {
+            let mut encrypted = served.encrypted(protocol.as_bytes()).await;
+            let sent = encrypted.write_all(begun.as_bytes()).await;
+            sent.expect("written");
+            // An abrupt end of TLS is how connections end.
+            let read = encrypted.read(&mut [0; 16]).await;
+            assert!(
+                matches!(read, Ok(0) | Err(_)),
+                "{protocol} {begun}: {read:?}"
+            );
+        }
+    }
 }
 
 #[tokio::test]

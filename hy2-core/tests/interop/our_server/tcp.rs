@@ -1,5 +1,7 @@
 //! TCP of the reference client through our server.
 
+use std::time::Duration;
+
 use crate::{
     ours::{Checked, MIB, OurServer},
     peer::Origin,
@@ -47,7 +49,8 @@ async fn a_thousand_streams_are_open_at_once() -> Checked {
 async fn five_thousand_streams_follow_one_another() -> Checked {
     let origin = Origin::start().await;
     let server = OurServer::start();
-    let client = server.client(|_| ()).await;
+    let mut client = server.client(|_| ()).await;
+    client.limit = Duration::from_secs(300);
     let run = client.sequential(&origin.echo, 5000, 100).await?;
     assert_eq!(run.completed, 5000, "{:?}", run.errors);
     server.left_nothing(&origin).await?;
