@@ -13,7 +13,8 @@ use crate::domain::Timestamp;
 use crate::plan::MANIFEST_VALIDITY_MS;
 use crate::rpc::refresh_tls;
 use crate::store::cluster::{self, Fence};
-use crate::store::upkeep as store;
+use crate::store::nodes::{self, Bump};
+use crate::store::{rotation, upkeep as store};
 
 /// Reads epoch, authorities and keys again; tells agents when they changed; makes the master's own
 /// certificate anew.
@@ -44,9 +45,25 @@ pub(super) async fn settings(
                 },
             ));
     }
+    if before.signer.key_id() != after.signer.key_id() {
+        // A session may have sent the latest state with the signature of the key before.
+        sign_anew(&core).await?;
+    }
     if core.epoch() != epoch {
         core.live.poke_all();
     }
+    Ok(())
+}
+
+/// Lets the state of every node be signed and sent again.
+async fn sign_anew(core: &Core) -> Result<(), TaskError> {
+    let now = core.now();
+    let mut tx = core.store.begin().await?;
+    for node in rotation::node_ids(&mut tx).await? {
+        nodes::bump(&mut tx, node, Bump::MANIFEST, now).await?;
+    }
+    tx.commit().await?;
+    core.live.poke_all();
     Ok(())
 }
 
