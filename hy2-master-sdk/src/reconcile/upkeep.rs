@@ -12,6 +12,7 @@ use crate::core::Core;
 use crate::domain::Timestamp;
 use crate::plan::MANIFEST_VALIDITY_MS;
 use crate::rpc::refresh_tls;
+use crate::signers;
 use crate::store::cluster::{self, Fence};
 use crate::store::upkeep as store;
 
@@ -47,6 +48,17 @@ pub(super) async fn settings(
     if core.epoch() != epoch {
         core.live.poke_all();
     }
+    Ok(())
+}
+
+/// Makes the next key that signs manifests, or lets it sign, when it is time.
+pub(super) async fn signers(core: Arc<Core>, fence: Option<Fence>) -> Result<(), TaskError> {
+    let mut tx = core.store.begin().await?;
+    if let Some(fence) = &fence {
+        cluster::check_fence(&mut tx, fence).await?;
+    }
+    signers::keep(&mut tx, &core.vault, core.now(), false).await?;
+    tx.commit().await?;
     Ok(())
 }
 
