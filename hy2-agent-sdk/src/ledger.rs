@@ -238,7 +238,11 @@ impl Ledger {
             .manifest
             .as_ref()
             .ok_or_else(|| one(ErrorCode::InvalidField, "manifest", "missing"))?;
-        let manifest = verified(signed, credentials, now)?;
+        let at = match freshness {
+            Freshness::Valid => now,
+            Freshness::Any => while_valid(signed, now),
+        };
+        let manifest = verified(signed, credentials, at)?;
         if manifest.node_uid != credentials.node_uid.as_slice() {
             return Err(one(
                 ErrorCode::InvalidField,
@@ -404,6 +408,14 @@ fn mistake(entry: &UserEntry) -> Option<(&'static str, &'static str)> {
         return Some(("expires_at", "must be after 1970"));
     }
     None
+}
+
+/// The moment at which the signer of the copy on disk has to be certified: keys end and are renewed
+/// while a node is cut off, and what one of them signed in its time stays this node's state.
+fn while_valid(signed: &SignedManifest, now: SystemTime) -> SystemTime {
+    let manifest = Manifest::decode(signed.manifest.clone()).ok();
+    let until = manifest.and_then(|manifest| moment(manifest.valid_until.as_ref()));
+    until.map_or(now, |until| until.min(now))
 }
 
 fn verified(

@@ -22,6 +22,7 @@ use crate::rpc::peers::Peers;
 use crate::rpc::publish::Views;
 use crate::rpc::reverse::Reverse;
 use crate::secrets::{FleetKeys, OpenError, RandomError, Vault};
+use crate::signers;
 use crate::store::cluster::{self, AuthorityRow, SigningKeyRow};
 use crate::store::{Store, StoreError};
 
@@ -169,8 +170,9 @@ pub(crate) async fn load_keys(
             not_after: authority.not_after(),
         };
         cluster::insert_authority(&mut tx, &row, now).await?;
-        insert_signer(&mut tx, vault, &authority, now).await?;
+        insert_signer(&mut tx, vault, &authority, "active", now).await?;
     }
+    signers::keep(&mut tx, vault, now, true).await?;
     tx.commit().await?;
     Ok(LoadedKeys {
         fleet,
@@ -230,13 +232,14 @@ pub(crate) async fn load_trust(store: &Store, vault: &Vault) -> Result<Trust, Ke
     })
 }
 
-/// Makes a signing key that is in force at once.
+/// Makes a signing key in a state: `active`, in force at once, or `next`.
 pub(crate) async fn insert_signer(
     tx: &mut crate::store::Tx,
     vault: &Vault,
     authority: &CertificateAuthority,
+    state: &str,
     now: Timestamp,
-) -> Result<(), KeysError> {
+) -> Result<SigningKeyRow, KeysError> {
     let made = authority.issue_signer(now)?;
     let signer = ManifestSigner::load(&made.key, made.issued.certificate.clone())?;
     let id = Uuid::now_v7();
@@ -247,11 +250,11 @@ pub(crate) async fn insert_signer(
         public_key: signer.public_key().to_vec(),
         private_key_enc: vault.seal(SIGNING_KEY, id.as_bytes(), &made.key),
         certificate: Some(made.issued.certificate.to_vec()),
-        state: "active".to_owned(),
+        state: state.to_owned(),
         not_after: made.issued.not_after,
     };
     cluster::insert_signing_key(tx, &row, now).await?;
-    Ok(())
+    Ok(row)
 }
 
 impl Core {

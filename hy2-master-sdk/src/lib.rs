@@ -53,6 +53,7 @@ pub mod rotation;
 pub mod rpc;
 pub mod secrets;
 pub mod service;
+mod signers;
 pub mod store;
 pub mod subscription;
 pub mod targets;

@@ -125,7 +125,9 @@ impl Master {
             })?;
         let authority = CertificateAuthority::load(next.certificate.clone().into(), &key)
             .map_err(KeysError::from)?;
-        insert_signer(&mut tx, self.vault(), &authority, now).await?;
+        // Those that the one before certified sign no more, not even one that waits for its turn.
+        store::retire_signers(&mut tx, now).await?;
+        insert_signer(&mut tx, self.vault(), &authority, "active", now).await?;
         for node in store::node_ids(&mut tx).await? {
             nodes::bump(&mut tx, node, Bump::MANIFEST, now).await?;
         }

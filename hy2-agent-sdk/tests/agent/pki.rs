@@ -27,14 +27,7 @@ impl Pki {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let ca = CertifiedIssuer::self_signed(params, key).expect("a CA");
-        let signer = KeyPair::generate_for(&rcgen::PKCS_ED25519).expect("a key");
-        let mut params = CertificateParams::new(vec![SIGNER_NAME.to_owned()]).expect("a name");
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        let certificate = params.signed_by(&signer, &ca).expect("a certificate");
-        let signing_key = SigningKey {
-            key_id: b"signer-1".as_slice().into(),
-            certificate: certificate.der().to_vec().into(),
-        };
+        let (signer, signing_key) = signer(&ca, "signer-1", None);
         Self {
             ca,
             signer,
@@ -96,12 +89,53 @@ impl Pki {
     }
 
     pub(crate) fn sign(&self, manifest: &Manifest) -> SignedManifest {
-        let manifest = manifest.encode_to_vec();
-        let message = [MANIFEST_SIGNATURE_CONTEXT, &manifest].concat();
-        SignedManifest {
-            manifest: manifest.into(),
-            signature: self.signer.sign(&message).expect("a signature").into(),
-            key_id: self.signing_key.key_id.clone(),
-        }
+        sign(&self.signer, &self.signing_key, manifest)
+    }
+
+    /// Another key that the CA certifies as a signer, until a moment or for ever.
+    pub(crate) fn another_signer(&self, key_id: &str, until: Option<SystemTime>) -> Signer {
+        let (key, public) = signer(&self.ca, key_id, until);
+        Signer { key, public }
+    }
+}
+
+/// A key that signs manifests, beside the first one.
+pub(crate) struct Signer {
+    key: KeyPair,
+    pub(crate) public: SigningKey,
+}
+
+impl Signer {
+    pub(crate) fn sign(&self, manifest: &Manifest) -> SignedManifest {
+        sign(&self.key, &self.public, manifest)
+    }
+}
+
+fn signer(
+    ca: &CertifiedIssuer<'static, KeyPair>,
+    key_id: &str,
+    until: Option<SystemTime>,
+) -> (KeyPair, SigningKey) {
+    let key = KeyPair::generate_for(&rcgen::PKCS_ED25519).expect("a key");
+    let mut params = CertificateParams::new(vec![SIGNER_NAME.to_owned()]).expect("a name");
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    if let Some(until) = until {
+        params.not_after = until.into();
+    }
+    let certificate = params.signed_by(&key, ca).expect("a certificate");
+    let public = SigningKey {
+        key_id: key_id.to_owned().into(),
+        certificate: certificate.der().to_vec().into(),
+    };
+    (key, public)
+}
+
+fn sign(key: &KeyPair, public: &SigningKey, manifest: &Manifest) -> SignedManifest {
+    let manifest = manifest.encode_to_vec();
+    let message = [MANIFEST_SIGNATURE_CONTEXT, &manifest].concat();
+    SignedManifest {
+        manifest: manifest.into(),
+        signature: key.sign(&message).expect("a signature").into(),
+        key_id: public.key_id.clone(),
     }
 }

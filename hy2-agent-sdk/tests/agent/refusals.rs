@@ -1,13 +1,18 @@
 use std::{
     path::Path,
+    sync::{Arc, atomic::Ordering::SeqCst},
     time::{Duration, SystemTime},
 };
 
-use hy2_agent_sdk::hy2_proto::control::{
-    hash,
-    rpc::{
-        EngineState, ErrorCode, Manifest, Obfuscation, ResourceAck, ResourceNack, ResourceUpdate,
-        Salamander, SignedManifest, obfuscation::Kind, session_response,
+use hy2_agent_sdk::{
+    clock::ManualClock,
+    hy2_proto::control::{
+        hash,
+        rpc::{
+            CertificateUpdate, EngineState, ErrorCode, Manifest, Obfuscation, ResourceAck,
+            ResourceNack, ResourceUpdate, Salamander, SignedManifest, SigningKey,
+            obfuscation::Kind, session_response,
+        },
     },
 };
 use prost::Message;
@@ -186,6 +191,115 @@ async fn what_is_not_signed_for_this_node_in_order_is_refused_and_changes_nothin
     }
     world.client(ALICE).await.close().await;
     traffic.finish().await;
+}
+
+/// Tells the node which keys sign.
+async fn announce(master: &Master, signing_keys: Vec<SigningKey>) {
+    let update = CertificateUpdate {
+        signing_keys,
+        ..CertificateUpdate::default()
+    };
+    master
+        .send(session_response::Event::Certificates(update))
+        .await;
+}
+
+#[tokio::test]
+async fn the_next_key_signs_once_it_was_announced_and_one_that_was_not_never() {
+    let mut world = World::with_users(&[(1, ALICE)]).await;
+    world.start().await;
+    let master = &world.master;
+    let pki = &master.shared.pki;
+    let first = pki.signing_key.clone();
+    let next = pki.another_signer("signer-2", None);
+    let unknown = pki.another_signer("signer-3", None);
+    let yesterday = SystemTime::now() - Duration::from_secs(86_400);
+    let ended = pki.another_signer("signer-0", Some(yesterday));
+    let rev = |rev| Manifest {
+        rev,
+        ..master.shared.manifest()
+    };
+    let refused = async |before, signed| {
+        send(master, signed, |_| ()).await;
+        let nack = next_nack(master, before).await;
+        assert_eq!(nack.errors[0].code(), ErrorCode::BadSignature);
+    };
+    // Certified by the CA, but no master has named it.
+    refused(0, next.sign(&rev(2))).await;
+    announce(master, vec![next.public.clone(), first.clone()]).await;
+    send(master, next.sign(&rev(2)), |_| ()).await;
+    master.acked(2).await;
+    // The one before stays good beside it.
+    send(master, pki.sign(&rev(3)), |_| ()).await;
+    master.acked(3).await;
+    refused(1, unknown.sign(&rev(4))).await;
+    // Named in place of another, it signs no better.
+    let mut posing = unknown.sign(&rev(4));
+    posing.key_id = next.public.key_id.clone();
+    refused(2, posing).await;
+    // One that has ended is no signer, named or not.
+    let keys = vec![next.public.clone(), ended.public.clone()];
+    announce(master, keys).await;
+    refused(3, ended.sign(&rev(4))).await;
+    refused(4, pki.sign(&rev(4))).await;
+    send(master, next.sign(&rev(4)), |_| ()).await;
+    master.acked(4).await;
+}
+
+#[tokio::test]
+async fn a_node_that_was_cut_off_while_the_keys_changed_runs_its_state_and_comes_back() {
+    const DAY: Duration = Duration::from_secs(86_400);
+    let now = SystemTime::now();
+    let clock = Arc::new(ManualClock::new(now));
+    let mut world = World::with_users(&[(1, ALICE)]).await;
+    *world.master.shared.certificate_life.lock() = DAY * 400;
+    let on = Arc::clone(&clock);
+    world.start_with(|builder| builder.clock(on)).await;
+    let rev = world.master.publish_acked(|_| ()).await;
+    let old = world
+        .master
+        .shared
+        .pki
+        .another_signer("signer-0", Some(now + DAY * 31));
+    announce(&world.master, vec![old.public.clone()]).await;
+    let manifest = |rev| Manifest {
+        rev,
+        ..world.master.shared.manifest()
+    };
+    let signed = old.sign(&manifest(rev + 1));
+    let of_new = manifest(rev + 2);
+    send(&world.master, signed, |_| ()).await;
+    world.master.acked(rev + 1).await;
+    world.shutdown().await;
+    world.master.stop().await;
+
+    // Its signer's certificate is over; the state was signed in its time.
+    clock.advance(DAY * 60);
+    let on = Arc::clone(&clock);
+    let agent = world.start_with(|builder| builder.clock(on)).await;
+    assert_eq!(agent.status().borrow().engine, EngineState::Serving);
+    assert_eq!(agent.status().borrow().manifest_rev, rev + 1);
+    let mut fresh = of_new;
+    fresh.valid_until = Some((now + DAY * 67).into());
+    // From a master it is refused; the key that this one names is taken.
+    world.master.shared.quiet.store(true, SeqCst);
+    let sessions = world.master.shared.seen.borrow().sessions;
+    world.master.resume().await;
+    world
+        .master
+        .until_seen("the node is back", |seen| seen.sessions > sessions)
+        .await;
+    send(&world.master, old.sign(&fresh), |_| ()).await;
+    let nack = next_nack(&world.master, 0).await;
+    assert_eq!(nack.errors[0].code(), ErrorCode::BadSignature);
+    announce(
+        &world.master,
+        vec![world.master.shared.pki.signing_key.clone()],
+    )
+    .await;
+    let signed = world.master.shared.pki.sign(&fresh);
+    send(&world.master, signed, |_| ()).await;
+    world.master.acked(rev + 2).await;
 }
 
 #[tokio::test]

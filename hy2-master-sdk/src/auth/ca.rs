@@ -408,7 +408,8 @@ fn ia5(text: &str) -> Result<Ia5String, CaError> {
 pub const NODE_VALIDITY: Duration = Duration::from_secs(30 * 86_400);
 
 const CA_VALIDITY: Duration = Duration::from_secs(10 * 365 * 86_400);
-const SIGNER_VALIDITY: Duration = Duration::from_secs(365 * 86_400);
+/// Validity of a key that signs manifests; the next one is made in time.
+pub(crate) const SIGNER_VALIDITY: Duration = Duration::from_secs(365 * 86_400);
 const HYSTERIA_VALIDITY: Duration = Duration::from_secs(3 * 365 * 86_400);
 const CLOCK_SLACK: Duration = Duration::from_secs(300);
 const MAX_REQUEST: usize = 8 << 10;

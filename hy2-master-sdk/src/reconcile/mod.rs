@@ -92,5 +92,12 @@ pub(crate) fn spawn_all(
         })
         .alone(),
     );
+    spawn(
+        Task::new("signers", upkeep::INTERVAL, |core, fence| {
+            Box::pin(upkeep::signers(core, fence))
+        })
+        .on(&[Topic::Settings])
+        .alone(),
+    );
     tasks.spawn(driver::relay(Arc::clone(core)));
 }

@@ -12,6 +12,7 @@ use crate::core::Core;
 use crate::domain::Timestamp;
 use crate::plan::MANIFEST_VALIDITY_MS;
 use crate::rpc::refresh_tls;
+use crate::signers;
 use crate::store::cluster::{self, Fence};
 use crate::store::nodes::{self, Bump};
 use crate::store::{rotation, upkeep as store};
@@ -27,6 +28,7 @@ pub(super) async fn settings(
     core.reload().await?;
     let after = core.trust.load_full();
     let changed = before.trusted != after.trusted || before.signing_keys != after.signing_keys;
+    let renew_now = before.authority.spki_sha256() != after.authority.spki_sha256();
     let aged = core.now().since(Timestamp(
         core.tls_made_at.load(std::sync::atomic::Ordering::SeqCst),
     )) > TLS_AGE;
@@ -41,12 +43,13 @@ pub(super) async fn settings(
                 rpc::CertificateUpdate {
                     trusted_cas: after.trusted_cas(),
                     signing_keys: after.signing_keys.clone(),
-                    renew_now: before.authority.spki_sha256() != after.authority.spki_sha256(),
+                    renew_now,
                 },
             ));
     }
-    if before.signer.key_id() != after.signer.key_id() {
-        // A session may have sent the latest state with the signature of the key before.
+    if renew_now {
+        // A session may have sent the latest state between the change and this: with the signature of the
+        // authority before, or with one that its node had not heard of.
         sign_anew(&core).await?;
     }
     if core.epoch() != epoch {
@@ -64,6 +67,17 @@ async fn sign_anew(core: &Core) -> Result<(), TaskError> {
     }
     tx.commit().await?;
     core.live.poke_all();
+    Ok(())
+}
+
+/// Makes the next key that signs manifests, or lets it sign, when it is time.
+pub(super) async fn signers(core: Arc<Core>, fence: Option<Fence>) -> Result<(), TaskError> {
+    let mut tx = core.store.begin().await?;
+    if let Some(fence) = &fence {
+        cluster::check_fence(&mut tx, fence).await?;
+    }
+    signers::keep(&mut tx, &core.vault, core.now(), false).await?;
+    tx.commit().await?;
     Ok(())
 }
 

@@ -93,10 +93,8 @@ impl Store {
     ///
     /// The store fails.
     pub async fn signing_keys(&self, purpose: &str) -> Result<Vec<SigningKeyRow>, StoreError> {
-        const SQL: &str = "select id, purpose, key_id, public_key, private_key_enc, certificate, state, not_after \
-                           from signing_keys where purpose = $1 order by created_at desc, id";
         Ok(
-            on!(read self, |ex| sqlx::query_as::<_, SigningKeyRow>(SQL).bind(purpose).fetch_all(ex).await)?,
+            on!(read self, |ex| sqlx::query_as::<_, SigningKeyRow>(SIGNING_KEYS).bind(purpose).fetch_all(ex).await)?,
         )
     }
 
@@ -414,6 +412,9 @@ pub async fn check_fence(tx: &mut Tx, fence: &Fence) -> Result<(), StoreError> {
     Ok(())
 }
 
+pub(super) const SIGNING_KEYS: &str = "select id, purpose, key_id, public_key, private_key_enc, certificate, state, \
+                                       not_after from signing_keys where purpose = $1 \
+                                       order by created_at desc, id";
 const GET: &str = "select uid, epoch, epoch_started_at from cluster where id = 1";
 const AUTHORITIES: &str = "select id, certificate, private_key_enc, spki_sha256, state, not_before, not_after \
                            from certificate_authorities order by created_at desc, id";

@@ -2,6 +2,7 @@
 
 use uuid::Uuid;
 
+use super::cluster::{AuthorityRow, SIGNING_KEYS, SigningKeyRow};
 use super::{Rows as _, StoreError, Topic, Tx, on};
 use crate::domain::{NodeId, Timestamp};
 
@@ -71,5 +72,71 @@ pub(crate) async fn remove_signers_before_active(tx: &mut Tx) -> Result<(), Stor
                        (select max(updated_at) from certificate_authorities where state = 'active')";
     on!(tx, |ex| sqlx::query(SQL).execute(ex).await.rows())?;
     tx.call(Topic::Settings);
+    Ok(())
+}
+
+/// Returns the active authority and keeps it so until the transaction ends; `None` when another one
+/// took over meanwhile.
+pub(crate) async fn lock_active_authority(tx: &mut Tx) -> Result<Option<AuthorityRow>, StoreError> {
+    const SQL: &str = "update certificate_authorities set state = state where state = 'active' \
+                       returning id, certificate, private_key_enc, spki_sha256, state, not_before, not_after";
+    Ok(on!(tx, |ex| sqlx::query_as::<_, AuthorityRow>(SQL)
+        .fetch_optional(ex)
+        .await)?)
+}
+
+/// Returns the keys that sign for nodes as the transaction sees them, the newest first.
+pub(crate) async fn signers(tx: &mut Tx) -> Result<Vec<SigningKeyRow>, StoreError> {
+    Ok(on!(tx, |ex| sqlx::query_as::<_, SigningKeyRow>(
+        SIGNING_KEYS
+    )
+    .bind("manifest")
+    .fetch_all(ex)
+    .await)?)
+}
+
+/// Lets none of the keys sign for nodes any more; their signatures stay good until their ends.
+pub(crate) async fn retire_signers(tx: &mut Tx, now: Timestamp) -> Result<(), StoreError> {
+    const SQL: &str = "update signing_keys set state = 'retired', updated_at = $1 \
+                       where purpose = 'manifest' and state <> 'retired'";
+    on!(tx, |ex| sqlx::query(SQL).bind(now).execute(ex).await.rows())?;
+    tx.call(Topic::Settings);
+    Ok(())
+}
+
+/// Moves a signing key to another state.
+pub(crate) async fn set_signer_state(
+    tx: &mut Tx,
+    id: Uuid,
+    state: &str,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    const SQL: &str = "update signing_keys set state = $2, updated_at = $3 where id = $1";
+    on!(tx, |ex| sqlx::query(SQL)
+        .bind(id)
+        .bind(state)
+        .bind(now)
+        .execute(ex)
+        .await
+        .rows())?;
+    tx.call(Topic::Settings);
+    Ok(())
+}
+
+/// Removes the keys that no longer sign for nodes and ended before a moment.
+pub(crate) async fn remove_signers_ended_before(
+    tx: &mut Tx,
+    before: Timestamp,
+) -> Result<(), StoreError> {
+    const SQL: &str = "delete from signing_keys where purpose = 'manifest' and state = 'retired' \
+                       and not_after <= $1";
+    let removed = on!(tx, |ex| sqlx::query(SQL)
+        .bind(before)
+        .execute(ex)
+        .await
+        .rows())?;
+    if removed > 0 {
+        tx.call(Topic::Settings);
+    }
     Ok(())
 }

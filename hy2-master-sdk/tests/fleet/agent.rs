@@ -7,6 +7,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
 use hy2_master_sdk::domain::{AssignmentSource, Clock, NodeId, SystemClock, UserId, UserStatus};
 use hy2_master_sdk::secrets::{MasterKeys, UserSecrets, sha256};
 use hy2_master_sdk::store::assignments::{self, NewAssignment};
@@ -15,7 +17,7 @@ use hy2_master_sdk::{Master, MasterConfig};
 use hy2_proto::control::rpc::master_service_client::MasterServiceClient;
 use hy2_proto::control::rpc::session_request::Event as Up;
 use hy2_proto::control::rpc::session_response::Event as Down;
-use hy2_proto::control::{ALPN_MASTER, MASTER_NAME, rpc};
+use hy2_proto::control::{ALPN_MASTER, MASTER_NAME, RENEW_SIGNATURE_CONTEXT, rpc};
 use hyper_util::rt::TokioIo;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
@@ -286,6 +288,22 @@ impl Agent {
             users: Vec::new(),
         })
     }
+}
+
+/// Proves with the key of an expired certificate who asks for another.
+pub(crate) fn proof(key: &rcgen::KeyPair, csr: &[u8], at: &prost_types::Timestamp) -> Vec<u8> {
+    let key =
+        EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &key.serialize_der()).unwrap();
+    let signed = [
+        RENEW_SIGNATURE_CONTEXT,
+        csr,
+        at.seconds.to_string().as_bytes(),
+    ]
+    .concat();
+    key.sign(&SystemRandom::new(), &signed)
+        .unwrap()
+        .as_ref()
+        .to_vec()
 }
 
 /// An open Session.

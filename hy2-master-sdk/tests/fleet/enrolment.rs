@@ -3,16 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_lc_rs::rand::SystemRandom;
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
 use hy2_master_sdk::auth::ca::CertificateAuthority;
 use hy2_master_sdk::domain::{Clock, ManualClock, ObservedState, SystemClock};
 use hy2_proto::control::rpc::master_service_client::MasterServiceClient;
-use hy2_proto::control::{ALPN_MASTER, RENEW_SIGNATURE_CONTEXT, rpc};
+use hy2_proto::control::{ALPN_MASTER, rpc};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tonic::Code;
 
-use crate::agent::{Agent, DEADLINE, TestMaster, connect, eventually};
+use crate::agent::{Agent, DEADLINE, TestMaster, connect, eventually, proof};
 
 #[tokio::test]
 async fn of_a_hundred_who_use_a_token_at_once_one_enrols() {
@@ -284,20 +282,7 @@ async fn an_expired_certificate_does_not_connect_but_its_key_renews_it() {
     assert!(agent.try_session(rpc::Hello::default()).await.is_err());
     let csr = agent.csr();
     let at = clock.now().to_proto();
-    let proof = |key: &rcgen::KeyPair| {
-        let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &key.serialize_der())
-            .unwrap();
-        let signed = [
-            RENEW_SIGNATURE_CONTEXT,
-            &csr,
-            at.seconds.to_string().as_bytes(),
-        ]
-        .concat();
-        key.sign(&SystemRandom::new(), &signed)
-            .unwrap()
-            .as_ref()
-            .to_vec()
-    };
+    let proof = |key: &rcgen::KeyPair| proof(key, &csr, &at);
     let renew = |signature: Vec<u8>| rpc::RenewCertificateRequest {
         csr: csr.clone().into(),
         expired_certificate: agent.chain[0].to_vec().into(),

@@ -6,4 +6,5 @@ mod cost;
 mod enrolment;
 mod rotation;
 mod session;
+mod signers;
 mod transport;

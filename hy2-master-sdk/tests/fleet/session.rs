@@ -465,7 +465,8 @@ async fn nack(session: &Session, update: &Update, code: rpc::ErrorCode, path: &s
         .await;
 }
 
-fn verify(update: &Update, keys: &[rpc::SigningKey]) {
+/// Checks that one of the keys signed.
+pub(crate) fn verify(update: &Update, keys: &[rpc::SigningKey]) {
     let key = keys
         .iter()
         .find(|key| key.key_id == update.signed.key_id)
