@@ -1,8 +1,9 @@
 //! The same site over TCP: HTTP and HTTPS, as a server that offers HTTP/3 has them beside it.
 
+mod idle;
 mod prompt;
 
-use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{fmt, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use http::{
     HeaderValue, Method, Request, Response, StatusCode, Uri,
@@ -14,7 +15,7 @@ use http_body_util::BodyExt;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
+    server::conn::auto,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -26,7 +27,10 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use self::prompt::Prompt;
+use self::{
+    idle::{Counted, Requests},
+    prompt::Prompt,
+};
 use super::{Body, Masquerade, Peer, empty, entity::put, full};
 
 /// A TLS handshake that takes longer is given up.
@@ -35,6 +39,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Largest head of a request, in bytes.
 const MAX_HEADER: u32 = 64 * 1024;
+/// How long a connection that is told to end may take for it, when nothing is under way.
+const GOODBYE: Duration = Duration::from_secs(5);
 /// Wait after an accept that failed for want of file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -52,6 +58,9 @@ pub struct TcpSiteConfig {
     pub force_https: bool,
     /// Most connections at a time, each listener by itself; more wait in the operating system's queue.
     pub max_connections: usize,
+    /// A connection on which nothing was asked for so long is closed, also if it answers or sends PINGs; 5 minutes
+    /// as Caddy. Before its first request and between two of HTTP/1 it is 30 s.
+    pub idle_timeout: Duration,
 }
 
 impl TcpSiteConfig {
@@ -63,6 +72,7 @@ impl TcpSiteConfig {
             quic_port,
             force_https: false,
             max_connections: 1024,
+            idle_timeout: Duration::from_secs(300),
         }
     }
 }
@@ -117,6 +127,7 @@ struct Site {
     alt_svc: HeaderValue,
     /// Port of HTTPS, if plain HTTP redirects to it.
     redirect_to: Option<u16>,
+    idle_timeout: Duration,
 }
 
 impl TcpSite {
@@ -159,6 +170,7 @@ impl TcpSite {
                 .https
                 .filter(|_| config.force_https)
                 .map(|address| address.port()),
+            idle_timeout: config.idle_timeout,
         };
         Ok(Self {
             http,
@@ -247,7 +259,6 @@ async fn accept(
     stop: CancellationToken,
 ) {
     let places = Arc::new(Semaphore::new(max_connections));
-    let graceful = GracefulShutdown::new();
     let mut connections = JoinSet::new();
     loop {
         // Cancel safe: a place that was acquired is given back, and an accept takes a connection only to return it.
@@ -264,7 +275,7 @@ async fn accept(
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
-        let (tls, site, watcher) = (tls.clone(), Arc::clone(&site), graceful.watcher());
+        let (tls, site, stop) = (tls.clone(), Arc::clone(&site), stop.clone());
         connections.spawn(async move {
             let _place = place;
             let peer = Peer {
@@ -274,15 +285,14 @@ async fn accept(
             match tls {
                 Some(tls) => {
                     if let Some(stream) = handshake(&tls, stream).await {
-                        serve(stream, site, peer, watcher).await;
+                        serve(stream, site, peer, stop).await;
                     }
                 }
-                None => serve(stream, site, peer, watcher).await,
+                None => serve(stream, site, peer, stop).await,
             }
         });
     }
     drop(listener);
-    graceful.shutdown().await;
     while connections.join_next().await.is_some() {}
 }
 
@@ -302,7 +312,7 @@ async fn serve(
     stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
     site: Arc<Site>,
     peer: Peer,
-    watcher: hyper_util::server::graceful::Watcher,
+    stop: CancellationToken,
 ) {
     let mut builder = auto::Builder::new(TokioExecutor::new()).title_case_headers(true);
     builder
@@ -321,14 +331,32 @@ async fn serve(
         // As Caddy and the reference: HTTP/2 is agreed on in the TLS handshake.
         builder = builder.http1_only();
     }
+    let (requests, idle_timeout) = (Requests::new(), site.idle_timeout);
+    let counting = requests.clone();
     let service = service_fn(move |request: Request<Incoming>| {
-        let site = Arc::clone(&site);
-        async move { Ok::<_, std::convert::Infallible>(site.answer(request, peer).await) }
+        let (site, under_way) = (Arc::clone(&site), counting.begin());
+        async move {
+            let answer = site.answer(request, peer).await;
+            let answer = answer.map(|body| Counted::new(body, under_way));
+            Ok::<_, std::convert::Infallible>(answer)
+        }
     });
     let stream = TokioIo::new(Prompt::new(stream, HEADER_TIMEOUT));
-    let connection = builder.serve_connection(stream, service).into_owned();
+    let mut connection = pin!(builder.serve_connection(stream, service).into_owned());
     // Whatever a client does wrong with its own connection is no concern of ours.
-    if let Err(error) = watcher.watch(connection).await {
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            // For as long as its requests take and the whole site has.
+            connection.await
+        }
+        () = requests.idle(idle_timeout) => {
+            connection.as_mut().graceful_shutdown();
+            timeout(GOODBYE, connection).await.unwrap_or(Ok(()))
+        }
+    };
+    if let Err(error) = ended {
         tracing::trace!(error, "masquerade connection");
     }
 }

@@ -127,6 +127,53 @@ async fn http2_is_spoken() {
 }
 
 #[tokio::test]
+async fn a_connection_that_asks_nothing_is_closed_though_it_lives() {
+    let served = served(|config| config.idle_timeout = Duration::from_millis(20)).await;
+    let stream = served.encrypted(b"h2").await;
+    let (mut sender, connection) = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .keep_alive_interval(Duration::from_millis(5))
+        .keep_alive_while_idle(true)
+        .handshake(TokioIo::new(stream))
+        .await
+        .expect("HTTP/2");
+    let connection = tokio::spawn(connection);
+    let request = Request::builder()
+        .uri("https://site.example/")
+        .body(empty())
+        .expect("a request");
+    // It may be over before the request is sent.
+    let _ = sender.send_request(request).await;
+    // The client holds on to it and sends PINGs.
+    let ended = timeout(Duration::from_secs(60), connection).await;
+    let _ = ended.expect("closed").expect("no panic");
+    drop(sender);
+}
+
+#[tokio::test]
+async fn an_answer_that_takes_long_is_not_idleness() {
+    let requests = Requests::new();
+    let under_way = requests.begin();
+    let body = Counted::new(full("abc"), under_way);
+    let mut idle = pin!(requests.idle(Duration::ZERO));
+    // Both end at once if they end at all.
+    let (mut rounds, mut body) = (0, Some(body));
+    let ended_after = loop {
+        let poll = |cx: &mut std::task::Context<'_>| std::task::Poll::Ready(idle.as_mut().poll(cx));
+        if std::future::poll_fn(poll).await.is_ready() {
+            break rounds;
+        }
+        rounds += 1;
+        if rounds == 5 {
+            body = None;
+        }
+        assert!(rounds < 1000, "idle at last");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    };
+    assert!(body.is_none() && ended_after >= 5, "{ended_after}");
+}
+
+#[tokio::test]
 async fn http2_is_not_spoken_without_tls() {
     let served = served(|_| ()).await;
     let mut plain = served.plain().await;
