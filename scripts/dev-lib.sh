@@ -8,7 +8,7 @@ grpc=${HY2_DEV_GRPC_PORT:-50052}
 public=${HY2_DEV_PUBLIC_PORT:-8080}
 origin=${HY2_DEV_ORIGIN_PORT:-18000}
 redis=${HY2_DEV_REDIS_PORT:-56379}
-# The first node has these; each further one the next Hysteria and SOCKS port and a local port 10 higher.
+# The first node has these, each further one the next ones.
 hysteria=${HY2_DEV_HYSTERIA_PORT:-18441}
 manager=${HY2_DEV_MANAGER_PORT:-50061}
 socks=${HY2_DEV_SOCKS_PORT:-11081}
@@ -97,7 +97,7 @@ add_node() {
     local name=$1 place=$2 issued last=-1
     [ ! -s "$dir/nodes" ] || last=$(tail -n 1 "$dir/nodes" | cut -d'|' -f6)
     local number=$((last + 1))
-    local port=$((hysteria + number)) local_port=$((manager + number * 10)) proxy=$((socks + number))
+    local port=$((hysteria + number)) local_port=$((manager + number)) proxy=$((socks + number))
     issued=$(call POST /enrolment-tokens "{\"label\":\"$name, $place\",\"tags\":[\"$name\"]}")
     cat >"$dir/agent-$name.yaml" <<CONFIG
 dataDir: $dir/$name
