@@ -46,6 +46,7 @@ fn algorithm(input: &mut Unstructured<'_>) -> Algorithm {
             Algorithm::Brutal {
                 rate: (u64::from(mantissa) + 1) << exponent,
                 loss_compensation: choice % 6 == 0,
+                overclaim_guard: choice % 4 == 0,
             }
         }
         2 => Algorithm::Bbr(BbrProfile::Conservative),

@@ -28,6 +28,7 @@ const GAP: Duration = Duration::from_micros(116);
 const BRUTAL: Algorithm = Algorithm::Brutal {
     rate: 12_500_000,
     loss_compensation: true,
+    overclaim_guard: false,
 };
 const BBR: Algorithm = Algorithm::Bbr(BbrProfile::Standard);
 

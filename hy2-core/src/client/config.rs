@@ -64,6 +64,9 @@ pub struct ClientConfig {
     pub down: Option<Bandwidth>,
     /// Whether Brutal sends more to make up for measured loss. Default true.
     pub loss_compensation: bool,
+    /// Whether Brutal keeps to what the path carries when `up` is more
+    /// (`docs/adr/0005-overclaim-guard.md`). Default false, as the reference.
+    pub overclaim_guard: bool,
     /// Congestion control where Brutal is not agreed on.
     pub congestion: FallbackCongestion,
     /// Obfuscation of every datagram; both ends must agree.
@@ -96,6 +99,7 @@ impl ClientConfig {
             up: None,
             down: None,
             loss_compensation: true,
+            overclaim_guard: false,
             congestion: FallbackCongestion::default(),
             obfuscation: Obfuscation::default(),
             hop: HopInterval::default(),

@@ -129,6 +129,7 @@ async fn attempt(config: &ClientConfig, remote: SocketAddr) -> Result<Session, C
         congestion.set(Algorithm::Brutal {
             rate: rate.bytes_per_sec(),
             loss_compensation: config.loss_compensation,
+            overclaim_guard: config.overclaim_guard,
         });
     }
     Ok(Session::start(

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::guard::{Guard, News};
 use hy2_proto::{
     bandwidth::Bandwidth,
     brutal::{AckRate, AckWindow, congestion_window, send_rate},
@@ -14,15 +15,23 @@ pub(super) struct Brutal {
     compensate: bool,
     acks: AckWindow,
     ack_rate: AckRate,
+    guard: Option<Box<Guard>>,
 }
 
 impl Brutal {
-    pub(super) fn new(now: Instant, rate: u64, compensate: bool, carried: Option<AckRate>) -> Self {
+    pub(super) fn new(
+        now: Instant,
+        rate: u64,
+        compensate: bool,
+        guard: bool,
+        carried: Option<AckRate>,
+    ) -> Self {
         Self {
             target: Bandwidth::from_bytes_per_sec(rate),
             compensate,
             acks: AckWindow::new(now),
             ack_rate: carried.filter(|_| compensate).unwrap_or(AckRate::FULL),
+            guard: guard.then(|| Box::new(Guard::new(now))),
         }
     }
 
@@ -31,6 +40,14 @@ impl Brutal {
         self.acks.record(now, acked, lost);
         if self.compensate {
             self.ack_rate = self.acks.ack_rate(now);
+        }
+    }
+
+    /// Takes the bytes of the same acknowledgement, for the guard.
+    pub(super) fn guard(&mut self, now: Instant, news: News, smoothed_rtt: Duration) {
+        let wanted = send_rate(self.target, self.ack_rate).bytes_per_sec();
+        if let Some(guard) = &mut self.guard {
+            guard.on_batch(now, news, smoothed_rtt, wanted);
         }
     }
 
@@ -43,7 +60,9 @@ impl Brutal {
     }
 
     pub(super) fn pacing_rate(&self) -> u64 {
-        send_rate(self.target, self.ack_rate).bytes_per_sec()
+        let rate = send_rate(self.target, self.ack_rate).bytes_per_sec();
+        let limit = self.guard.as_ref().and_then(|guard| guard.limit());
+        limit.map_or(rate, |limit| limit.min(rate))
     }
 
     pub(super) fn window(&self, smoothed_rtt: Duration, mtu: u64) -> u64 {

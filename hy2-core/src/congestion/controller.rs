@@ -15,6 +15,7 @@ use super::{
     brutal::Brutal,
     figures::add,
     gate::Gate,
+    guard::News,
     reno::Reno,
     shared::{Carried, Shared},
 };
@@ -49,9 +50,16 @@ impl State {
             Algorithm::Brutal {
                 rate,
                 loss_compensation,
+                overclaim_guard,
             } => {
                 let ack_rate = carried.and_then(|carried| carried.ack_rate);
-                Self::Brutal(Brutal::new(now, rate, loss_compensation, ack_rate))
+                Self::Brutal(Brutal::new(
+                    now,
+                    rate,
+                    loss_compensation,
+                    overclaim_guard,
+                    ack_rate,
+                ))
             }
             Algorithm::Bbr(profile) => Self::Bbr(Box::new(Bbr::new(now, profile, mtu))),
             Algorithm::Reno => Self::Reno(Reno::new(mtu)),
@@ -84,6 +92,7 @@ struct Batch {
     acked_bytes: u64,
     acked_packets: u64,
     lost_packets: u64,
+    lost_bytes: u64,
 }
 
 impl Paced {
@@ -240,7 +249,15 @@ impl Controller for Paced {
             return;
         }
         match &mut self.state {
-            State::Brutal(brutal) => brutal.on_batch(now, batch.acked_packets, batch.lost_packets),
+            State::Brutal(brutal) => {
+                brutal.on_batch(now, batch.acked_packets, batch.lost_packets);
+                let news = News {
+                    packets: batch.acked_packets + batch.lost_packets,
+                    acked: batch.acked_bytes,
+                    lost: batch.lost_bytes,
+                };
+                brutal.guard(now, news, self.smoothed_rtt);
+            }
             State::Bbr(bbr) => {
                 bbr.on_batch(now, batch.acked_bytes, in_flight, app_limited, self.mtu);
             }
@@ -278,6 +295,7 @@ impl Controller for Paced {
         };
         if !self.validating {
             self.batch.lost_packets += packets;
+            self.batch.lost_bytes += lost_bytes;
             add(&self.shared.figures.bytes_lost, lost_bytes);
             add(&self.shared.figures.packets_lost, packets);
         }

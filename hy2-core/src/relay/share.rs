@@ -109,6 +109,7 @@ mod tests {
         Algorithm::Brutal {
             rate,
             loss_compensation: true,
+            overclaim_guard: false,
         }
     }
 

@@ -24,6 +24,9 @@ pub struct ServerConfig {
     pub max_rx: Option<Bandwidth>,
     /// Whether Brutal sends more to make up for measured loss. Default true.
     pub loss_compensation: bool,
+    /// Whether Brutal sends a client whose path carries less than was asked for little more than it carries
+    /// (`docs/adr/0005-overclaim-guard.md`). Default false, as the reference.
+    pub overclaim_guard: bool,
     /// Never use Brutal, whatever clients say.
     pub ignore_client_bandwidth: bool,
     /// Congestion control where Brutal is not agreed on.
@@ -51,6 +54,7 @@ impl Default for ServerConfig {
             max_tx: None,
             max_rx: None,
             loss_compensation: true,
+            overclaim_guard: false,
             ignore_client_bandwidth: false,
             congestion: FallbackCongestion::default(),
             disable_udp: false,

@@ -502,6 +502,7 @@ impl Gate {
             congestion: self.congestion.clone(),
             agreed,
             loss_compensation: config.loss_compensation,
+            overclaim_guard: config.overclaim_guard,
             counters: user.counters(),
             send_window: Arc::new(parking_lot::Mutex::new(SendWindow::new(
                 &memory,

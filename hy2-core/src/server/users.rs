@@ -40,6 +40,7 @@ pub(crate) struct Member {
     /// The Brutal rate agreed on with the client or set since, before the user's limit.
     pub(crate) agreed: Option<Bandwidth>,
     pub(crate) loss_compensation: bool,
+    pub(crate) overclaim_guard: bool,
     /// Where this connection counts. A later grant with other cells does not move them.
     pub(crate) counters: Arc<UserCounters>,
     pub(crate) send_window: Arc<Mutex<SendWindow>>,
@@ -74,6 +75,7 @@ impl Member {
             self.congestion.set(Algorithm::Brutal {
                 rate: rate.bytes_per_sec(),
                 loss_compensation: self.loss_compensation,
+                overclaim_guard: self.overclaim_guard,
             });
         }
         rate
@@ -246,9 +248,11 @@ impl Registry {
                 Algorithm::Brutal {
                     rate,
                     loss_compensation,
+                    overclaim_guard,
                 } => {
                     member.agreed = Some(Bandwidth::from_bytes_per_sec(rate));
                     member.loss_compensation = loss_compensation;
+                    member.overclaim_guard = overclaim_guard;
                     member.apply_rate();
                 }
                 other => {

@@ -61,6 +61,7 @@ pub(crate) const fn brutal_mbps(mbps: f64) -> Algorithm {
     Algorithm::Brutal {
         rate: (mbps * 1e6 / 8.0) as u64,
         loss_compensation: true,
+        overclaim_guard: false,
     }
 }
 
@@ -162,6 +163,11 @@ impl Transfer {
             _endpoints: [server, client],
             _tasks: tasks,
         }
+    }
+
+    /// Replaces the properties of the link in the direction of the data.
+    pub(crate) fn reconfigure(&self, link: LinkConfig) {
+        self.path.reconfigure(self.data, link);
     }
 
     /// Waits until `at` after the start.

@@ -5,5 +5,6 @@
 
 mod bbr;
 mod brutal;
+mod guard;
 mod harness;
 mod paths;

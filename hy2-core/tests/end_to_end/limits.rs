@@ -173,6 +173,7 @@ async fn congestion_control_changes_under_a_running_transfer() {
     let brutal = |rate| Algorithm::Brutal {
         rate,
         loss_compensation: true,
+        overclaim_guard: false,
     };
     assert_eq!(in_force(), brutal(rate));
     let alice = "alice".into();

@@ -75,6 +75,7 @@ fn client_config(settings: &config::Client) -> Result<ClientConfig, Box<dyn Erro
     client.up = settings.rate.up;
     client.down = settings.rate.down;
     client.loss_compensation = settings.rate.loss_compensation;
+    client.overclaim_guard = settings.rate.overclaim_guard;
     client.congestion = prepare::congestion(settings.congestion);
     client.obfuscation = prepare::obfuscation(&settings.obfs)?;
     client.fast_open = settings.fast_open;

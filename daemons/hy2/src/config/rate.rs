@@ -10,6 +10,7 @@ pub(crate) struct Rate {
     pub(crate) up: Option<Bandwidth>,
     pub(crate) down: Option<Bandwidth>,
     pub(crate) loss_compensation: bool,
+    pub(crate) overclaim_guard: bool,
 }
 
 /// Congestion control where no bandwidth was agreed on.
@@ -45,6 +46,7 @@ pub(super) fn read_bandwidth(section: &Section<'_>) -> Rate {
         up: rate("up"),
         down: rate("down"),
         loss_compensation: !section.flag("disableLossCompensation"),
+        overclaim_guard: section.flag("overclaimGuard"),
     }
 }
 

@@ -131,6 +131,7 @@ fn server_config(settings: &config::Server) -> Result<ServerConfig, Box<dyn Erro
     server.max_tx = settings.rate.up;
     server.max_rx = settings.rate.down;
     server.loss_compensation = settings.rate.loss_compensation;
+    server.overclaim_guard = settings.rate.overclaim_guard;
     server.ignore_client_bandwidth = settings.ignore_client_bandwidth;
     server.congestion = prepare::congestion(settings.congestion);
     server.disable_udp = settings.disable_udp;
