@@ -81,7 +81,10 @@ async fn run(stall: &Stall, kind: FlowKind) {
         )
     };
     let before = rates(0, 1, window);
-    let fair = (before.0 + before.1) / f64::from(stall.count + 1);
+    // Streams share unevenly where half of the packets are lost: who had less is not hurt by having it still.
+    let fair = before
+        .1
+        .min((before.0 + before.1) / f64::from(stall.count + 1));
     let during = rates(1, 2, stall.length);
     let meanwhile = rates(1, 3, later - stalled_at);
     let after = rates(3, 4, window);
