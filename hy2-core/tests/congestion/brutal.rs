@@ -151,6 +151,37 @@ async fn the_wire_rate_is_the_target_over_the_ack_rate() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_sent_twice_was_lost() {
+    let (rates, rtts): (&[f64], &[u64]) = if full_matrix() {
+        (&[100.0, 200.0], &[20, 100, 200])
+    } else {
+        (&[50.0], &[20, 200])
+    };
+    let mut failures = Vec::new();
+    for cell in cells(rates, rtts, &[0.0, 0.01, 0.05, 0.1, 0.2, 0.3]) {
+        let buffer = millis(60);
+        let setup = Setup::new(brutal_mbps(cell.mbps), cell.mbps * 1.6, cell.rtt, buffer);
+        let transfer = Transfer::start(&setup.loss(cell.loss)).await;
+        let before = transfer.until(seconds(5)).await;
+        let after = transfer.until(seconds(20)).await;
+        let unique = (after.received - before.received) as f64;
+        let efficiency =
+            unique / (after.counters.offered_bytes - before.counters.offered_bytes) as f64;
+        let least = 0.97 * (1.0 - cell.loss) - 0.02;
+        println!(
+            "{} Mbit/s, {} ms, {:.0} % loss: {efficiency:.3} of what was sent is of use, at least {least:.3}",
+            cell.mbps,
+            cell.rtt.as_millis(),
+            cell.loss * 100.0,
+        );
+        if efficiency < least {
+            failures.push((cell, efficiency));
+        }
+    }
+    assert!(failures.is_empty(), "{failures:#?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn low_rates_on_short_paths_are_carried() {
     let cells = if full_matrix() {
         cells(&[0.5, 1.0], &[1, 5, 20], &[0.0])

@@ -106,8 +106,11 @@ async fn run(stall: &Stall, kind: FlowKind) {
         peaks[0],
         peaks[1],
     );
+    // What stalled streams have not read counts against the window of the connection, 20 MiB as the reference's; three
+    // full windows of 8 MiB leave nothing of it.
+    let room = stall.count < 3;
     assert!(
-        meanwhile.1 >= 0.9 * fair,
+        !room || meanwhile.1 >= 0.9 * fair,
         "the other stream fell to {:.1} of {fair:.1}",
         meanwhile.1
     );
