@@ -44,6 +44,12 @@ const SAMPLES: &[(&str, &str, &str)] = &[
         "anchors.yaml",
         "server: example.com\nauth: x\nsocks5: &here {listen: ':1080'}\nhttp: *here\n",
     ),
+    // A client's bandwidth has no least value.
+    (
+        "client",
+        "slow.yaml",
+        "server: 1.2.3.4:5\nbandwidth: {up: 400 kbps, down: 64 kbps}\nsocks5: {listen: ':1'}\n",
+    ),
     (
         "client",
         "forward.yaml",
