@@ -28,6 +28,7 @@ const MAX_ADDRESSES: usize = 2;
 
 /// Dials the server within the configured time.
 pub(super) async fn dial(config: &ClientConfig) -> Result<Session, ConnectError> {
+    config.validate()?;
     let deadline = Instant::now() + config.connect_timeout;
     let addresses = timeout_at(deadline, resolve(config))
         .await
