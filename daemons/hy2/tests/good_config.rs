@@ -150,6 +150,11 @@ fn files_that_the_settings_name_are_checked_too() {
             "tls: {clientCertificate: a.pem, clientKey: empty}",
             "tls.clientKey: empty: no usable private key in PEM form",
         ),
+        (
+            "client",
+            "tls: {clientCertificate: a.pem, clientKey: b.key}",
+            "tls.clientCertificate: certificate and key are not usable together: keys may not be consistent: KeyMismatch",
+        ),
     ] {
         let base = match command {
             "server" => auth,
