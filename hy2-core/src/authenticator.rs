@@ -137,9 +137,9 @@ impl fmt::Debug for SessionGuard {
 /// Limits of one user, over all of that user's connections together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct UserLimits {
-    /// Cap on what the user downloads, shared by all connections. `None`: no cap.
+    /// Cap on what the user downloads, shared by all connections. `None` or zero: no cap.
     pub down: Option<Bandwidth>,
-    /// Cap on what the user uploads, shared by all connections. `None`: no cap.
+    /// Cap on what the user uploads, shared by all connections. `None` or zero: no cap.
     pub up: Option<Bandwidth>,
     /// Connections the user may hold at once. `None`: no cap.
     pub max_connections: Option<u32>,

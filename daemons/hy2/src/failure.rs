@@ -47,6 +47,9 @@ pub(crate) fn hint(error: &anyhow::Error) -> Option<&'static str> {
         ConnectError::PinMismatch => {
             Some("check tls.pinSHA256; the server's certificate may have been renewed")
         }
+        ConnectError::Tls(reason) if reason.contains("client certificate") => {
+            Some("set tls.clientCertificate and tls.clientKey")
+        }
         ConnectError::Tls(_) => Some(
             "check tls.sni, which must be a name of the certificate; a self-signed certificate \
              needs tls.ca, or tls.insecure together with tls.pinSHA256",

@@ -136,7 +136,7 @@ impl EventSink for Log {
     }
 
     fn tcp_requested(&self, peer: &Peer, target: &str) {
-        debug!(conn = %peer.connection, target, "TCP request");
+        debug!(conn = %peer.connection, destination = target, "TCP request");
     }
 
     fn tcp_closed(
@@ -145,11 +145,11 @@ impl EventSink for Log {
         target: &str,
         error: Option<&(dyn std::error::Error + 'static)>,
     ) {
-        debug!(conn = %peer.connection, target, error, "TCP closed");
+        debug!(conn = %peer.connection, destination = target, error, "TCP closed");
     }
 
     fn udp_opened(&self, peer: &Peer, session: u32, target: &str) {
-        debug!(conn = %peer.connection, session, target, "UDP session opened");
+        debug!(conn = %peer.connection, session, destination = target, "UDP session opened");
     }
 
     fn udp_closed(&self, peer: &Peer, session: u32) {

@@ -44,6 +44,12 @@ const SAMPLES: &[(&str, &str, &str)] = &[
         "anchors.yaml",
         "server: example.com\nauth: x\nsocks5: &here {listen: ':1080'}\nhttp: *here\n",
     ),
+    // A client's bandwidth has no least value.
+    (
+        "client",
+        "slow.yaml",
+        "server: 1.2.3.4:5\nbandwidth: {up: 400 kbps, down: 64 kbps}\nsocks5: {listen: ':1'}\n",
+    ),
     (
         "client",
         "forward.yaml",
@@ -143,6 +149,11 @@ fn files_that_the_settings_name_are_checked_too() {
             "client",
             "tls: {clientCertificate: a.pem, clientKey: empty}",
             "tls.clientKey: empty: no usable private key in PEM form",
+        ),
+        (
+            "client",
+            "tls: {clientCertificate: a.pem, clientKey: b.key}",
+            "tls.clientCertificate: certificate and key are not usable together: keys may not be consistent: KeyMismatch",
         ),
     ] {
         let base = match command {

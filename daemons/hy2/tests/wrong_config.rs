@@ -212,6 +212,32 @@ const SERVER_ROWS: &[(&str, &str)] = &[
         "trafficStats: {listen: :9999}",
         "trafficStats: not supported in this version: the traffic statistics API",
     ),
+    // What asks for one of these with a slip of the pen must not be ignored.
+    (
+        "acl: {flie: rules.txt}",
+        "acl.flie: unknown key; did you mean \"file\"?",
+    ),
+    (
+        "acme: {domain: [example.com]}",
+        "acme.domain: unknown key; did you mean \"domains\"?",
+    ),
+    (
+        "sniff: {enabel: true}",
+        "sniff.enabel: unknown key; did you mean \"enable\"?",
+    ),
+    (
+        "resolver: {udp: {adr: 8.8.8.8:53}}",
+        "resolver.udp.adr: unknown key; did you mean \"addr\"?",
+    ),
+    (
+        "outbounds: [{type: direct, direct: {bindIP4: 192.0.2.1}}]",
+        "outbounds[0].direct.bindIP4: unknown key; did you mean \"bindIPv4\"?",
+    ),
+    (
+        "trafficStats: {lisen: :9999}",
+        "trafficStats.lisen: unknown key; did you mean \"listen\"?",
+    ),
+    ("realm: a", "realm: must be a section of keys, not text"),
 ];
 
 /// What each row adds to a client's file, and what the command says.
@@ -329,6 +355,10 @@ const CLIENT_ROWS: &[(&str, &str)] = &[
         "mimic: {enabled: true}",
         "mimic: not supported in this version: mimic",
     ),
+    (
+        "mimic: {enabeld: true}",
+        "mimic.enabeld: unknown key; did you mean \"enabled\"?",
+    ),
 ];
 
 /// Whole files: the command that reads them, their name, their text, and what it says.
@@ -362,6 +392,12 @@ const FILES: &[(&str, &str, &str, &str)] = &[
         "c.yaml",
         "tls: {cert: c, key: k}\nauth: {type: command, command: /bin/true}",
         "auth.type: not supported in this version: authentication by a command",
+    ),
+    (
+        "server",
+        "c.yaml",
+        "tls: {cert: c, key: k}\nauth: {type: password, password: p, http: {ulr: http://127.0.0.1}}",
+        "auth.http.ulr: unknown key; did you mean \"url\"?",
     ),
     (
         "server",

@@ -6,6 +6,7 @@ use hy2_proto::{bandwidth::Bandwidth, ports::PortUnion};
 
 use crate::{
     congestion::BbrProfile,
+    error::ConnectError,
     memory::MemoryBudget,
     quic::QuicConfig,
     socket::{DirectSocketFactory, HopInterval, Obfuscation, SocketFactory, SocketOptions},
@@ -110,6 +111,24 @@ impl ClientConfig {
             memory: MemoryBudget::of_machine(),
             connect_timeout: Duration::from_secs(10),
         }
+    }
+}
+
+impl ClientConfig {
+    /// Refuses settings that no connection works with; the ranges are the reference's.
+    pub(super) fn validate(&self) -> Result<(), ConnectError> {
+        let refuse = |text: &str| Err(ConnectError::Config(text.to_owned()));
+        let quic = &self.quic;
+        if quic.stream_receive_window < 16_384 || quic.receive_window < 16_384 {
+            return refuse("receive windows must be at least 16384 bytes");
+        }
+        if !(Duration::from_secs(4)..=Duration::from_secs(120)).contains(&quic.max_idle_timeout) {
+            return refuse("max_idle_timeout must be between 4 s and 120 s");
+        }
+        if !(Duration::from_secs(2)..=Duration::from_secs(60)).contains(&quic.keep_alive) {
+            return refuse("keep_alive must be between 2 s and 60 s");
+        }
+        Ok(())
     }
 }
 

@@ -28,6 +28,7 @@ const MAX_ADDRESSES: usize = 2;
 
 /// Dials the server within the configured time.
 pub(super) async fn dial(config: &ClientConfig) -> Result<Session, ConnectError> {
+    config.validate()?;
     let deadline = Instant::now() + config.connect_timeout;
     let addresses = timeout_at(deadline, resolve(config))
         .await
@@ -180,6 +181,11 @@ fn handshake_error(error: ConnectionError, failure: &TlsFailure) -> ConnectError
         ConnectionError::TransportError(error) if is_tls(error.code) => {
             ConnectError::Tls(error.reason)
         }
+        ConnectionError::ConnectionClosed(closed)
+            if u64::from(closed.error_code) == CERTIFICATE_REQUIRED =>
+        {
+            ConnectError::Tls("the server wants a client certificate".to_owned())
+        }
         ConnectionError::ConnectionClosed(closed) if is_tls(closed.error_code) => {
             ConnectError::Tls(format!("rejected by the server ({})", closed.error_code))
         }
@@ -195,6 +201,9 @@ fn auth_error(error: AuthError, failure: &TlsFailure) -> ConnectError {
         error => ConnectError::Protocol(error.to_string()),
     }
 }
+
+/// The alert of a server that wants a client certificate and got none (RFC 8446 §6.2).
+const CERTIFICATE_REQUIRED: u64 = 0x100 + 116;
 
 /// TLS alerts are codes 0x100 to 0x1ff (RFC 9001 §4.8).
 fn is_tls(code: TransportErrorCode) -> bool {

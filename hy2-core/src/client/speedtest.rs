@@ -21,6 +21,9 @@ use crate::{error::OpenError, relay::TcpStream};
 /// Time between two calls of the progress function.
 const REPORT_EVERY: Duration = Duration::from_millis(200);
 
+/// How long the end of an upload may take until the server has all of it.
+const ARRIVAL_WAIT: Duration = Duration::from_secs(60);
+
 /// How much to move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Amount {
@@ -203,12 +206,21 @@ async fn upload(
         }
         meter.moved(size);
     }
-    let sent = meter.result();
     stream.shutdown().await?;
-    // Servers of the reference end a timed test without a summary.
     let mut summary = [0; SpeedtestSummary::LEN];
-    let said = timeout(Duration::from_secs(5), stream.read_exact(&mut summary)).await;
-    if let (Ok(Ok(_)), Ok((summary, _))) = (said, SpeedtestSummary::decode(&summary))
+    // What was written is not what arrived: the ends hold up to a window each, which takes a slow
+    // connection or a limited user long.
+    let told = timeout(ARRIVAL_WAIT, async {
+        stream.acknowledged().await;
+        let sent = meter.result();
+        // Servers of the reference end a timed test without a summary.
+        (sent, stream.read_exact(&mut summary).await)
+    })
+    .await;
+    let Ok((sent, read)) = told else {
+        return Ok(meter.result());
+    };
+    if let (Ok(_), Ok((summary, _))) = (read, SpeedtestSummary::decode(&summary))
         && summary.bytes < u32::MAX
     {
         return Ok(SpeedtestResult {

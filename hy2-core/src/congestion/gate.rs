@@ -56,9 +56,16 @@ impl Gate {
         }
     }
 
+    /// Goes on at another rate. What the old one saved up is no part of it beyond what the new one
+    /// may save.
     pub(super) fn set_rate(&mut self, now: u64, rate: u64) {
         self.refill(now);
-        self.rate = rate;
+        let was = std::mem::replace(&mut self.rate, rate);
+        if rate > 0 && rate < was {
+            let tokens = self.tokens.load(Relaxed);
+            let most = as_signed(self.cap(CATCH_UP_NANOS));
+            self.tokens.store(tokens.min(most), Relaxed);
+        }
     }
 
     pub(super) fn set_mtu(&mut self, mtu: u64) {
@@ -90,11 +97,16 @@ impl Gate {
         } else {
             BURST_NANOS
         };
-        let cap = self.bytes_in(burst).max(BURST_PACKETS * self.mtu);
+        let cap = self.cap(burst);
         let tokens = self.tokens.load(Relaxed);
         let fresh = as_signed(self.bytes_in(now - filled));
         let sum = tokens.saturating_add(fresh).min(as_signed(cap).max(tokens));
         self.tokens.store(sum, Relaxed);
+    }
+
+    /// The most tokens when `burst` nanoseconds may be saved up.
+    fn cap(&self, burst: u64) -> u64 {
+        self.bytes_in(burst).max(BURST_PACKETS * self.mtu)
     }
 
     fn bytes_in(&self, nanos: u64) -> u64 {

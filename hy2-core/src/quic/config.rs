@@ -15,9 +15,10 @@ pub struct QuicConfig {
     /// Flow-control window of a connection in bytes, at least 16,384. Default 20 MiB. A server
     /// starts at 512 KiB and raises it once the client is authenticated.
     pub receive_window: u64,
-    /// A connection without traffic ends after this time. Default 30 s.
+    /// A connection without traffic ends after this time, 4 s to 120 s. Default 30 s.
     pub max_idle_timeout: Duration,
-    /// A client sends a keep-alive after this much silence. Default 10 s; servers send none.
+    /// A client sends a keep-alive after this much silence, 2 s to 60 s. Default 10 s; servers send
+    /// none.
     pub keep_alive: Duration,
     /// Relay streams a client may hold open at once, at least 8. Default 1024.
     pub max_incoming_streams: u32,

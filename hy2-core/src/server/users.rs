@@ -66,7 +66,7 @@ impl Member {
 
     /// Puts the agreed rate into force, capped by the user's limit.
     pub(crate) fn apply_rate(&self) -> Option<Bandwidth> {
-        let cap = self.user.limits.lock().down;
+        let cap = self.user.limits.lock().down.filter(|cap| !cap.is_zero());
         let rate = match (self.agreed, cap) {
             (Some(agreed), Some(cap)) => Some(agreed.min(cap)),
             (agreed, _) => agreed,

@@ -16,6 +16,7 @@ use rustls::{
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::{verify_tls12_signature, verify_tls13_signature},
+    sign::CertifiedKey,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
 use sha2::{Digest, Sha256};
@@ -91,7 +92,7 @@ impl ClientTls {
     ///
     /// # Errors
     ///
-    /// [`CertificateError`] when a file is missing or holds no PEM.
+    /// [`CertificateError`] when a file is missing, holds no PEM, or the two do not fit together.
     pub fn with_identity_files(
         mut self,
         certificate: impl AsRef<Path>,
@@ -103,10 +104,9 @@ impl ClientTls {
             path: key.as_ref().to_owned(),
             what: "private key",
         })?;
-        self.identity = Some(ClientIdentity {
-            chain,
-            key: Arc::new(key),
-        });
+        CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider())
+            .map_err(CertificateError::Mismatch)?;
+        self.identity = Some(ClientIdentity::from_der(chain, key));
         Ok(self)
     }
 

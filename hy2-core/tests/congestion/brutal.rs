@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use hy2_core::congestion::{Algorithm, BbrProfile};
+
 use crate::harness::{Setup, Transfer, brutal_mbps, full_matrix, millis, seconds};
 
 /// One measured cell.
@@ -240,4 +242,32 @@ async fn polling_statistics_does_not_change_the_rate() {
     let after = transfer.until(seconds(15)).await.counters;
     let mbps = (after.offered_bytes - before.offered_bytes) as f64 * 8e-7;
     assert!((19.6..=20.4).contains(&mbps), "{mbps}");
+}
+
+/// What a faster algorithm saved up on a short path is no part of the rate: a server learns the rate
+/// of a connection, and changes a user's, while BBR or a higher rate is in force.
+#[tokio::test(start_paused = true)]
+async fn a_lower_rate_holds_as_soon_as_it_is_set() {
+    for (before, rtt) in [
+        (
+            Algorithm::Bbr(BbrProfile::Standard),
+            Duration::from_micros(200),
+        ),
+        (Algorithm::Bbr(BbrProfile::Standard), millis(5)),
+        (brutal_mbps(500.0), Duration::from_micros(200)),
+    ] {
+        for download in [false, true] {
+            let mut setup = Setup::new(before, 1000.0, rtt, millis(50));
+            setup.download = download;
+            let transfer = Transfer::start(&setup).await;
+            let start = transfer.until(seconds(2)).await;
+            transfer.handle.set(brutal_mbps(0.5));
+            let end = transfer.until(seconds(4)).await;
+            let offered = end.counters.offered_bytes - start.counters.offered_bytes;
+            println!("from {before:?} at {rtt:?}, download {download}: {offered} bytes in 2 s");
+            // Ten packets are ready at once, and those of one batch follow the old rate.
+            assert!(offered <= 125_000 + 20 * 1452, "{offered}");
+            assert!(offered >= 110_000, "{offered}");
+        }
+    }
 }

@@ -1,8 +1,9 @@
 use std::time::{Duration, Instant};
 
 use hy2_core::{
-    Client, ClientConfig,
+    Bandwidth, Client, ClientConfig,
     client::ServerAddress,
+    congestion::Algorithm,
     error::{ConnectError, OpenError},
     server::ServerConfig,
 };
@@ -139,7 +140,7 @@ async fn an_attempt_that_nobody_waits_for_is_given_up() {
 
 #[tokio::test]
 async fn both_ends_agree_on_rates() {
-    let mbps = |n: u64| hy2_core::Bandwidth::from_bytes_per_sec(n * 125_000);
+    let mbps = |n: u64| Bandwidth::from_bytes_per_sec(n * 125_000);
     let mut config = ServerConfig::default();
     config.max_rx = Some(mbps(20));
     config.max_tx = Some(mbps(30));
@@ -166,4 +167,54 @@ fn silent_config(server: &UdpSocket, connect_timeout: Duration) -> ClientConfig 
     config.tls.insecure = true;
     config.connect_timeout = connect_timeout;
     config
+}
+
+#[tokio::test]
+async fn settings_without_sense_are_refused_before_anything_is_sent() {
+    let pair = Pair::start();
+    let spoilt: [fn(&mut ClientConfig); 6] = [
+        |config| config.quic.keep_alive = Duration::ZERO,
+        |config| config.quic.keep_alive = Duration::MAX,
+        |config| config.quic.max_idle_timeout = Duration::from_secs(1),
+        |config| config.quic.max_idle_timeout = Duration::MAX,
+        |config| config.quic.stream_receive_window = 0,
+        |config| config.quic.receive_window = 16_383,
+    ];
+    for spoil in spoilt {
+        let mut config = pair.config.clone();
+        spoil(&mut config);
+        let error = Client::connect(config).await.expect_err("refused");
+        assert!(matches!(error, ConnectError::Config(_)), "{error}");
+    }
+    assert_eq!(pair.server.handle().connection_count(), 0);
+}
+
+/// Rates at the ends of the range: a peer may say any.
+#[tokio::test]
+async fn rates_of_any_size_carry_bytes() {
+    let origin = Origin::echo().await;
+    let pair = Pair::start();
+    for rate in [40_000, u64::MAX / 2, u64::MAX] {
+        let mut config = pair.config.clone();
+        config.up = Some(Bandwidth::from_bytes_per_sec(rate));
+        config.down = config.up;
+        config.quic.stream_receive_window = u64::MAX;
+        config.quic.receive_window = u64::MAX;
+        let client = Client::connect(config).await.expect("let in");
+        let mut stream = client.tcp(&origin.target()).await.expect("stream");
+        stream.write_all(&[7; 10_000]).await.expect("written");
+        let mut back = [0; 10_000];
+        stream.read_exact(&mut back).await.expect("echoed");
+        assert!(back == [7; 10_000]);
+        let sends_at =
+            |algorithm| matches!(algorithm, Algorithm::Brutal { rate: at, .. } if at == rate);
+        let connections = pair.server.handle().connections();
+        assert!(
+            connections
+                .iter()
+                .any(|status| sends_at(status.congestion.algorithm)),
+            "{connections:?}"
+        );
+        client.close().await;
+    }
 }

@@ -235,3 +235,21 @@ fn near(expected: u64, measured: f64) {
         "{measured} where {expected} is set"
     );
 }
+
+#[tokio::test]
+async fn a_limit_of_zero_is_none() {
+    let pair = Pair::start();
+    let mut config = pair.config.clone();
+    config.down = Some(Bandwidth::from_bytes_per_sec(5_000_000));
+    let _client = Client::connect(config).await.expect("let in");
+    let handle = pair.server.handle();
+    let user = handle.users().pop().expect("somebody").user;
+    for (limit, rate) in [(1_000_000, 1_000_000), (0, 5_000_000)] {
+        assert!(handle.set_limits(&user, down(limit)));
+        let agreed = handle.connections()[0].congestion.algorithm;
+        assert!(
+            matches!(agreed, Algorithm::Brutal { rate: at, .. } if at == rate),
+            "{limit}: {agreed:?}"
+        );
+    }
+}

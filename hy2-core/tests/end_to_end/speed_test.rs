@@ -66,6 +66,25 @@ async fn a_speed_test_by_time_takes_that_time() {
     assert_eq!(users.traffic("alice").streams, 0);
 }
 
+/// A window full of bytes that were written but have not arrived is no part of the figure.
+#[tokio::test(start_paused = true)]
+async fn a_timed_upload_counts_what_arrived() {
+    let (pair, users, _) = Pair::recorded(offering());
+    let rate = 400_000;
+    *users.limits.lock().expect("lock") = UserLimits {
+        up: Some(Bandwidth::from_bytes_per_sec(rate)),
+        ..UserLimits::default()
+    };
+    let client = pair.client_of("alice").await;
+    let time = Amount::Time(Duration::from_secs(2));
+    let result = client
+        .speed_test(Direction::Upload, time, |_| {})
+        .await
+        .expect("speed test");
+    let found = result.bytes as f64 / result.elapsed.as_secs_f64();
+    assert!(found < 1.25 * rate as f64, "{found} of {rate}: {result:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_speed_test_shows_the_limit_of_the_user() {
     let (pair, users, _) = Pair::recorded(offering());

@@ -1,6 +1,9 @@
 //! `auth` of a server: who may connect.
 
-use super::{Secret, section::Section};
+use super::{
+    Secret,
+    section::{Keys, Section},
+};
 
 /// How clients are recognised.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,7 +45,7 @@ pub(super) fn read(section: &Section<'_>) -> Option<Auth> {
     };
     // Settings of the kinds that were not chosen may stay in a file.
     let users = section.pairs("userpass");
-    section.has("http");
+    section.ignore_section("http", &[("url", Keys::Value), ("insecure", Keys::Value)]);
     section.has("command");
     if !matches!(kind, Some(Kind::Password)) {
         section.has("password");

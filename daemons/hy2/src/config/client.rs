@@ -6,7 +6,7 @@ use hy2_proto::uri::{self, ShareUri};
 
 use super::{
     ClientTls, Congestion, Inbounds, Obfs, Quic, Rate, Secret, ServerAddress, inbound, obfs, quic,
-    rate, section::Section, tls,
+    rate, section::Section, server::MIMIC, tls,
 };
 
 /// Settings of a client.
@@ -43,7 +43,7 @@ pub(super) fn read(root: &Section<'_>, inbounds: bool) -> Option<Client> {
             .into_iter()
             .all(|key| node.get(key).is_none_or(|on| on.is_off()))
     };
-    root.refuse("mimic", disabled, "mimic");
+    root.refuse_section("mimic", MIMIC, disabled, "mimic");
     let server = root.required("server", "the server's address");
     let server = root.parsed_server(server);
     let auth = root.text("auth").unwrap_or_default();
@@ -52,7 +52,7 @@ pub(super) fn read(root: &Section<'_>, inbounds: bool) -> Option<Client> {
     let tls = root.section("tls", tls::read_client);
     let quic = root.section("quic", quic::read_client);
     let congestion = root.section("congestion", rate::read_congestion);
-    let rate = root.section("bandwidth", rate::read_bandwidth);
+    let rate = root.section("bandwidth", rate::read_client);
     let inbounds = inbound::read(root, inbounds);
     let (fast_open, lazy) = (root.flag("fastOpen"), root.flag("lazy"));
     let mut client = Client {

@@ -28,23 +28,25 @@ pub(crate) enum Profile {
     Aggressive,
 }
 
-/// Smallest bandwidth in bytes per second (`core/server/config.go` of the reference).
-const MIN_RATE: u64 = 65_536;
+/// Smallest bandwidth that a server may set, in bytes per second (`core/server/config.go` of the
+/// reference; its clients have none).
+const MIN_SERVER_RATE: u64 = 65_536;
 
-pub(super) fn read_bandwidth(section: &Section<'_>) -> Rate {
-    let rate = |key| {
-        let rate = section.bandwidth(key)?;
-        if rate.bytes_per_sec() < MIN_RATE {
-            section.mistake(
-                key,
-                format!("must be at least 65536 bytes per second, not {rate}"),
-            );
+pub(super) fn read_server(section: &Section<'_>) -> Rate {
+    let rate = read_client(section);
+    for (key, rate) in [("up", rate.up), ("down", rate.down)] {
+        if let Some(rate) = rate.filter(|rate| rate.bytes_per_sec() < MIN_SERVER_RATE) {
+            let reason = format!("must be at least 65536 bytes per second, not {rate}");
+            section.mistake(key, reason);
         }
-        Some(rate)
-    };
+    }
+    rate
+}
+
+pub(super) fn read_client(section: &Section<'_>) -> Rate {
     Rate {
-        up: rate("up"),
-        down: rate("down"),
+        up: section.bandwidth("up"),
+        down: section.bandwidth("down"),
         loss_compensation: !section.flag("disableLossCompensation"),
         overclaim_guard: section.flag("overclaimGuard"),
     }

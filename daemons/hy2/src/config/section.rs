@@ -41,6 +41,15 @@ impl Mistakes {
     }
 }
 
+/// What there may be below a key whose feature is missing here. A list has it below each item.
+#[derive(Clone, Copy)]
+pub(super) enum Keys {
+    /// A value, or anything that is not looked into.
+    Value,
+    /// A section of these keys.
+    Section(&'static [(&'static str, Keys)]),
+}
+
 /// A section of a file while it is read.
 pub(super) struct Section<'a> {
     path: String,
@@ -363,6 +372,61 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// Refuses a section like [`Section::refuse`]. One that asks for nothing may only have the
+    /// reference's `keys`: what asks for something with a slip of the pen must not be ignored.
+    pub(super) fn refuse_section(
+        &self,
+        key: &'static str,
+        keys: &'static [(&'static str, Keys)],
+        is_off: impl FnOnce(&Node) -> bool,
+        reason: &str,
+    ) {
+        let Some(node) = self.node(key) else {
+            return;
+        };
+        if node.is_off() || is_off(node) {
+            self.know(&self.path_of(key), node, Keys::Section(keys));
+        } else {
+            self.mistake(key, format!("not supported in this version: {reason}"));
+        }
+    }
+
+    /// Accepts a section that has no meaning as long as it has only the reference's `keys`.
+    pub(super) fn ignore_section(&self, key: &'static str, keys: &'static [(&'static str, Keys)]) {
+        if let Some(node) = self.node(key) {
+            self.know(&self.path_of(key), node, Keys::Section(keys));
+        }
+    }
+
+    /// Notes the keys at and below `path` that the reference does not have.
+    fn know(&self, path: &str, node: &Node, keys: Keys) {
+        let Keys::Section(keys) = keys else {
+            return;
+        };
+        match node {
+            Node::Map(entries) => {
+                let names: Vec<_> = keys.iter().map(|(name, _)| *name).collect();
+                for (name, node) in entries {
+                    let path = format!("{path}.{name}");
+                    match keys.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)) {
+                        Some((_, keys)) => self.know(&path, node, *keys),
+                        None => self.mistakes.note(path, unknown(name, &names)),
+                    }
+                }
+            }
+            Node::List(items) => {
+                for (index, item) in items.iter().enumerate() {
+                    self.know(&format!("{path}[{index}]"), item, Keys::Section(keys));
+                }
+            }
+            Node::Null => {}
+            other => self.mistakes.note(
+                path,
+                format!("must be a section of keys, not {}", other.kind()),
+            ),
+        }
+    }
+
     /// Notes a mistake in a value of this section.
     pub(super) fn mistake(&self, key: &str, reason: impl Into<String>) {
         self.mistakes.note(self.path_of(key), reason);
@@ -422,12 +486,17 @@ impl<'a> Section<'a> {
             if asked.iter().any(|known| known.eq_ignore_ascii_case(name)) {
                 continue;
             }
-            let hint = closest(name, &asked)
-                .map(|known| format!("; did you mean {known:?}?"))
-                .unwrap_or_default();
-            self.mistake(name, format!("unknown key{hint}"));
+            self.mistake(name, unknown(name, &asked));
         }
     }
+}
+
+/// Says that a key is none of the `known` ones, and which it may have been meant to be.
+fn unknown(name: &str, known: &[&str]) -> String {
+    let hint = closest(name, known)
+        .map(|known| format!("; did you mean {known:?}?"))
+        .unwrap_or_default();
+    format!("unknown key{hint}")
 }
 
 /// Returns the name nearest to `word`, if it is near enough to be what was meant.

@@ -4,7 +4,13 @@ use std::time::Duration;
 
 use super::{
     Auth, Congestion, Listen, Masquerade, Obfs, Quic, Rate, ServerTls, auth, masquerade, obfs,
-    quic, rate, section::Section, tls, tree::Node,
+    quic, rate,
+    section::{
+        Keys::{self, Value},
+        Section,
+    },
+    tls,
+    tree::Node,
 };
 
 /// Settings of a server.
@@ -35,7 +41,7 @@ pub(super) fn read(root: &Section<'_>) -> Option<Server> {
     let obfs = root.section("obfs", obfs::read);
     let tls = root.section("tls", tls::read_server);
     let quic = root.section("quic", quic::read_server);
-    let rate = root.section("bandwidth", rate::read_bandwidth);
+    let rate = root.section("bandwidth", rate::read_server);
     let congestion = root.section("congestion", rate::read_congestion);
     let (low, high) = (Duration::from_secs(2), Duration::from_secs(600));
     let udp_idle_timeout = root.duration("udpIdleTimeout", Duration::from_secs(60), low..=high);
@@ -74,30 +80,122 @@ fn read_listen(text: &str) -> Result<Listen, String> {
 /// Features of the reference that this version lacks.
 fn refuse_unsupported(root: &Section<'_>) {
     let files = "ACME; certificates come from files (tls.cert and tls.key)";
-    root.refuse("acme", |node| off(node, "domains"), files);
-    root.refuse("ech", |node| off(node, "keyPath"), "encrypted ClientHello");
+    root.refuse_section("acme", ACME, |node| off(node, "domains"), files);
+    let hello = "encrypted ClientHello";
+    root.refuse_section("ech", ECH, |node| off(node, "keyPath"), hello);
     // Only used when listen is a realm, which is refused there.
-    root.has("realm");
-    root.refuse("mimic", disabled, "mimic");
-    root.refuse("sniff", disabled, "sniffing");
-    root.refuse(
-        "resolver",
-        is_system_resolver,
-        "resolvers other than the system's",
-    );
+    root.ignore_section("realm", REALM);
+    root.refuse_section("mimic", MIMIC, disabled, "mimic");
+    root.refuse_section("sniff", SNIFF, disabled, "sniffing");
+    let resolvers = "resolvers other than the system's";
+    root.refuse_section("resolver", RESOLVER, is_system_resolver, resolvers);
     let none = |node: &Node| off(node, "file") && off(node, "inline");
-    root.refuse("acl", none, "ACL rules");
-    root.refuse(
-        "outbounds",
-        are_direct,
-        "outbounds other than a plain direct one",
-    );
-    root.refuse(
-        "trafficStats",
-        |node| off(node, "listen"),
-        "the traffic statistics API",
-    );
+    root.refuse_section("acl", ACL, none, "ACL rules");
+    let outbounds = "outbounds other than a plain direct one";
+    root.refuse_section("outbounds", OUTBOUND, are_direct, outbounds);
+    let statistics = "the traffic statistics API";
+    let silent = |node: &Node| off(node, "listen");
+    root.refuse_section("trafficStats", TRAFFIC_STATS, silent, statistics);
 }
+
+// The keys of those features (`app/cmd/server.go` of the reference).
+
+const ACME: &[(&str, Keys)] = &[
+    ("domains", Value),
+    ("email", Value),
+    ("ca", Value),
+    ("listenHost", Value),
+    ("dir", Value),
+    ("type", Value),
+    ("http", Keys::Section(&[("altPort", Value)])),
+    ("tls", Keys::Section(&[("altPort", Value)])),
+    ("dns", Keys::Section(&[("name", Value), ("config", Value)])),
+    ("disableHTTP", Value),
+    ("disableTLSALPN", Value),
+    ("altHTTPPort", Value),
+    ("altTLSALPNPort", Value),
+];
+
+const ECH: &[(&str, Keys)] = &[("keyPath", Value)];
+
+const REALM: &[(&str, Keys)] = &[
+    ("stunServers", Value),
+    ("stunTimeout", Value),
+    ("punchTimeout", Value),
+    ("heartbeatInterval", Value),
+    ("insecure", Value),
+    ("ipMode", Value),
+    (
+        "portMapping",
+        Keys::Section(&[("enabled", Value), ("timeout", Value), ("lifetime", Value)]),
+    ),
+];
+
+pub(super) const MIMIC: &[(&str, Keys)] = &[
+    ("enabled", Value),
+    ("interface", Value),
+    ("xdpMode", Value),
+    ("path", Value),
+    ("extraArgs", Value),
+];
+
+const SNIFF: &[(&str, Keys)] = &[
+    ("enable", Value),
+    ("timeout", Value),
+    ("rewriteDomain", Value),
+    ("tcpPorts", Value),
+    ("udpPorts", Value),
+];
+
+const RESOLVER: &[(&str, Keys)] = &[
+    ("type", Value),
+    ("tcp", PLAIN_RESOLVER),
+    ("udp", PLAIN_RESOLVER),
+    ("tls", TLS_RESOLVER),
+    ("https", TLS_RESOLVER),
+];
+
+const PLAIN_RESOLVER: Keys = Keys::Section(&[("addr", Value), ("timeout", Value)]);
+
+const TLS_RESOLVER: Keys = Keys::Section(&[
+    ("addr", Value),
+    ("timeout", Value),
+    ("sni", Value),
+    ("insecure", Value),
+]);
+
+const ACL: &[(&str, Keys)] = &[
+    ("file", Value),
+    ("inline", Value),
+    ("geoip", Value),
+    ("geosite", Value),
+    ("geoUpdateInterval", Value),
+];
+
+const OUTBOUND: &[(&str, Keys)] = &[
+    ("name", Value),
+    ("type", Value),
+    (
+        "direct",
+        Keys::Section(&[
+            ("mode", Value),
+            ("bindIPv4", Value),
+            ("bindIPv6", Value),
+            ("bindDevice", Value),
+            ("fastOpen", Value),
+        ]),
+    ),
+    (
+        "socks5",
+        Keys::Section(&[("addr", Value), ("username", Value), ("password", Value)]),
+    ),
+    (
+        "http",
+        Keys::Section(&[("url", Value), ("insecure", Value)]),
+    ),
+];
+
+const TRAFFIC_STATS: &[(&str, Keys)] = &[("listen", Value), ("secret", Value)];
 
 /// Tells whether a section's key asks for nothing.
 fn off(section: &Node, key: &str) -> bool {

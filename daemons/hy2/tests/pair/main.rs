@@ -37,6 +37,8 @@ fn everything_a_client_offers_carries_traffic() {
     let data: Vec<u8> = (0..3_000_000u32).map(|i| (i % 251) as u8).collect();
     let (stream, reply) = socks5(socks, tcp);
     assert_eq!(reply, 0);
+    // No field of a line takes the place of another.
+    assert_eq!(server.expect("TCP request")["destination"], tcp.to_string());
     assert!(round_trip(stream, &data) == data, "SOCKS5");
     assert!(round_trip(connect(forward), &data) == data, "forward");
     let (stream, head) = http(
