@@ -4,7 +4,7 @@
 #   scripts/generate-proto.sh --release  also makes the present contract the one that may only grow
 set -euo pipefail
 cd "$(dirname "$0")/.."
-HY2_REGENERATE=1 cargo test -q -p hy2-proto --test codegen -- committed_code
+HY2_REGENERATE=1 cargo test -q --workspace --test codegen -- committed_code
 if [ "${1:-}" = --release ]; then
     cp hy2-proto/proto/descriptor.binpb hy2-proto/proto/released.binpb
 fi

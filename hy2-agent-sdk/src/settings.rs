@@ -217,6 +217,7 @@ impl NodeSettings {
         server.ignore_client_bandwidth = bandwidth.ignore_client_bandwidth;
         let congestion = config.congestion.unwrap_or_default();
         server.loss_compensation = !congestion.disable_loss_compensation;
+        server.overclaim_guard = congestion.overclaim_guard;
         server.congestion = match congestion.r#type() {
             rpc::CongestionType::Reno => FallbackCongestion::Reno,
             _ => FallbackCongestion::Bbr(match congestion.bbr_profile() {

@@ -38,6 +38,8 @@ pub struct ConfigBody {
     pub down_bytes_per_s: u64,
     /// Whether what clients say of their bandwidth is ignored.
     pub ignore_client_bandwidth: bool,
+    /// Whether a client whose path carries less than it claimed is sent little more than the path carries.
+    pub overclaim_guard: bool,
     /// Congestion control when no rate is agreed on.
     pub congestion: CongestionBody,
     /// QUIC limits; 0: the default.
@@ -439,6 +441,7 @@ impl ConfigBody {
                     BbrProfileBody::Aggressive => rpc::BbrProfile::Aggressive,
                 }
                 .into(),
+                overclaim_guard: self.overclaim_guard,
                 ..Default::default()
             }),
             quic: Some(rpc::Quic {

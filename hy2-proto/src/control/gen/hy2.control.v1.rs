@@ -139,6 +139,9 @@ pub struct Congestion {
     pub bbr_profile: i32,
     #[prost(bool, tag = "3")]
     pub disable_loss_compensation: bool,
+    /// Brutal sends a client whose path carries less than it claimed little more than the path carries.
+    #[prost(bool, tag = "4")]
+    pub overclaim_guard: bool,
 }
 /// 0 or absent: the reference's default.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
