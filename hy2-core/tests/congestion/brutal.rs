@@ -254,15 +254,15 @@ async fn a_lower_rate_holds_as_soon_as_it_is_set() {
             Duration::from_micros(200),
         ),
         (Algorithm::Bbr(BbrProfile::Standard), millis(5)),
-        (brutal_mbps(500.0), Duration::from_micros(200)),
+        (brutal_mbps(150.0), Duration::from_micros(200)),
     ] {
         for download in [false, true] {
-            let mut setup = Setup::new(before, 1000.0, rtt, millis(50));
+            let mut setup = Setup::new(before, 200.0, rtt, millis(50));
             setup.download = download;
             let transfer = Transfer::start(&setup).await;
-            let start = transfer.until(seconds(2)).await;
+            let start = transfer.until(seconds(1)).await;
             transfer.handle.set(brutal_mbps(0.5));
-            let end = transfer.until(seconds(4)).await;
+            let end = transfer.until(seconds(3)).await;
             let offered = end.counters.offered_bytes - start.counters.offered_bytes;
             println!("from {before:?} at {rtt:?}, download {download}: {offered} bytes in 2 s");
             // Ten packets are ready at once, and those of one batch follow the old rate.
