@@ -417,12 +417,12 @@ async fn deliver_traffic(node: Arc<Node>, mut master: Master) -> Result<(), Link
     let mut queue = Some(queue);
     loop {
         let traffic = Arc::clone(&node.traffic);
-        let Some(outgoing) = blocking(move || traffic.next()).await? else {
+        let Some(mut outgoing) = blocking(move || traffic.next()).await? else {
             node.traffic.spooled.notified().await;
             continue;
         };
         let request = ReportTrafficRequest {
-            batch: outgoing.batch.into(),
+            batch: std::mem::take(&mut outgoing.batch).into(),
             crc32c: outgoing.crc32c,
         };
         to.send(request).await.map_err(|_| LinkError::Ended)?;
@@ -437,15 +437,21 @@ async fn deliver_traffic(node: Arc<Node>, mut master: Master) -> Result<(), Link
         let Some(answers) = &mut stream else {
             return Err(LinkError::Protocol);
         };
-        let answer = timeout(CALL_MAX, answers.message())
-            .await
-            .map_err(|_| LinkError::TimedOut("traffic"))??;
-        let Some(ack) = answer.and_then(|answer| answer.ack) else {
-            return Err(LinkError::Ended);
+        let ack = loop {
+            let answer = timeout(CALL_MAX, answers.message())
+                .await
+                .map_err(|_| LinkError::TimedOut("traffic"))??;
+            let Some(ack) = answer.and_then(|answer| answer.ack) else {
+                return Err(LinkError::Ended);
+            };
+            let here = node.traffic.waiting();
+            if ack.spool_id != here.spool_id.as_slice() {
+                return Err(LinkError::Protocol);
+            }
+            if outgoing.is_answered_by(ack.durable_seq, here.durable) {
+                break ack;
+            }
         };
-        if ack.spool_id != node.traffic.waiting().spool_id.as_slice() {
-            return Err(LinkError::Protocol);
-        }
         if ack.quarantined > 0 {
             let text = format!("{} rows of foreign users were set aside", ack.quarantined);
             node.alert("traffic_quarantined", "warning", &text);

@@ -34,9 +34,20 @@ struct Stored {
 /// A batch on its way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Outgoing {
+    pub(crate) first: u64,
     pub(crate) last: u64,
     pub(crate) batch: Vec<u8>,
     pub(crate) crc32c: u32,
+}
+
+impl Outgoing {
+    /// Tells whether a master's cursor can be its answer to this batch, when `durable` is what it
+    /// had acknowledged before. A cursor never goes back in front of one connection, and a batch
+    /// that follows `durable` moves it: what says no more than before is an earlier answer that
+    /// came once more.
+    pub(crate) fn is_answered_by(&self, cursor: u64, durable: u64) -> bool {
+        cursor > durable || cursor == durable && self.first != durable + 1
+    }
 }
 
 /// The batches of a node.
@@ -290,6 +301,7 @@ impl Spool {
         }
         let batch = self.read(&self.batches[at])?;
         Ok(Some(Outgoing {
+            first: self.batches[at].first,
             last: self.batches[at].last,
             crc32c: crc32c::crc32c(&batch),
             batch,

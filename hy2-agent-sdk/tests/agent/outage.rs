@@ -16,6 +16,13 @@ use crate::{
 
 const ALICE: &str = "alice's credential";
 const BOB: &str = "bob's credential";
+const CAROL: &str = "carol's credential";
+
+/// What carol may use without a master.
+const SLICE: u64 = 512 << 10;
+
+/// One chunk of the relay may be on its way on each stream when the slice ends.
+const CHUNK: u64 = 256 << 10;
 
 #[tokio::test]
 async fn a_day_without_a_master_loses_no_byte_and_nobody_who_may_stay() {
@@ -24,12 +31,38 @@ async fn a_day_without_a_master_loses_no_byte_and_nobody_who_may_stay() {
     let mut world = World::with_users(&[(1, ALICE)]).await;
     let mut entry = user(2, BOB);
     entry.expires_at = Some((now + Duration::from_secs(12 * 3600)).into());
-    world.master.shared.desired.lock().users.insert(2, entry);
+    let mut metered = user(3, CAROL);
+    metered.metered = true;
+    world
+        .master
+        .shared
+        .desired
+        .lock()
+        .users
+        .extend([(2, entry), (3, metered)]);
+    {
+        let mut quotas = world.master.shared.quotas.lock();
+        quotas.left.insert(3, 64 * SLICE);
+        quotas.slice = SLICE;
+    }
     let ticking = Arc::clone(&clock);
     world.start_with(|builder| builder.clock(ticking)).await;
     world.master.acked(1).await;
     let echo = Echo::start().await;
+    // Carol has a slice when the master goes.
+    let carol = world.client(CAROL).await;
+    let warm = Traffic::start(&carol, &echo.target(), 1, 1000).await;
+    soon("a round", async {
+        while warm.rounds.load(std::sync::atomic::Ordering::SeqCst) < 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
     world.master.stop().await;
+    let granted: u64 = world.master.shared.quotas.lock().granted.values().sum();
+    warm.finish().await;
+    let rest = Traffic::start(&carol, &echo.target(), 2, 16 << 10).await;
+    soon("the end of the slice", rest.until_cut()).await;
     let (mut moved_alice, mut moved_bob) = (0, 0);
     for hour in 0..24 {
         let alice = world.client(ALICE).await;
@@ -48,6 +81,8 @@ async fn a_day_without_a_master_loses_no_byte_and_nobody_who_may_stay() {
         } else {
             world.is_refused(BOB).await;
         }
+        // What she was lent is used up, all day long.
+        world.is_refused(CAROL).await;
         drop(alice);
         if hour % 8 == 3 {
             // It starts again on its own.
@@ -66,7 +101,20 @@ async fn a_day_without_a_master_loses_no_byte_and_nobody_who_may_stay() {
                 && store.bytes.get(&2).copied().unwrap_or_default() == (moved_bob, moved_bob)
         })
         .await;
-    assert_eq!(world.master.shared.store.lock().duplicates, 0);
+    let (tx, rx) = world.agent.as_ref().expect("runs").handle().totals();
+    world
+        .master
+        .until_stored("what carol used", |store| store.total() == (tx, rx))
+        .await;
+    let store = world.master.shared.store.lock();
+    let (up, down) = store.bytes[&3];
+    let used = up + down;
+    assert!(
+        used >= granted,
+        "all of it could be used: {used} of {granted}"
+    );
+    assert!(used <= granted + 2 * CHUNK, "{used} of {granted}");
+    assert_eq!(store.duplicates, 0);
 }
 
 #[tokio::test]

@@ -47,6 +47,34 @@ async fn a_new_node_enrols_serves_a_user_and_its_bytes_arrive_once() {
 }
 
 #[tokio::test]
+async fn an_answer_that_comes_again_acknowledges_no_other_batch() {
+    let mut world = World::with_users(&[(1, "alice's credential")]).await;
+    world.master.shared.extra_answers.store(2, SeqCst);
+    world.start().await;
+    let echo = Echo::start().await;
+    let alice = world.client("alice's credential").await;
+    let traffic = Traffic::start(&alice, &echo.target(), 2, 1000).await;
+    world
+        .master
+        .until_stored("batches", |store| store.batches >= 20)
+        .await;
+    let moved = traffic.finish().await;
+    let all = (moved, moved);
+    world
+        .master
+        .until_stored("every byte", |store| store.bytes.get(&1) == Some(&all))
+        .await;
+    drop(alice);
+    world.shutdown().await;
+    let store = world.master.shared.store.lock();
+    assert_eq!(store.bytes[&1], all, "nothing more");
+    assert_eq!(store.cursors.len(), 1, "no spool but the first");
+    assert_eq!(store.duplicates, 0, "no batch is sent twice for it");
+    let seen = world.master.shared.seen.borrow();
+    assert!(seen.alerts.is_empty(), "{:?}", seen.alerts);
+}
+
+#[tokio::test]
 async fn heartbeats_status_figures_and_sessions_are_reported() {
     let mut world = World::with_users(&[(1, "alice's credential")]).await;
     world.start().await;

@@ -35,7 +35,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{DefaultBodyLimit, Request};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -43,6 +43,7 @@ use axum::{Json, Router};
 use http::{HeaderValue, StatusCode, header};
 use ipnet::IpNet;
 use serde::Serialize;
+use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::ToSchema;
 
@@ -120,6 +121,11 @@ impl<T> PageOf<T> {
 /// How long a request may take, apart from streams.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Requests at work at once, apart from streams. What is beyond is told to come again at once: where
+/// everybody waits for the store, everybody waits too long, and nobody is served even when it is
+/// back.
+const MAX_AT_WORK: usize = 256;
+
 /// Largest body of any request, in bytes.
 const MAX_BODY: usize = 16 << 20;
 
@@ -147,6 +153,10 @@ pub fn router(state: ApiState) -> Router {
         .layer(middleware::from_fn_with_state(
             state.clone(),
             address::note_address,
+        ))
+        .layer(middleware::from_fn_with_state(
+            Arc::new(Semaphore::new(MAX_AT_WORK)),
+            in_turn,
         ));
     Router::new()
         .merge(api)
@@ -189,6 +199,14 @@ async fn harden(mut response: Response) -> Response {
     response
 }
 
+/// Serves a request unless too many are at work. A stream counts until it begins.
+async fn in_turn(State(places): State<Arc<Semaphore>>, request: Request, next: Next) -> Response {
+    match places.try_acquire() {
+        Ok(_place) => next.run(request).await,
+        Err(_) => Problem::busy().into_response(),
+    }
+}
+
 async fn in_time(request: Request, next: Next) -> Response {
     match tokio::time::timeout(PATIENCE, next.run(request)).await {
         Ok(response) => response,
@@ -197,5 +215,44 @@ async fn in_time(request: Request, next: Next) -> Response {
             let status = StatusCode::GATEWAY_TIMEOUT;
             Problem::new(status, "timeout", title, "the request took too long").into_response()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use tokio::sync::Notify;
+    use tower::ServiceExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_finds_all_places_taken_is_told_at_once_to_come_again() {
+        let (begun, end) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let (says, waits) = (Arc::clone(&begun), Arc::clone(&end));
+        let work = move || async move {
+            says.notify_one();
+            waits.notified().await;
+        };
+        let places = Arc::new(Semaphore::new(1));
+        let router: Router = Router::new()
+            .route("/", get(work))
+            .layer(middleware::from_fn_with_state(places, in_turn));
+        let ask = || {
+            let request = Request::get("/").body(Body::empty()).expect("a request");
+            router.clone().oneshot(request)
+        };
+        let first = tokio::spawn(ask());
+        begun.notified().await;
+        let refused = ask().await.expect("an answer");
+        assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(refused.headers()[header::RETRY_AFTER], "2");
+        end.notify_one();
+        let served = first.await.expect("no panic").expect("an answer");
+        assert_eq!(served.status(), StatusCode::OK);
+        // Its place is free.
+        end.notify_one();
+        let served = ask().await.expect("an answer");
+        assert_eq!(served.status(), StatusCode::OK);
     }
 }

@@ -72,6 +72,19 @@ impl Problem {
         Self::new(StatusCode::FORBIDDEN, "csrf", "Not from the panel", detail)
     }
 
+    /// Says that more requests are at work than can be served soon.
+    pub fn busy() -> Self {
+        let detail = "too many requests are at work";
+        let title = "Temporarily unavailable";
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "unavailable",
+            title,
+            detail,
+        )
+        .with_retry(Duration::from_secs(2))
+    }
+
     fn with_retry(mut self, after: Duration) -> Self {
         self.retry_after = Some(after);
         self

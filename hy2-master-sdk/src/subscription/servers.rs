@@ -65,7 +65,9 @@ impl Subscription {
             None => None,
         };
         let mut nodes = Vec::new();
-        if user.status.may_connect() {
+        // That a time is over is noted by a task; nodes know it by themselves, and so does this.
+        let over = user.expires_at.is_some_and(|end| end <= service.now());
+        if user.status.may_connect() && !over {
             let assigned = store
                 .assignments(Some(user.id), None, false, None, MAX_SERVERS)
                 .await?;

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::backend::postgres::{Server, database_on};
 use crate::backend::{open_postgres, open_sqlite};
-use crate::cases::{NOW, assign, batch, node, user};
+use crate::rows::{NOW, assign, batch, node, user};
 
 const SPOOL: Uuid = Uuid::from_u128(77);
 const CRASHES: i64 = 5;

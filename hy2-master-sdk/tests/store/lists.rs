@@ -8,7 +8,7 @@ use hy2_master_sdk::store::user_list::{self, UserFilter, UserSort};
 use hy2_master_sdk::store::users::{self, UserChange, UserRow};
 
 use crate::backend::Backend;
-use crate::cases::new_user;
+use crate::rows::new_user;
 
 const SORTS: [UserSort; 4] = [
     UserSort::Id,

@@ -1,10 +1,13 @@
 //! The two schemas say the same.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use sqlx::Row;
 
-use crate::backend::{Backend, Place};
+use crate::backend::{Backend, Place, open_postgres, open_sqlite};
 
 /// What can be compared: per table its columns with nullability and family of types, its primary
 /// key, its unique column sets, its foreign keys.
@@ -115,6 +118,86 @@ async fn migrations_whose_connection_is_killed_run_to_the_same_schema() {
     }
 }
 
+/// How many processes are killed while they migrate, on each store.
+const KILLS: usize = 10;
+
+/// What the process does that is killed: migrates the store that the environment names.
+#[allow(clippy::print_stdout, reason = "the test reads it")]
+async fn migrate_until_killed(place: &str) {
+    let store = match place.strip_prefix("postgres:") {
+        Some(_) => open_postgres(place).await,
+        None => open_sqlite(place.as_ref()).await,
+    };
+    println!("migrating begins");
+    store.migrate().await.unwrap();
+    println!("migrating is done");
+}
+
+#[tokio::test]
+async fn a_process_killed_while_it_migrates_leaves_what_the_next_one_finishes() {
+    const TEST: &str =
+        "schema::a_process_killed_while_it_migrates_leaves_what_the_next_one_finishes";
+    const PLACE: &str = "HY2_TEST_MIGRATE";
+    // The same test is the process to kill, when the environment names a store.
+    if let Ok(place) = std::env::var(PLACE) {
+        return migrate_until_killed(&place).await;
+    }
+    let start = |place: &Place| {
+        let place = match place {
+            Place::Sqlite(path) => path.as_os_str(),
+            Place::Postgres(url) => url.as_ref(),
+        };
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", TEST, "--nocapture"])
+            .env(PLACE, place)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let begun = lines.any(|line| line.unwrap().contains("migrating begins"));
+        assert!(begun, "it migrates");
+        (child, lines)
+    };
+    for postgres in [false, true] {
+        let empty = || async {
+            match postgres {
+                true => Backend::empty_postgres().await,
+                false => Backend::empty_sqlite().await,
+            }
+        };
+        // How long it takes when nobody disturbs it, and what comes of it.
+        let backend = empty().await;
+        let begun = Instant::now();
+        let (mut child, mut lines) = start(&backend.place);
+        assert!(lines.any(|line| line.unwrap().contains("migrating is done")));
+        let whole_time = begun.elapsed();
+        assert!(child.wait().unwrap().success());
+        let whole = schema(&backend).await;
+        let (mut kills, mut versions) = (0, BTreeSet::new());
+        for step in 1.. {
+            assert!(step <= 50 * KILLS, "{kills} kills in {step} runs");
+            let backend = empty().await;
+            let (mut child, mut lines) = start(&backend.place);
+            // Through the whole of it, and around again; a run may be faster than the first was.
+            let part = u32::try_from(step % (2 * KILLS)).unwrap();
+            std::thread::sleep(whole_time * part / u32::try_from(2 * KILLS).unwrap());
+            child.kill().unwrap();
+            child.wait().unwrap();
+            if lines.any(|line| line.is_ok_and(|line| line.contains("migrating is done"))) {
+                continue;
+            }
+            kills += 1;
+            versions.insert(backend.store.schema().await.unwrap());
+            backend.store.migrate().await.unwrap();
+            assert_eq!(schema(&backend).await, whole, "run {step}");
+            if kills >= KILLS && versions.len() > 1 {
+                break;
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn several_masters_migrate_at_once() {
     for backend in [
@@ -129,6 +212,13 @@ async fn several_masters_migrate_at_once() {
         for run in runs {
             run.await.unwrap().unwrap();
         }
+    }
+}
+
+async fn schema(backend: &Backend) -> BTreeMap<String, Table> {
+    match &backend.place {
+        Place::Sqlite(_) => sqlite_schema(backend).await,
+        Place::Postgres(_) => postgres_schema(backend).await,
     }
 }
 

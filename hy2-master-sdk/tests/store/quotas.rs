@@ -1,0 +1,167 @@
+//! What is lent to nodes: slices of quotas and device slots.
+
+use std::time::Duration;
+
+use hy2_master_sdk::domain::{LeaseId, NodeId, Timestamp, UserId};
+use hy2_master_sdk::store::Store;
+use hy2_master_sdk::store::leases::{self, Grant, Want};
+use uuid::Uuid;
+
+use crate::backend::Backend;
+use crate::rows::{NOW, assign, batch, node, user, user_with};
+
+pub(crate) async fn slices_never_exceed_the_quota_and_consumption_frees_nothing_twice(
+    backend: &Backend,
+) {
+    let store = &backend.store;
+    const MIB: i64 = 1 << 20;
+    let nodes = [node(store, "one").await, node(store, "two").await];
+    let ann = user_with(store, "ann", |user| user.quota_bytes = Some(16 * MIB)).await;
+    let free = user(store, "free").await;
+    for node in nodes {
+        assign(store, ann, node).await;
+        assign(store, free, node).await;
+    }
+    assert_eq!(grant(store, nodes[0], free, None, 0).await, Grant::None);
+    let foreign = node(store, "three").await;
+    assert_eq!(grant(store, foreign, ann, None, 0).await, Grant::None);
+    // Both nodes take as much as they can, at once.
+    let takers = nodes.map(|node| {
+        let store = store.clone();
+        tokio::spawn(async move {
+            let mut granted = Vec::new();
+            while let Grant::Slice {
+                lease,
+                granted: slice,
+                ..
+            } = grant(&store, node, ann, None, 0).await
+            {
+                granted.push((lease, slice));
+            }
+            granted
+        })
+    });
+    let mut taken = Vec::new();
+    for (taker, node) in takers.into_iter().zip(nodes) {
+        taken.extend(
+            taker
+                .await
+                .unwrap()
+                .into_iter()
+                .map(|(lease, slice)| (node, lease, slice)),
+        );
+    }
+    assert_eq!(
+        taken.iter().map(|(_, _, slice)| slice).sum::<i64>(),
+        16 * MIB
+    );
+    assert_eq!(
+        taken.iter().map(|(_, _, slice)| *slice).max(),
+        Some(4 * MIB)
+    );
+    assert_eq!(grant(store, nodes[0], ann, None, 0).await, Grant::Exhausted);
+    // One node uses its first slice up: the quota is used, not free again.
+    let (node, lease, slice) = taken[0];
+    let mut batch = batch(node, Uuid::from_u128(1), 1, 1, &[(ann.0, slice, 0)]);
+    batch.rows[0].leases = vec![(lease, slice + 5)];
+    store.ingest(&batch, NOW).await.unwrap();
+    assert_eq!(store.user(ann).await.unwrap().used(), slice);
+    assert_eq!(grant(store, nodes[0], ann, None, 0).await, Grant::Exhausted);
+    let open = store.open_leases(Some(ann), 100).await.unwrap();
+    assert_eq!(open.len(), taken.len() - 1, "a spent lease is closed");
+    assert!(open.iter().all(|row| row.consumed == 0));
+    // What a lost node held comes back when an operator forfeits it.
+    let mut tx = store.begin().await.unwrap();
+    leases::forfeit(&mut tx, nodes[1], None, NOW).await.unwrap();
+    tx.commit().await.unwrap();
+    assert!(matches!(
+        grant(store, nodes[0], ann, None, 0).await,
+        Grant::Slice { .. }
+    ));
+}
+
+pub(crate) async fn a_released_slice_goes_back_but_what_was_used_stays_debited(backend: &Backend) {
+    let store = &backend.store;
+    const MIB: i64 = 1 << 20;
+    let node = node(store, "one").await;
+    let ann = user_with(store, "ann", |user| user.quota_bytes = Some(MIB)).await;
+    assign(store, ann, node).await;
+    let Grant::Slice { lease, granted, .. } = grant(store, node, ann, None, 0).await else {
+        panic!("a first slice");
+    };
+    assert_eq!(granted, MIB);
+    assert_eq!(
+        grant(store, node, ann, Some(lease), MIB).await,
+        Grant::Exhausted
+    );
+    let mut tx = store.begin().await.unwrap();
+    let want = Want {
+        user: ann,
+        lease: Some(lease),
+        remaining: MIB - 1000,
+        release: true,
+    };
+    leases::grant(&mut tx, node, 1_000_000_000, want, NOW)
+        .await
+        .unwrap();
+    tx.commit().await.unwrap();
+    // 1,000 bytes are used and not reported yet.
+    let Grant::Slice { granted, .. } = grant(store, node, ann, None, 0).await else {
+        panic!("the rest is free again");
+    };
+    assert_eq!(granted, MIB - 1000);
+}
+
+pub(crate) async fn device_slots_are_fleet_wide(backend: &Backend) {
+    let store = &backend.store;
+    let nodes = [node(store, "one").await, node(store, "two").await];
+    let ann = user_with(store, "ann", |user| user.max_devices = Some(3)).await;
+    for node in nodes {
+        assign(store, ann, node).await;
+    }
+    let slots = async |node: NodeId, wanted: i64, now: Timestamp| {
+        let mut tx = store.begin().await.unwrap();
+        let granted = leases::grant_devices(&mut tx, node, ann, 0, wanted, now)
+            .await
+            .unwrap();
+        tx.commit().await.unwrap();
+        granted.map(|(slots, _)| slots)
+    };
+    assert_eq!(slots(nodes[0], 2, NOW).await, Some(2));
+    assert_eq!(slots(nodes[1], 2, NOW).await, Some(1));
+    assert_eq!(slots(nodes[0], 3, NOW).await, Some(2));
+    assert_eq!(slots(nodes[0], 1, NOW).await, Some(1));
+    assert_eq!(slots(nodes[1], 2, NOW).await, Some(2));
+    // A node that does not renew loses them.
+    let later = NOW.plus(Duration::from_secs(3_600));
+    assert_eq!(slots(nodes[0], 3, later).await, Some(3));
+    let free = user(store, "free").await;
+    let mut tx = store.begin().await.unwrap();
+    assert!(
+        leases::grant_devices(&mut tx, nodes[0], free, 0, 1, NOW)
+            .await
+            .unwrap()
+            .is_none()
+    );
+}
+
+async fn grant(
+    store: &Store,
+    node: NodeId,
+    user: UserId,
+    lease: Option<LeaseId>,
+    remaining: i64,
+) -> Grant {
+    let want = Want {
+        user,
+        lease,
+        remaining,
+        release: false,
+    };
+    let mut tx = store.begin().await.unwrap();
+    let granted = leases::grant(&mut tx, node, 1_000_000_000, want, NOW)
+        .await
+        .unwrap();
+    tx.commit().await.unwrap();
+    granted
+}

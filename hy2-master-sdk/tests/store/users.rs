@@ -1,0 +1,224 @@
+//! Users: names, secrets, revisions, what time and traffic make of them.
+
+use std::time::Duration;
+
+use hy2_master_sdk::domain::{Timestamp, UserId, UserStatus};
+use hy2_master_sdk::store::nodes::{self, NodeChange};
+use hy2_master_sdk::store::published;
+use hy2_master_sdk::store::users::{self, UserChange};
+use hy2_master_sdk::store::{Store, StoreError, due};
+use uuid::Uuid;
+
+use crate::backend::Backend;
+use crate::rows::{NOW, assign, batch, new_node, new_user, node, revs, user, user_with};
+
+pub(crate) async fn a_taken_name_is_named_the_same_way(backend: &Backend) {
+    let store = &backend.store;
+    node(store, "one").await;
+    user(store, "ann").await;
+    let mut tx = store.begin().await.unwrap();
+    let error = users::create(&mut tx, &new_user("ann"), NOW)
+        .await
+        .unwrap_err();
+    assert!(error.is_duplicate_of("users_username_key"), "{error:?}");
+    tx.rollback().await.unwrap();
+    let mut tx = store.begin().await.unwrap();
+    let error = nodes::create(&mut tx, &new_node("one"), NOW)
+        .await
+        .unwrap_err();
+    assert!(error.is_duplicate_of("vps_nodes_name_key"), "{error:?}");
+    tx.rollback().await.unwrap();
+    let mut tx = store.begin().await.unwrap();
+    let mut wrong = new_user("bob");
+    wrong.plan_id = Some(hy2_master_sdk::domain::PlanId(77));
+    let error = users::create(&mut tx, &wrong, NOW).await.unwrap_err();
+    assert!(matches!(error, StoreError::Reference(_)), "{error:?}");
+}
+
+pub(crate) async fn a_deleted_user_frees_the_name_and_keeps_no_secret(backend: &Backend) {
+    let store = &backend.store;
+    let node = node(store, "one").await;
+    let ann = user(store, "ann").await;
+    assign(store, ann, node).await;
+    let mut tx = store.begin().await.unwrap();
+    users::delete(&mut tx, ann, None, NOW).await.unwrap();
+    tx.commit().await.unwrap();
+    assert!(matches!(
+        store.user(ann).await,
+        Err(StoreError::NotFound(_))
+    ));
+    assert!(
+        store
+            .assignments(Some(ann), None, false, None, 9)
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    assert_eq!(
+        store
+            .assignments(Some(ann), None, true, None, 9)
+            .await
+            .unwrap()
+            .len(),
+        1
+    );
+    let again = user(store, "ann").await;
+    assert_ne!(again, ann);
+    let mut tx = store.snapshot().await.unwrap();
+    let entry = &published::entries(&mut tx, node, 1, UserId(0), 9)
+        .await
+        .unwrap()[0];
+    assert_eq!((entry.user_id, entry.assigned), (ann, 0));
+    assert!(entry.seed_enc.is_empty());
+}
+
+pub(crate) async fn a_change_of_a_user_bumps_every_node_that_serves_and_marks_the_entry(
+    backend: &Backend,
+) {
+    let store = &backend.store;
+    let nodes = [
+        node(store, "one").await,
+        node(store, "two").await,
+        node(store, "three").await,
+    ];
+    let (ann, bob) = (user(store, "ann").await, user(store, "bob").await);
+    for node in &nodes[..2] {
+        assign(store, ann, *node).await;
+        assign(store, bob, *node).await;
+    }
+    let before = revs(store, &nodes).await;
+    let mut tx = store.begin().await.unwrap();
+    let change = UserChange {
+        status: Some(UserStatus::Disabled),
+        ..UserChange::default()
+    };
+    users::update(&mut tx, ann, None, &change, NOW)
+        .await
+        .unwrap();
+    tx.commit().await.unwrap();
+    let after = revs(store, &nodes).await;
+    assert_eq!(after, [before[0] + 1, before[1] + 1, before[2]]);
+    let mut tx = store.snapshot().await.unwrap();
+    let changed = published::entries(&mut tx, nodes[0], before[0], UserId(0), 9)
+        .await
+        .unwrap();
+    assert_eq!(changed.len(), 1);
+    assert_eq!((changed[0].user_id, changed[0].rev), (ann, after[0]));
+    let all = published::entries(&mut tx, nodes[0], 0, UserId(0), 9)
+        .await
+        .unwrap();
+    assert_eq!(all.len(), 2);
+    let row = nodes::get(&mut tx, nodes[0]).await.unwrap();
+    assert_eq!((row.users_rev, row.config_rev), (after[0], 1));
+}
+
+pub(crate) async fn a_stale_revision_is_refused_and_changes_nothing(backend: &Backend) {
+    let store = &backend.store;
+    let ann = user(store, "ann").await;
+    let node = node(store, "one").await;
+    let mut tx = store.begin().await.unwrap();
+    let error = users::update(&mut tx, ann, Some(9), &UserChange::default(), NOW)
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(
+            error,
+            StoreError::StaleRevision {
+                expected: 9,
+                actual: 1,
+                ..
+            }
+        ),
+        "{error:?}"
+    );
+    let change = NodeChange {
+        name: Some("uno".to_owned()),
+        ..NodeChange::default()
+    };
+    assert!(
+        nodes::update(&mut tx, node, Some(2), &change, NOW)
+            .await
+            .is_err()
+    );
+    let row = nodes::update(&mut tx, node, Some(1), &change, NOW)
+        .await
+        .unwrap();
+    assert_eq!((row.name.as_str(), row.rev, row.desired_rev), ("uno", 2, 1));
+    tx.commit().await.unwrap();
+    assert_eq!(store.user(ann).await.unwrap().rev, 1);
+}
+
+pub(crate) async fn time_and_traffic_change_users_and_bring_them_back(backend: &Backend) {
+    let store = &backend.store;
+    let node = node(store, "one").await;
+    let expiring = user_with(store, "expiring", |user| {
+        user.expires_at = Some(NOW.plus(Duration::from_secs(10)))
+    })
+    .await;
+    let metered = user_with(store, "metered", |user| user.quota_bytes = Some(100)).await;
+    let held = user_with(store, "held", |user| {
+        user.status = UserStatus::OnHold;
+        user.hold_duration_ms = Some(1_000);
+    })
+    .await;
+    for user in [expiring, metered, held] {
+        assign(store, user, node).await;
+    }
+    run_due(store, NOW).await;
+    assert_eq!(
+        statuses(store, [expiring, metered, held]).await,
+        ["active", "active", "on_hold"]
+    );
+    let rows = [(metered.0, 60, 40), (held.0, 1, 0)];
+    store
+        .ingest(&batch(node, Uuid::from_u128(1), 1, 1, &rows), NOW)
+        .await
+        .unwrap();
+    let before = store.node(node).await.unwrap().desired_rev;
+    let later = NOW.plus(Duration::from_secs(10));
+    run_due(store, later).await;
+    assert_eq!(
+        statuses(store, [expiring, metered, held]).await,
+        ["expired", "limited", "active"]
+    );
+    assert!(store.node(node).await.unwrap().desired_rev > before);
+    assert_eq!(
+        store.user(held).await.unwrap().expires_at,
+        Some(Timestamp(later.0 + 1_000))
+    );
+    // More time, a higher quota: both are back.
+    let mut tx = store.begin().await.unwrap();
+    let more = UserChange {
+        expires_at: Some(None),
+        quota_bytes: Some(Some(101)),
+        ..UserChange::default()
+    };
+    for user in [expiring, metered] {
+        users::update(&mut tx, user, None, &more, later)
+            .await
+            .unwrap();
+    }
+    tx.commit().await.unwrap();
+    run_due(store, later).await;
+    assert_eq!(
+        statuses(store, [expiring, metered, held]).await,
+        ["active", "active", "active"]
+    );
+}
+
+async fn run_due(store: &Store, now: Timestamp) {
+    let mut tx = store.begin().await.unwrap();
+    due::holds(&mut tx, now).await.unwrap();
+    due::expiry(&mut tx, now).await.unwrap();
+    due::quota_again(&mut tx, now).await.unwrap();
+    due::used_up(&mut tx, None, now).await.unwrap();
+    tx.commit().await.unwrap();
+}
+
+async fn statuses<const N: usize>(store: &Store, users: [UserId; N]) -> [&'static str; N] {
+    let mut words = [""; N];
+    for (word, user) in words.iter_mut().zip(users) {
+        *word = store.user(user).await.unwrap().status.as_str();
+    }
+    words
+}
