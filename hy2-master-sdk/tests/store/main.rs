@@ -31,6 +31,8 @@ macro_rules! on_both {
 
 on_both!(
     cases::what_is_written_is_read_back,
+    cases::who_is_kept_to_pools_is_short_of_nodes_of_these_only,
+    cases::an_alert_is_open_once_and_news_when_it_gets_worse,
     cases::a_taken_name_is_named_the_same_way,
     cases::a_deleted_user_frees_the_name_and_keeps_no_secret,
     cases::a_change_of_a_user_bumps_every_node_that_serves_and_marks_the_entry,
