@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::{
     client::Ours,
-    fleet::{Fleet, Store, User},
+    fleet::{Fleet, Shape, Store, User},
     load::{Load, OnCut, Plan},
     random::Random,
 };
@@ -48,7 +48,11 @@ async fn run(store: Store) {
     // Two parts of so many each.
     let each = if crate::full() { 20 } else { 1 };
     let mut random = Random::seeded(&format!("chaos on {store:?}"));
-    let mut fleet = Fleet::start_with(store, 3, true).await;
+    let shape = Shape {
+        small_disks: true,
+        ..Shape::default()
+    };
+    let mut fleet = Fleet::start_with(store, 3, shape).await;
     let mut kinds = vec![Fault::MasterKilled, Fault::AnswerLost, Fault::RequestCut];
     if store == Store::Postgres {
         kinds.push(Fault::DatabaseKilled);

@@ -5,12 +5,14 @@
 //! of the same tests: `make chaos` (`HY2_FULL=1`). A run is repeated with `HY2_SEED`.
 #![cfg(unix)]
 
+mod canaries;
 mod changes;
 mod chaos;
 mod client;
 mod end_to_end;
 mod fleet;
 mod load;
+mod needles;
 mod origin;
 mod outage;
 mod ports;

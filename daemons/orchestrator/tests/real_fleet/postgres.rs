@@ -29,12 +29,18 @@ fn script(arguments: &[&str]) -> String {
 }
 
 impl Postgres {
-    pub(crate) fn start() -> Self {
+    /// Starts one, with `options` beside the usual ones.
+    pub(crate) fn start(options: &str) -> Self {
         let dir = std::env::temp_dir().join(format!("hy2-fleet-{:016x}", rand::random::<u64>()));
         let shown = dir.to_str().expect("text");
         let owner = std::process::id().to_string();
-        let url = script(&["start", shown, &owner, "durable"]);
+        let url = script(&["start", shown, &owner, "durable", options]);
         Self { url, dir }
+    }
+
+    /// Where it keeps everything: data, write-ahead log, its own log.
+    pub(crate) fn folder(&self) -> PathBuf {
+        self.dir.join("data")
     }
 
     /// SIGKILL to the server and each of its processes; then it starts again.
