@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # A throw-away PostgreSQL on loopback for tests and `make dev-full`, from Debian's package. Prints its address.
-#   scripts/test-postgres.sh start DIR OWNER [durable]   stops and is removed when process OWNER ends,
+#   scripts/test-postgres.sh start DIR OWNER [durable [OPTIONS]]   stops and is removed when process OWNER ends,
 #                                                        or by `stop` alone when OWNER is 0;
-#                                                        durable: with fsync, for crash tests
+#                                                        durable: with fsync, for crash tests; OPTIONS: more for the server
 #   scripts/test-postgres.sh crash DIR                   stops it without a checkpoint
 #   scripts/test-postgres.sh end DIR                     stops it in order
 #   scripts/test-postgres.sh resume DIR                  starts it again on the same port
@@ -43,7 +43,7 @@ start)
     if [ "${4:-}" = durable ]; then fast=""; fi
     for attempt in 1 2 3 4 5 6 7 8; do
         port=$((20000 + RANDOM % 20000))
-        echo "-p $port -c listen_addresses=127.0.0.1 -c unix_socket_directories=$dir/data -c max_connections=300 $fast" >"$dir/options"
+        echo "-p $port -c listen_addresses=127.0.0.1 -c unix_socket_directories=$dir/data -c max_connections=300 $fast ${5:-}" >"$dir/options"
         if run; then break; fi
         if [ "$attempt" = 8 ]; then
             cat "$dir/data/log" >&2

@@ -36,7 +36,7 @@ use crate::{
     logs::LogRing,
     manager::{self, LocalSocket},
     reconcile::{Reconciler, Status},
-    report::Reporter,
+    report::{PanicCount, Reporter},
     traffic::{self, Traffic},
     users::{Events, Gate, UserTable},
 };
@@ -101,6 +101,7 @@ pub struct AgentBuilder {
     outbound: Option<Arc<dyn Outbound>>,
     server: ServerConfig,
     logs: Option<LogRing>,
+    panics: PanicCount,
 }
 
 impl std::fmt::Debug for AgentBuilder {
@@ -142,6 +143,12 @@ impl AgentBuilder {
     /// Serves the lines in `logs` to whoever may ask; the embedder installs its layer.
     pub fn logs(mut self, logs: LogRing) -> Self {
         self.logs = Some(logs);
+        self
+    }
+
+    /// Reports `panics` among the node's figures; the embedder counts them. Default: none are.
+    pub fn panics(mut self, panics: PanicCount) -> Self {
+        self.panics = panics;
         self
     }
 
@@ -218,6 +225,7 @@ impl AgentBuilder {
             engine,
             reconciler,
             logs: self.logs,
+            panics: self.panics,
             link: watch::Sender::new(LinkState::Starting),
             skew: Mutex::new(None),
             alerts: Mutex::default(),
@@ -284,6 +292,7 @@ impl Agent {
             outbound: None,
             server: ServerConfig::default(),
             logs: None,
+            panics: PanicCount::default(),
         }
     }
 
@@ -385,6 +394,7 @@ pub(crate) struct Node {
     pub(crate) reconciler: Reconciler,
     pub(crate) reporter: Reporter,
     pub(crate) logs: Option<LogRing>,
+    pub(crate) panics: PanicCount,
     pub(crate) link: watch::Sender<LinkState>,
     /// Distance to the master's clock.
     pub(crate) skew: Mutex<Option<Duration>>,

@@ -3,7 +3,10 @@
 use std::{
     collections::HashMap,
     path::PathBuf,
-    sync::atomic::Ordering::Relaxed,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -12,6 +15,26 @@ use parking_lot::Mutex;
 use sysinfo::{Disks, ProcessRefreshKind, ProcessesToUpdate, System};
 
 use crate::{agent::Node, engine::EngineSession};
+
+/// Counts the panics of the process, for the figures that the master gets. Clones are one.
+///
+/// A library installs no hook for the whole process: the embedder does, calls [`Self::note`] in it, and gives
+/// this to [`AgentBuilder::panics`](crate::AgentBuilder::panics).
+#[derive(Debug, Clone, Default)]
+pub struct PanicCount(Arc<AtomicU64>);
+
+impl PanicCount {
+    /// Counts one.
+    pub fn note(&self) {
+        self.0.fetch_add(1, Relaxed);
+    }
+
+    /// Returns how many were counted.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
 
 /// Takes samples. One per agent: rates are since the sample before.
 pub(crate) struct Reporter {
@@ -117,7 +140,7 @@ impl Reporter {
             agent_memory_bytes: process.map_or(0, sysinfo::Process::memory),
             tx_bytes_per_s: rate(tx, before.tx),
             rx_bytes_per_s: rate(rx, before.rx),
-            panics: 0,
+            panics: node.panics.get(),
         }
     }
 }

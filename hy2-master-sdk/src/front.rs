@@ -26,12 +26,12 @@ use crate::auth::external::Authenticator;
 use crate::auth::jwt::TokenSigner;
 use crate::auth::password::{Cost, DEFAULT_COST, PasswordError, Passwords};
 use crate::cache::Cache;
-use crate::domain::{Clock, NodeId, UserId};
+use crate::domain::{Clock, NodeId, Timestamp, UserId};
 use crate::events::{self, EventHub, EventSink, Sealer};
 use crate::ratelimit::RateLimiter;
 use crate::secrets::Vault;
 use crate::service::admins::Credentials;
-use crate::service::fleet::{NodeSession, Reach};
+use crate::service::fleet::{NodeLogError, NodeLogLine, NodeSession, Reach};
 use crate::service::system::{KEYS_READ_EVERY, keep_token_keys, load_api_keys};
 use crate::service::{Fleet, Parts, Service, ServiceError};
 use crate::store::{Store, Topic};
@@ -461,5 +461,51 @@ impl Fleet for MasterFleet {
         }
         reach.connections = u64::try_from(sessions.len()).unwrap_or(u64::MAX);
         Box::pin(std::future::ready((sessions, reach)))
+    }
+
+    fn logs<'a>(
+        &'a self,
+        node: NodeId,
+        lines: u32,
+        level: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<NodeLogLine>, NodeLogError>> {
+        Box::pin(async move {
+            let request = rpc::TailLogsRequest {
+                lines,
+                follow: false,
+                level: level.to_owned(),
+            };
+            let read = async {
+                let client = self.0.node_client(node).await;
+                let mut client = client.map_err(|_| NodeLogError::Unreachable)?;
+                let answer = client.tail_logs(request).await.map_err(no_log)?;
+                let mut answer = answer.into_inner();
+                let mut read = Vec::new();
+                // A node that sends more than was asked for is not listened to any longer.
+                while read.len() < usize::try_from(lines).unwrap_or(usize::MAX) {
+                    let Some(line) = answer.message().await.map_err(no_log)? else {
+                        break;
+                    };
+                    read.push(NodeLogLine {
+                        at: line.at.as_ref().map_or(Timestamp(0), Timestamp::from_proto),
+                        level: line.level,
+                        target: line.target,
+                        message: line.message,
+                    });
+                }
+                Ok(read)
+            };
+            tokio::time::timeout(NODE_PATIENCE, read)
+                .await
+                .unwrap_or(Err(NodeLogError::Unreachable))
+        })
+    }
+}
+
+/// An agent without a ring of lines says that it does not do that.
+fn no_log(status: tonic::Status) -> NodeLogError {
+    match status.code() {
+        tonic::Code::Unimplemented => NodeLogError::NoLog,
+        _ => NodeLogError::Unreachable,
     }
 }

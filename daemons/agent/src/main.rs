@@ -14,8 +14,10 @@ use std::{
 
 use anyhow::{Context, bail};
 use clap::Parser;
-use hy2_agent_sdk::{Agent, AgentConfig, config::Enrolment, link::LinkState, logs::LogRing};
-use hy2_daemon_runtime::{Exposition, Signal, Signals, logging, service};
+use hy2_agent_sdk::{
+    Agent, AgentConfig, config::Enrolment, link::LinkState, logs::LogRing, report::PanicCount,
+};
+use hy2_daemon_runtime::{Exposition, Signal, Signals, logging, on_panic, service};
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
@@ -60,7 +62,11 @@ async fn serve(config: AgentConfig, logs: LogRing, flags: &Run) -> anyhow::Resul
     let metrics = flags.metrics.map(Exposition::install).transpose()?;
     let stop = tokio_util::sync::CancellationToken::new();
     let exposing = metrics.map(|metrics| tokio::spawn(metrics.run(stop.clone())));
-    let agent = Agent::builder(config).logs(logs).spawn().await?;
+    let panics = PanicCount::default();
+    let counted = panics.clone();
+    on_panic(move || counted.note());
+    let agent = Agent::builder(config).logs(logs).panics(panics);
+    let agent = agent.spawn().await?;
     service::ready();
     let watchdog = service::watchdog();
     // What can change comes from the master: SIGHUP is ignored.

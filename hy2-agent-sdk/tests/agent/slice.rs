@@ -1,6 +1,6 @@
 use std::sync::atomic::Ordering::SeqCst;
 
-use hy2_agent_sdk::hy2_proto::control::rpc::EngineState;
+use hy2_agent_sdk::{hy2_proto::control::rpc::EngineState, report::PanicCount};
 
 use crate::{
     fleet::World,
@@ -77,7 +77,13 @@ async fn an_answer_that_comes_again_acknowledges_no_other_batch() {
 #[tokio::test]
 async fn heartbeats_status_figures_and_sessions_are_reported() {
     let mut world = World::with_users(&[(1, "alice's credential")]).await;
-    world.start().await;
+    let panics = PanicCount::default();
+    let counted = panics.clone();
+    world.start_with(|builder| builder.panics(counted)).await;
+    let rev = world.master.shared.desired.lock().rev;
+    world.master.acked(rev).await;
+    panics.note();
+    panics.note();
     let echo = Echo::start().await;
     let alice = world.client("alice's credential").await;
     let traffic = Traffic::start(&alice, &echo.target(), 2, 1000).await;
@@ -112,6 +118,7 @@ async fn heartbeats_status_figures_and_sessions_are_reported() {
         sample.memory_total_bytes > 0 && sample.open_files > 0,
         "{sample:?}"
     );
+    assert_eq!(sample.panics, 2);
     let live = seen.live.values().next().expect("one");
     assert_eq!(live.user_id, 1);
     assert!(live.since.is_some() && live.mtu >= 1200, "{live:?}");

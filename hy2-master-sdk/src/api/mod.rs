@@ -25,6 +25,7 @@ mod idempotency;
 mod nodes;
 pub mod openapi;
 mod plans;
+mod pools;
 pub mod problem;
 mod system;
 mod traffic;

@@ -17,6 +17,7 @@ use super::{ApiState, Items, PageOf, errors};
 use crate::auth::access::Operation;
 use crate::domain::{DesiredState, NodeId, ObservedState};
 use crate::service::enrolment::{CertificateView, CreateEnrolmentToken, EnrolmentTokenView};
+use crate::service::fleet::NodeLogLine;
 use crate::service::moment::Moment;
 use crate::service::nodes::{NodeView, UpdateNode};
 use crate::service::page::PageRequest;
@@ -30,6 +31,7 @@ pub(super) fn router() -> OpenApiRouter<ApiState> {
         .routes(routes!(set_node_state))
         .routes(routes!(get_node_metrics))
         .routes(routes!(list_node_sessions))
+        .routes(routes!(get_node_logs))
         .routes(routes!(list_node_certificates))
         .routes(routes!(revoke_node_certificates))
         .routes(routes!(list_enrolment_tokens, create_enrolment_token))
@@ -199,6 +201,8 @@ struct NodeSample {
     loss_permille: i64,
     /// What waits to be accounted for.
     spool_bytes: i64,
+    /// Panics since the agent's start.
+    panics: i64,
 }
 
 impl From<MetricsRow> for NodeSample {
@@ -217,6 +221,7 @@ impl From<MetricsRow> for NodeSample {
             rtt_p95_ms: row.rtt_p95_ms,
             loss_permille: row.loss_permille,
             spool_bytes: row.spool_bytes,
+            panics: row.panics,
         }
     }
 }
@@ -254,6 +259,59 @@ async fn list_node_sessions(
     Ok(LiveSessions::of(
         state.service.node_sessions(access, NodeId(id)).await?,
     ))
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct LogQuery {
+    /// Lines at most, 1 to 1000.
+    #[param(default = 100, minimum = 1, maximum = 1000)]
+    lines: Option<u32>,
+    /// `error`, `warn`, `info` or `debug`: lines as bad as this, or worse. From `debug` on, addresses of users and
+    /// destinations are in them.
+    #[param(default = "info")]
+    level: Option<String>,
+}
+
+/// A line of a node's log.
+#[derive(Debug, Serialize, ToSchema)]
+struct LogLine {
+    /// When it was written, by the node's clock.
+    at: Moment,
+    /// `error`, `warn`, `info` or `debug`.
+    level: String,
+    /// Where in the program.
+    target: String,
+    /// Text and fields.
+    message: String,
+}
+
+impl From<NodeLogLine> for LogLine {
+    fn from(line: NodeLogLine) -> Self {
+        Self {
+            at: Moment(line.at),
+            level: line.level,
+            target: line.target,
+            message: line.message,
+        }
+    }
+}
+
+/// Returns the last lines of a node's log, the oldest first.
+#[utoipa::path(get, path = "/nodes/{id}/logs", tag = "nodes", params(("id" = i64, Path), LogQuery),
+    responses((status = 200, body = Items<LogLine>), errors::Common))]
+async fn get_node_logs(
+    State(state): State<ApiState>,
+    auth: Auth,
+    Path(id): Path<i64>,
+    Params(query): Params<LogQuery>,
+) -> Result<Json<Items<LogLine>>, Problem> {
+    let access = auth.access(Operation::GetNodeLogs)?;
+    let lines = query.lines.unwrap_or(100);
+    let level = query.level.as_deref().unwrap_or("info");
+    let read = state.service.node_logs(access, NodeId(id), lines, level);
+    Ok(Items::of(read.await?))
 }
 
 /// Lists a node's certificates.

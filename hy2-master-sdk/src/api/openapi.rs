@@ -52,6 +52,7 @@ pub(crate) fn routes() -> OpenApiRouter<ApiState> {
         .merge(super::nodes::router())
         .merge(super::users::router())
         .merge(super::plans::router())
+        .merge(super::pools::router())
         .merge(super::assignments::router())
         .merge(super::traffic::router())
         .merge(super::configs::router())

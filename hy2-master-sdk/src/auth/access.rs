@@ -123,8 +123,14 @@ operations! {
     SetNodeState, "set_node_state", "nodes:write",               [Any Any Denied Denied Denied];
     GetNodeMetrics, "get_node_metrics", "nodes:read",            [Any Any Any Denied Any];
     ListNodeSessions, "list_node_sessions", "sessions:read",     [Any Any Any Denied Denied];
+    GetNodeLogs, "get_node_logs", "logs:read",                   [Any Any Denied Denied Denied];
     ListNodeCertificates, "list_node_certificates", "nodes:read", [Any Any Denied Denied Any];
     RevokeNodeCertificates, "revoke_node_certificates", "nodes:write", [Any Any Denied Denied Denied];
+
+    ListNodePools, "list_node_pools", "nodes:read",              [Any Any Any Denied Any];
+    CreateNodePool, "create_node_pool", "nodes:write",           [Any Any Denied Denied Denied];
+    UpdateNodePool, "update_node_pool", "nodes:write",           [Any Any Denied Denied Denied];
+    DeleteNodePool, "delete_node_pool", "nodes:write",           [Any Any Denied Denied Denied];
 
     ListEnrolmentTokens, "list_enrolment_tokens", "nodes:read",  [Any Any Denied Denied Any];
     CreateEnrolmentToken, "create_enrolment_token", "nodes:write", [Any Any Denied Denied Denied];
@@ -153,6 +159,8 @@ operations! {
     CreatePlan, "create_plan", "plans:write",                    [Any Any Denied Denied Denied];
     UpdatePlan, "update_plan", "plans:write",                    [Any Any Denied Denied Denied];
     DeletePlan, "delete_plan", "plans:write",                    [Any Any Denied Denied Denied];
+    GetPlanPools, "get_plan_pools", "plans:read",                [Any Any Any Denied Any];
+    SetPlanPools, "set_plan_pools", "plans:write",               [Any Any Denied Denied Denied];
 
     ListAssignments, "list_assignments", "users:read",           [Any Any Any Own Any];
     AssignUser, "assign_user", "users:write",                    [Any Any Denied Denied Denied];

@@ -6,13 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::store::{Connection, StoreError, Tx};
 
 /// What a backup does not hold: sessions and leases end with a restore, masters speak for
-/// themselves, answers to repeated requests and counted attempts are of the moment.
+/// themselves, answers to repeated requests are of the moment.
 const LEFT_OUT: &[&str] = &[
     "_sqlx_migrations",
     "admin_sessions",
     "idempotency_keys",
     "leases",
-    "login_attempts",
     "masters",
 ];
 

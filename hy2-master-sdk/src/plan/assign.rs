@@ -1,5 +1,8 @@
 //! Which nodes serve a user: simple, by region and load.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use crate::domain::{NodeId, RegionId};
 
 /// A node that may be given users.
@@ -28,6 +31,8 @@ pub struct Need {
     pub has: Vec<NodeId>,
     /// How many should.
     pub wanted: usize,
+    /// The only nodes that may; absent: any.
+    pub among: Option<Arc<BTreeSet<NodeId>>>,
 }
 
 /// Chooses nodes for a user, best first, and counts them in, so that the next choice sees them.
@@ -52,6 +57,10 @@ pub fn choose(need: &Need, candidates: &mut [Candidate]) -> Vec<(NodeId, f64)> {
             .enumerate()
             .filter(|(_, candidate)| {
                 candidate.weight > 0
+                    && need
+                        .among
+                        .as_ref()
+                        .is_none_or(|among| among.contains(&candidate.node))
                     && candidate
                         .capacity
                         .is_none_or(|capacity| candidate.assigned < capacity)
@@ -113,6 +122,7 @@ mod tests {
             region: Some(RegionId(1)),
             has: vec![],
             wanted: 3,
+            among: None,
         };
         assert_eq!(ids(&choose(&need, &mut nodes)), [4, 2, 3]);
     }
@@ -133,6 +143,7 @@ mod tests {
             region: None,
             has: vec![NodeId(3)],
             wanted: 5,
+            among: None,
         };
         assert_eq!(ids(&choose(&need, &mut nodes)), [5, 4]);
     }
@@ -145,6 +156,7 @@ mod tests {
             region: None,
             has: vec![],
             wanted: 1,
+            among: None,
         };
         for _ in 0..400 {
             assert_eq!(choose(&need, &mut nodes).len(), 1);
@@ -158,12 +170,27 @@ mod tests {
     }
 
     #[test]
+    fn who_is_kept_to_some_nodes_gets_no_others() {
+        let mut nodes = [node(1, 1, 0), node(2, 1, 9), node(3, 2, 9)];
+        let mut need = Need {
+            region: Some(RegionId(1)),
+            has: vec![],
+            wanted: 3,
+            among: Some(Arc::new([NodeId(2), NodeId(3), NodeId(9)].into())),
+        };
+        assert_eq!(ids(&choose(&need, &mut nodes)), [2, 3]);
+        need.among = Some(Arc::default());
+        assert!(choose(&need, &mut nodes).is_empty());
+    }
+
+    #[test]
     fn who_has_enough_gets_nothing() {
         let mut nodes = [node(1, 1, 0)];
         let need = Need {
             region: None,
             has: vec![NodeId(8), NodeId(9)],
             wanted: 2,
+            among: None,
         };
         assert!(choose(&need, &mut nodes).is_empty());
     }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use redis::Script;
+use sha2::{Digest, Sha256};
 
 use super::{Limit, Limited};
 use crate::redis::Redis;
@@ -52,6 +53,8 @@ impl SharedLimiter {
     pub async fn check(&self, limit: Limit, key: &str) -> Option<Result<(), Limited>> {
         let burst = limit.burst.max(1);
         let each = (limit.period / burst).as_micros().max(1);
+        // What was typed as a name may be a password, and addresses are private: their hash is enough.
+        let key = hex::encode(&Sha256::digest(key)[..16]);
         let mut call = self.script.prepare_invoke();
         call.key(self.redis.key("limit", &format!("{}:{key}", limit.name)))
             .arg(burst)

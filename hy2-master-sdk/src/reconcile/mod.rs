@@ -3,6 +3,7 @@
 //! path are one path.
 
 mod driver;
+mod expiry;
 mod fleet;
 mod people;
 mod upkeep;
@@ -95,6 +96,19 @@ pub(crate) fn spawn_all(
     spawn(
         Task::new("signers", upkeep::INTERVAL, |core, fence| {
             Box::pin(upkeep::signers(core, fence))
+        })
+        .on(&[Topic::Settings])
+        .alone(),
+    );
+    spawn(
+        Task::new("expiry figures", upkeep::INTERVAL, |core, _| {
+            Box::pin(expiry::figures(core))
+        })
+        .on(&[Topic::Settings]),
+    );
+    spawn(
+        Task::new("expiry", upkeep::INTERVAL, |core, fence| {
+            Box::pin(expiry::alert(core, fence))
         })
         .on(&[Topic::Settings])
         .alone(),

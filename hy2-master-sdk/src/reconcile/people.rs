@@ -1,15 +1,16 @@
 //! Users: expiry, quotas, holds, periods; and nodes for those who have too few.
 
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::driver::TaskError;
 use crate::core::Core;
-use crate::domain::{AssignmentSource, ObservedState, UserId};
+use crate::domain::{AssignmentSource, NodeId, ObservedState, PlanId, UserId};
 use crate::plan::assign::{Candidate, Need, choose};
 use crate::store::assignments::{self, NewAssignment};
 use crate::store::cluster::{self, Fence};
-use crate::store::{StoreError, due, users};
+use crate::store::{StoreError, due, pools, users};
 
 /// Limits users whose quota is used up: those whose counters grew here, and now and then all.
 pub(super) async fn quotas(core: Arc<Core>, fence: Option<Fence>) -> Result<(), TaskError> {
@@ -104,6 +105,11 @@ pub(super) async fn assign(core: Arc<Core>, fence: Option<Fence>) -> Result<(), 
     if available == 0 {
         return Ok(());
     }
+    let pools: HashMap<PlanId, Arc<BTreeSet<NodeId>>> = pools::nodes_of_plans(&core.store)
+        .await?
+        .into_iter()
+        .map(|(plan, nodes)| (plan, Arc::new(nodes)))
+        .collect();
     let mut after = UserId(0);
     loop {
         let short = core.store.short_of_nodes(after, available, BATCH).await?;
@@ -124,6 +130,7 @@ pub(super) async fn assign(core: Arc<Core>, fence: Option<Fence>) -> Result<(), 
                 region: row.home_region_id,
                 has: has.remove(&row.id).unwrap_or_default(),
                 wanted: usize::try_from(row.wanted).unwrap_or(0),
+                among: row.plan_id.and_then(|plan| pools.get(&plan).cloned()),
             };
             let first_rank = i64::try_from(need.has.len()).unwrap_or(i64::MAX);
             for (rank, (node, score)) in (first_rank..).zip(choose(&need, &mut candidates)) {

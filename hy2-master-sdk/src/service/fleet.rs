@@ -5,7 +5,7 @@ use std::fmt;
 use futures_util::future::BoxFuture;
 use hy2_proto::control::rpc::LiveSession;
 
-use crate::domain::{NodeId, UserId};
+use crate::domain::{NodeId, Timestamp, UserId};
 
 /// What came of asking several nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -25,6 +25,31 @@ pub struct NodeSession {
     pub node: NodeId,
     /// The connection.
     pub session: LiveSession,
+}
+
+/// A line of a node's log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeLogLine {
+    /// When it was written, by the node's clock.
+    pub at: Timestamp,
+    /// `error`, `warn`, `info` or `debug`.
+    pub level: String,
+    /// Where in the program.
+    pub target: String,
+    /// Text and fields.
+    pub message: String,
+}
+
+/// Why a node's log was not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NodeLogError {
+    /// It has no session with this master, or did not answer in time.
+    #[error("the node does not answer")]
+    Unreachable,
+    /// Its agent keeps no log for others.
+    #[error("the node's agent keeps no log")]
+    NoLog,
 }
 
 /// Reaches running nodes. Implementations have their own deadline and never fail as a whole: a
@@ -50,6 +75,15 @@ pub trait Fleet: Send + Sync + fmt::Debug {
         nodes: &'a [NodeId],
         user: Option<UserId>,
     ) -> BoxFuture<'a, (Vec<NodeSession>, Reach)>;
+
+    /// Reads up to `lines` of the last lines of a node's log at `level` (`error`, `warn`, `info` or
+    /// `debug`) or worse, the oldest first.
+    fn logs<'a>(
+        &'a self,
+        node: NodeId,
+        lines: u32,
+        level: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<NodeLogLine>, NodeLogError>>;
 }
 
 /// No connection to any node: a process with the role `api`, or a test.
@@ -85,5 +119,14 @@ impl Fleet for Unconnected {
         _user: Option<UserId>,
     ) -> BoxFuture<'a, (Vec<NodeSession>, Reach)> {
         Box::pin(std::future::ready((Vec::new(), nobody(nodes))))
+    }
+
+    fn logs<'a>(
+        &'a self,
+        _node: NodeId,
+        _lines: u32,
+        _level: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<NodeLogLine>, NodeLogError>> {
+        Box::pin(std::future::ready(Err(NodeLogError::Unreachable)))
     }
 }

@@ -16,6 +16,7 @@ pub mod moment;
 pub mod nodes;
 pub mod page;
 pub mod plans;
+pub mod pools;
 pub mod system;
 pub mod traffic;
 mod user_rules;

@@ -4,9 +4,9 @@ use serde::Serialize;
 use serde_json::json;
 use utoipa::ToSchema;
 
-use super::fleet::{NodeSession, Reach};
+use super::fleet::{NodeLogError, NodeLogLine, NodeSession, Reach};
 use super::moment::Moment;
-use super::{Record, Service, ServiceError, record};
+use super::{FieldIssue, Record, Service, ServiceError, record};
 use crate::auth::access::Access;
 use crate::domain::{NodeId, Timestamp, UserId};
 use crate::store::traffic_report::{self, Bucket, TopUser, TrafficFilter};
@@ -117,6 +117,9 @@ pub struct TrafficQuery {
     pub to: Option<Timestamp>,
 }
 
+/// Most lines of a node's log that are read at once: what a node keeps.
+pub const MAX_LOG_LINES: u32 = 1_000;
+
 impl Service {
     /// Returns sums of traffic.
     ///
@@ -199,6 +202,9 @@ impl Service {
         if !(1..=500).contains(&limit) {
             return Err(ServiceError::invalid("size", "must be between 1 and 500"));
         }
+        if let Some(user) = query.user {
+            self.user(access, user).await?;
+        }
         let filter = self.filter(access, query)?;
         Ok(traffic_report::top(self.store(), filter, i64::from(limit)).await?)
     }
@@ -230,6 +236,43 @@ impl Service {
     ) -> Result<(Vec<NodeSession>, Reach), ServiceError> {
         self.node(access, id).await?;
         Ok(self.fleet().sessions(&[id], None).await)
+    }
+
+    /// Reads the last lines of a node's log at `level` or worse.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::NotFound`], [`ServiceError::Invalid`] of number or level, and
+    /// [`ServiceError::Conflict`] if the node does not answer or keeps no log.
+    pub async fn node_logs(
+        &self,
+        access: Access<'_>,
+        id: NodeId,
+        lines: u32,
+        level: &str,
+    ) -> Result<Vec<NodeLogLine>, ServiceError> {
+        let mut issues = Vec::new();
+        if !(1..=MAX_LOG_LINES).contains(&lines) {
+            issues.push(FieldIssue::new("lines", "must be between 1 and 1000"));
+        }
+        if !["error", "warn", "info", "debug"].contains(&level) {
+            issues.push(FieldIssue::new(
+                "level",
+                "must be error, warn, info or debug",
+            ));
+        }
+        if !issues.is_empty() {
+            return Err(ServiceError::Invalid(issues));
+        }
+        self.node(access, id).await?;
+        let read = self.fleet().logs(id, lines, level).await;
+        read.map_err(|error| {
+            let code = match error {
+                NodeLogError::Unreachable => "node_unreachable",
+                NodeLogError::NoLog => "no_log",
+            };
+            ServiceError::conflict(code, error.to_string())
+        })
     }
 
     /// Closes all connections of a user. The user may connect again.

@@ -92,7 +92,29 @@ impl IdentityRow {
     }
 }
 
+/// When the last certificate of a node ends.
+#[derive(Debug, Clone, FromRow)]
+#[allow(missing_docs, reason = "the columns are described in the migration")]
+pub struct EndRow {
+    pub node_id: NodeId,
+    pub name: String,
+    pub not_after: Timestamp,
+}
+
 impl Store {
+    /// Returns when the last good certificate of each node ends that is meant to serve.
+    ///
+    /// # Errors
+    ///
+    /// The store fails.
+    pub async fn certificate_ends(&self) -> Result<Vec<EndRow>, StoreError> {
+        const SQL: &str = "select n.id as node_id, n.name, max(c.not_after) as not_after from vps_nodes n \
+                           join node_certificates c on c.node_id = n.id where c.revoked_at is null \
+                           and n.observed_state <> 'revoked' and n.desired_state <> 'disabled' \
+                           group by n.id, n.name order by n.id";
+        Ok(on!(read self, |ex| sqlx::query_as::<_, EndRow>(SQL).fetch_all(ex).await)?)
+    }
+
     /// Returns whose certificate has this fingerprint.
     ///
     /// # Errors

@@ -7,7 +7,9 @@ use sqlx::FromRow;
 use sqlx::types::Json;
 
 use super::{Connection, Rows as _, Store, StoreError, Topic, Tx, assignments, on};
-use crate::domain::{NodeId, ObservedState, QuotaPeriod, RegionId, Timestamp, UserId, UserStatus};
+use crate::domain::{
+    NodeId, ObservedState, PlanId, QuotaPeriod, RegionId, Timestamp, UserId, UserStatus,
+};
 
 /// A user who has fewer nodes than wanted.
 #[derive(Debug, Clone, FromRow)]
@@ -15,6 +17,7 @@ use crate::domain::{NodeId, ObservedState, QuotaPeriod, RegionId, Timestamp, Use
 pub struct ShortRow {
     pub id: UserId,
     pub home_region_id: Option<RegionId>,
+    pub plan_id: Option<PlanId>,
     pub wanted: i64,
 }
 
@@ -45,7 +48,7 @@ impl Store {
     }
 
     /// Returns users after `after` who may connect and have fewer nodes than wanted and than there
-    /// are.
+    /// are: `available`, or what the pools of their plan have.
     ///
     /// # Errors
     ///
@@ -56,12 +59,21 @@ impl Store {
         available: i64,
         limit: u32,
     ) -> Result<Vec<ShortRow>, StoreError> {
-        const SQL: &str = "select u.id, u.home_region_id, coalesce(p.nodes_per_user, 3) as wanted \
-            from users u left join plans p on p.id = u.plan_id \
-            where u.id > $1 and u.status in ('active', 'on_hold') and \
-            (select count(*) from node_assignments a where a.user_id = u.id and a.released_at is null) \
-            < case when coalesce(p.nodes_per_user, 3) > $2 then $2 else coalesce(p.nodes_per_user, 3) end \
-            order by u.id limit $3";
+        // Who is kept to pools is short only of nodes of these: nobody is read again and again in vain.
+        const SQL: &str = "with pooled as (select pp.plan_id, count(distinct n.id) as available from plan_pools pp \
+            left join pool_members m on m.pool_id = pp.pool_id \
+            left join vps_nodes n on n.id = m.node_id and n.desired_state = 'active' and n.weight > 0 \
+            and n.observed_state not in ('pending', 'revoked') group by pp.plan_id), \
+            served as (select u.id, u.home_region_id, u.plan_id, coalesce(p.nodes_per_user, 3) as wanted, \
+            pooled.available as in_pools, (select count(*) from node_assignments a \
+            where a.user_id = u.id and a.released_at is null) as has from users u \
+            left join plans p on p.id = u.plan_id left join pooled on pooled.plan_id = u.plan_id \
+            where u.id > $1 and u.status in ('active', 'on_hold')) \
+            select id, home_region_id, plan_id, wanted from served where has < wanted and \
+            case when in_pools is null then has < $2 else in_pools > (select count(*) from node_assignments a \
+            where a.user_id = served.id and a.released_at is null and a.node_id in (select m.node_id \
+            from plan_pools pp join pool_members m on m.pool_id = pp.pool_id where pp.plan_id = served.plan_id)) end \
+            order by id limit $3";
         Ok(on!(read self, |ex| sqlx::query_as::<_, ShortRow>(SQL)
             .bind(after)
             .bind(available)

@@ -6,6 +6,7 @@
 //! transaction; methods of [`Store`] stand alone.
 
 pub mod admins;
+pub mod alerts;
 pub mod api_tokens;
 pub mod assignments;
 pub mod audit;
@@ -22,6 +23,7 @@ pub mod node_list;
 pub mod nodes;
 pub mod observed;
 pub mod plans;
+pub mod pools;
 pub mod published;
 pub(crate) mod rotation;
 pub mod settings;

@@ -4,7 +4,7 @@ use sqlx::FromRow;
 use sqlx::types::Json;
 use uuid::Uuid;
 
-use super::{Connection, Rows as _, Store, StoreError, Topic, Tx, on};
+use super::{Connection, Rows as _, Store, StoreError, Topic, Tx, alerts, on};
 use crate::domain::{EngineState, NodeId, ObservedState, Timestamp};
 
 /// What a node says when it opens a Session.
@@ -260,7 +260,8 @@ impl Store {
         Ok(match self.db() {
             super::Db::Pg(pool) => {
                 const SQL: &str = "select fingerprint from node_certificates where node_id = any($1) \
-                                   and revoked_at is null and (grace_until is null or grace_until > $2)";
+                                   and revoked_at is null and not_after > $2 \
+                                   and (grace_until is null or grace_until > $2)";
                 sqlx::query_scalar(SQL)
                     .bind(ids)
                     .bind(now)
@@ -269,7 +270,7 @@ impl Store {
             }
             super::Db::Sqlite { read, .. } => {
                 const SQL: &str = "select fingerprint from node_certificates where node_id in \
-                                   (select value from json_each($1)) and revoked_at is null \
+                                   (select value from json_each($1)) and revoked_at is null and not_after > $2 \
                                    and (grace_until is null or grace_until > $2)";
                 sqlx::query_scalar(SQL)
                     .bind(Json(ids))
@@ -339,31 +340,7 @@ impl Store {
         now: Timestamp,
     ) -> Result<(), StoreError> {
         let mut tx = self.begin().await?;
-        const REFRESH: &str = "update alerts set message = $3, severity = $4, updated_at = $5 \
-                               where node_id = $1 and rule = $2 and closed_at is null";
-        let rows = on!(tx, |ex| sqlx::query(REFRESH)
-            .bind(node)
-            .bind(rule)
-            .bind(message)
-            .bind(severity)
-            .bind(now)
-            .execute(ex)
-            .await
-            .rows())?;
-        if rows == 0 {
-            const SQL: &str = "insert into alerts (id, node_id, rule, severity, message, opened_at, updated_at) \
-                               values ($1, $2, $3, $4, $5, $6, $6)";
-            on!(tx, |ex| sqlx::query(SQL)
-                .bind(Uuid::now_v7())
-                .bind(node)
-                .bind(rule)
-                .bind(severity)
-                .bind(message)
-                .bind(now)
-                .execute(ex)
-                .await
-                .rows())?;
-        }
+        alerts::raise(&mut tx, Some(node), rule, severity, message, now).await?;
         tx.commit().await
     }
 }

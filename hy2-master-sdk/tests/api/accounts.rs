@@ -258,7 +258,7 @@ fn bearer(fleet: &Fleet, tokens: &Value) -> Client {
 }
 
 /// Decodes base32 (RFC 4648).
-fn totp_rs_secret(text: &str) -> Vec<u8> {
+pub(crate) fn totp_rs_secret(text: &str) -> Vec<u8> {
     let mut bits = 0_u32;
     let mut count = 0;
     let mut bytes = Vec::new();

@@ -317,6 +317,20 @@ impl Client {
         self.send("DELETE", path, None).await
     }
 
+    /// Asks as a program that follows events would, and returns the status alone: streams never end.
+    pub(crate) async fn status(&self, path: &str) -> u16 {
+        let mut request = http::Request::get(format!("http://{}{path}", self.address))
+            .header("connection", "upgrade")
+            .header("upgrade", "websocket")
+            .header("sec-websocket-version", "13")
+            .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==");
+        for (name, value) in &self.headers {
+            request = request.header(name, value);
+        }
+        let request = request.body(Full::default()).unwrap();
+        self.http.request(request).await.unwrap().status().as_u16()
+    }
+
     pub(crate) async fn send(&self, method: &str, path: &str, body: Option<&Value>) -> Answer {
         let body = body.map(Value::to_string).unwrap_or_default();
         self.send_raw(method, path, "application/json", body).await

@@ -2,9 +2,13 @@
 
 use std::path::Path;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hy2_master_sdk::backup::envelope::BackupKey;
 use hy2_master_sdk::backup::{BackupError, dump, restore};
 use hy2_master_sdk::store::Store;
+use hy2_proto::control::rpc;
+use hy2_proto::control::rpc::admin_service_client::AdminServiceClient;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
@@ -27,6 +31,135 @@ on_both! {
         let upper = json!({"username": "ADMIN", "password": "a wrong password"});
         assert_eq!(attacker.post("/api/v1/auth/login", &upper).await.problem(429), "rate_limited");
         fleet.owner().await.get("/api/v1/auth/me").await.expect(200);
+        fleet.stop().await;
+    }
+
+    async fn an_account_and_an_address_are_guessed_at_so_often_and_no_more(fleet) {
+        // One account from everywhere: a hundred in an hour.
+        let guess = json!({"username": "admin", "password": "a wrong password"});
+        let mut judged = 0;
+        for at in 0..120 {
+            let from = format!("2001:db8:aaaa:{at:x}::1");
+            let client = fleet.client().with("x-forwarded-for", &from);
+            let answer = client.post("/api/v1/auth/login", &guess).await;
+            judged += u32::from(answer.status == 401);
+            assert!([401, 429].contains(&answer.status), "{}", answer.text());
+        }
+        // The bucket fills while the test runs: by one in 36 s.
+        assert!((95..=110).contains(&judged), "{judged}");
+        // Every account from one address: thirty in a quarter of an hour.
+        let client = fleet.client().with("x-forwarded-for", "198.51.100.31");
+        let mut judged = 0;
+        for at in 0..60 {
+            let guess = json!({"username": format!("name-{at}"), "password": "a wrong password"});
+            let answer = client.post("/api/v1/auth/login", &guess).await;
+            judged += u32::from(answer.status == 401);
+        }
+        assert!((28..=40).contains(&judged), "{judged}");
+        fleet.stop().await;
+    }
+
+    async fn codes_of_a_second_factor_are_guessed_at_five_times(fleet) {
+        let ann = fleet.as_role("ann", "operator").await;
+        ann.post("/api/v1/auth/totp", &Value::Null).await.expect(200);
+        let mut answers = Vec::new();
+        for code in 0..8 {
+            let code = json!({"code": format!("{code:06}")});
+            answers.push(ann.post("/api/v1/auth/totp/confirm", &code).await.status);
+        }
+        assert_eq!(answers[..5], [401; 5]);
+        assert_eq!(answers[5..], [429; 3]);
+        fleet.stop().await;
+    }
+
+    async fn forged_access_tokens_are_refused_over_rest_and_grpc(fleet) {
+        let owner = fleet.owner().await;
+        let real = owner.headers["authorization"].strip_prefix("Bearer ").unwrap().to_owned();
+        let parts: Vec<&str> = real.split('.').collect();
+        let decode = |part: &str| -> Value {
+            serde_json::from_slice(&URL_SAFE_NO_PAD.decode(part).unwrap()).unwrap()
+        };
+        let encode = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+        let (header, claims) = (decode(parts[0]), decode(parts[1]));
+        assert_eq!(header["alg"], "EdDSA");
+        let with = |of: &Value, key: &str, value: Value| {
+            let mut changed = of.clone();
+            changed[key] = value;
+            changed
+        };
+        let key = &fleet.master.store().signing_keys("jwt").await.unwrap()[0].public_key;
+        let mac = |input: &str| {
+            let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, key);
+            URL_SAFE_NO_PAD.encode(aws_lc_rs::hmac::sign(&key, input.as_bytes()))
+        };
+        let mut forged = Vec::new();
+        for alg in ["none", "None", "", "HS256", "RS256", "ES256", "ed25519"] {
+            let head = encode(&with(&header, "alg", json!(alg)));
+            let input = format!("{head}.{}", parts[1]);
+            forged.push(format!("{input}."));
+            forged.push(format!("{input}.{}", parts[2]));
+            // The public key as the secret of a symmetric algorithm.
+            forged.push(format!("{input}.{}", mac(&input)));
+        }
+        for kid in [
+            json!(null), json!(""), json!(0), json!(["x"]), json!("../../../etc/passwd"), json!("' or 1=1 --"),
+            json!("00000000-0000-4000-8000-000000000000"),
+        ] {
+            forged.push(format!("{}.{}.{}", encode(&with(&header, "kid", kid)), parts[1], parts[2]));
+        }
+        for (claim, value) in [
+            ("exp", json!(i64::MAX)), ("exp", json!(null)), ("exp", json!("later")), ("sub", json!("2")),
+            ("iat", json!(0)), ("nbf", json!(0)), ("iss", json!("else")), ("aud", json!("else")), ("role", json!("owner")),
+        ] {
+            forged.push(format!("{}.{}.{}", parts[0], encode(&with(&claims, claim, value)), parts[2]));
+        }
+        for extra in ["jwk", "jku", "x5u", "crit"] {
+            let head = encode(&with(&header, extra, json!("https://evil.example/keys")));
+            forged.push(format!("{head}.{}.{}", parts[1], parts[2]));
+        }
+        forged.extend([
+            format!("{}.{}", parts[0], parts[1]),
+            format!("{real}.{}", parts[2]),
+            format!("{}.{}.", parts[0], parts[1]),
+            format!("{}..{}", parts[0], parts[2]),
+        ]);
+        let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", fleet.api)).unwrap();
+        let grpc = AdminServiceClient::new(endpoint.connect().await.unwrap());
+        for (at, token) in forged.iter().enumerate() {
+            let from = format!("2001:db8:bbbb:{at:x}::1");
+            let client = fleet.client().with("authorization", &format!("Bearer {token}")).with("x-forwarded-for", &from);
+            assert_eq!(client.get("/api/v1/auth/me").await.problem(401), "unauthenticated", "{token}");
+            if at % 3 == 0 {
+                let mut request = tonic::Request::new(rpc::ListUsersRequest::default());
+                request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+                request.metadata_mut().insert("x-forwarded-for", from.parse().unwrap());
+                let refused = grpc.clone().list_users(request).await.unwrap_err();
+                assert_eq!(refused.code(), tonic::Code::Unauthenticated, "{token}");
+            }
+        }
+        // The one that is not forged is good all the while, and until its end.
+        owner.get("/api/v1/auth/me").await.expect(200);
+        fleet.clock.advance(std::time::Duration::from_secs(606));
+        owner.get("/api/v1/auth/me").await.problem(401);
+        fleet.stop().await;
+    }
+
+    async fn what_is_too_large_is_refused_and_the_next_request_is_served(fleet) {
+        let owner = fleet.owner().await;
+        let large = json!({"username": "ann", "note": "x".repeat(2 << 20)});
+        assert_eq!(owner.post("/api/v1/users", &large).await.problem(413), "too_large");
+        let deep = format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000));
+        let body = format!("{{\"username\": \"ann\", \"tags\": {deep}}}");
+        let answer = owner.send_raw("POST", "/api/v1/users", "application/json", body).await;
+        assert!([400, 422].contains(&answer.status), "{}", answer.status);
+        let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", fleet.api)).unwrap();
+        let mut grpc = AdminServiceClient::new(endpoint.connect().await.unwrap());
+        let new = rpc::CreateUserRequest { username: "bob".into(), note: "x".repeat(8 << 20), ..Default::default() };
+        let mut request = tonic::Request::new(new);
+        request.metadata_mut().insert("authorization", owner.headers["authorization"].parse().unwrap());
+        assert!(grpc.create_user(request).await.is_err());
+        let users = owner.get("/api/v1/users").await.expect(200);
+        assert_eq!(users["items"], json!([]));
         fleet.stop().await;
     }
 

@@ -5,14 +5,18 @@ mod authorisation;
 mod backups;
 mod contract;
 mod embedding;
+mod enumeration;
 mod events;
 mod grpc;
 mod harness;
 mod hostile;
+#[path = "../support/postgres.rs"]
+mod postgres;
 #[cfg(feature = "redis")]
 mod redis;
 #[cfg(feature = "redis")]
 #[path = "../support/redis.rs"]
 mod redis_server;
 mod resources;
+mod rights;
 mod subscriptions;

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
-use hy2_master_sdk::domain::{AssignmentSource, Clock, NodeId, SystemClock, UserId, UserStatus};
+use hy2_master_sdk::domain::{
+    AssignmentSource, Clock, NodeId, PlanId, SystemClock, UserId, UserStatus,
+};
 use hy2_master_sdk::secrets::{MasterKeys, UserSecrets, sha256};
 use hy2_master_sdk::store::assignments::{self, NewAssignment};
 use hy2_master_sdk::store::users::{self, NewUser};
@@ -109,13 +111,26 @@ impl TestMaster {
     }
 
     pub(crate) async fn user(&self, name: &str, quota_bytes: Option<i64>) -> UserId {
+        self.make_user(name, quota_bytes, None).await
+    }
+
+    pub(crate) async fn user_of_plan(&self, name: &str, plan: PlanId) -> UserId {
+        self.make_user(name, None, Some(plan)).await
+    }
+
+    async fn make_user(
+        &self,
+        name: &str,
+        quota_bytes: Option<i64>,
+        plan_id: Option<PlanId>,
+    ) -> UserId {
         let uid = Uuid::new_v4();
         let secrets = UserSecrets::generate(self.master.vault(), uid).unwrap();
         let new = NewUser {
             uid,
             username: name.to_owned(),
             admin_id: None,
-            plan_id: None,
+            plan_id,
             status: UserStatus::Active,
             seed_enc: secrets.seed_enc,
             credential_enc: None,

@@ -317,6 +317,101 @@ async fn an_expired_certificate_does_not_connect_but_its_key_renews_it() {
 }
 
 #[tokio::test]
+async fn a_certificate_that_ends_cuts_open_streams_and_its_key_comes_back_with_another() {
+    // TLS goes by the machine's clock, to which the first certificate is good for another two minutes, and the
+    // second, which is good from five minutes before it is issued, is good already.
+    let month = Duration::from_secs(30 * 86_400);
+    let soon = Duration::from_secs(120);
+    let clock = Arc::new(ManualClock::new(SystemClock.now().plus(soon).minus(month)));
+    let master = TestMaster::with(Arc::clone(&clock) as Arc<dyn Clock>, |_| {}).await;
+    let mut agent = master.agent("node").await;
+    let mut session = agent.session().await;
+    session.update().await;
+    let mut client = agent.client().await;
+    client.lease(rpc::LeaseRequest::default()).await.unwrap();
+    clock.advance(month + Duration::from_secs(1));
+    let ended = tokio::time::timeout(Duration::from_secs(5), async {
+        while session.next().await.is_some() {}
+    });
+    ended.await.expect("the stream ends within 5 s");
+    assert!(client.lease(rpc::LeaseRequest::default()).await.is_err());
+    eventually("the node is gone", async || {
+        master.master.live_nodes().is_empty()
+    })
+    .await;
+    let csr = agent.csr();
+    let at = clock.now().to_proto();
+    let renew = rpc::RenewCertificateRequest {
+        csr: csr.clone().into(),
+        expired_certificate: agent.chain[0].to_vec().into(),
+        signature: proof(&agent.key, &csr, &at).into(),
+        at: Some(at),
+    };
+    let mut anonymous = MasterServiceClient::new(agent.channel(false).await.unwrap());
+    let answer = anonymous.renew_certificate(renew).await.unwrap();
+    agent.take(&answer.into_inner().certificate.unwrap());
+    agent.session().await;
+}
+
+#[tokio::test]
+async fn what_a_node_says_of_itself_is_text() {
+    let master = TestMaster::start().await;
+    for text in [
+        "'; drop table vps_nodes; --",
+        "$1",
+        "\" or \"\"=\"",
+        "%00%",
+        "\\'; select 1",
+    ] {
+        let mut agent = Agent::new(&master);
+        let request = rpc::EnrollRequest {
+            token: master.token().await,
+            csr: agent.csr().into(),
+            name: text.to_owned(),
+            info: Some(rpc::NodeInfo {
+                hostname: text.to_owned(),
+                agent_version: text.to_owned(),
+                ..Default::default()
+            }),
+            public_host: text.to_owned(),
+            listen_port: 0,
+        };
+        let mut client = MasterServiceClient::new(agent.channel(false).await.unwrap());
+        match client.enroll(request).await {
+            Ok(answer) => agent.accept(&answer.into_inner()),
+            // Said in words, and nothing else happened.
+            Err(status) => {
+                assert_eq!(status.code(), Code::InvalidArgument, "{text}: {status:?}");
+                continue;
+            }
+        }
+        let session = agent.session().await;
+        let alert = rpc::Alert {
+            rule: text.to_owned(),
+            severity: text.to_owned(),
+            message: text.to_owned(),
+            ..Default::default()
+        };
+        session
+            .send(rpc::session_request::Event::Alert(alert))
+            .await;
+        session
+            .send(rpc::session_request::Event::Heartbeat(
+                rpc::Heartbeat::default(),
+            ))
+            .await;
+        eventually("the session goes on", async || {
+            let live = master.master.live_nodes();
+            live.iter().any(|node| node.heartbeat.is_some())
+        })
+        .await;
+    }
+    let nodes = master.master.store().nodes(None, 10).await.unwrap();
+    assert!(nodes.len() <= 5);
+    master.agent("another").await;
+}
+
+#[tokio::test]
 async fn a_revocation_cuts_open_streams_and_nothing_brings_the_node_back() {
     let master = TestMaster::start().await;
     let (agent, other) = (master.agent("node").await, master.agent("other").await);

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
-use hy2_master_sdk::domain::{ConfigScope, Timestamp, UserStatus};
+use hy2_master_sdk::domain::{ConfigScope, PlanId, QuotaPeriod, Timestamp, UserStatus};
 use hy2_master_sdk::secrets::{FleetKeys, Seed};
+use hy2_master_sdk::store::plans::{self, PlanRow};
+use hy2_master_sdk::store::pools;
 use hy2_master_sdk::store::published::{self, NewConfig};
 use hy2_proto::control::rpc::session_request::Event as Up;
 use hy2_proto::control::rpc::session_response::Event as Down;
@@ -313,6 +315,97 @@ async fn an_agent_that_reports_others_users_changes_nothing_of_theirs() {
     assert!(answer.quotas.is_empty());
     let answer = two.client().await.lease(want).await.unwrap().into_inner();
     assert_eq!(answer.quotas[0].granted_bytes, 100);
+}
+
+#[tokio::test]
+async fn an_agent_reads_nothing_of_other_nodes_users() {
+    let master = TestMaster::start().await;
+    let (one, two) = (master.agent("one").await, master.agent("two").await);
+    let bob = master.user("bob", None).await;
+    master.assign(bob, two.node().await).await;
+    let mut of_two = two.session().await;
+    settle(&mut of_two, |session| session.users.len() == 1).await;
+    let verifier = of_two.users[0].verifier.clone();
+    // It says that it has the other's state, that it is the other, that it knows the other's users.
+    let claims = rpc::Hello {
+        info: Some(rpc::NodeInfo {
+            hostname: "two".to_owned(),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let mut of_one = one.try_session(claims).await.unwrap();
+    assert!(matches!(of_one.next().await, Some(Down::Welcome(_))));
+    assert!(matches!(of_one.next().await, Some(Down::Certificates(_))));
+    let mut seen = 0;
+    // Another user of the other node changes meanwhile, and one of its own comes at last.
+    let cyd = master.user("cyd", None).await;
+    master.assign(cyd, two.node().await).await;
+    let ann = master.user("ann", None).await;
+    master.assign(ann, one.node().await).await;
+    settle(&mut of_one, |session| {
+        seen += 1;
+        session.users.len() == 1
+    })
+    .await;
+    assert_eq!(of_one.ids(), [ann.to_wire()], "{seen} updates");
+    assert_ne!(of_one.users[0].verifier, verifier);
+    // The same user on both: what one node holds opens nothing on the other.
+    master.assign(bob, one.node().await).await;
+    settle(&mut of_one, |session| session.users.len() == 2).await;
+    let of_bob = of_one
+        .users
+        .iter()
+        .find(|user| user.user_id == bob.to_wire());
+    assert_ne!(of_bob.unwrap().verifier, verifier);
+}
+
+#[tokio::test]
+async fn users_of_a_plan_with_pools_get_nodes_of_these_only() {
+    let master = TestMaster::with(
+        std::sync::Arc::new(hy2_master_sdk::domain::SystemClock),
+        |config| config.auto_assign = true,
+    )
+    .await;
+    let (one, two) = (master.agent("one").await, master.agent("two").await);
+    let (mut of_one, mut of_two) = (one.session().await, two.session().await);
+    settle(&mut of_one, |_| true).await;
+    settle(&mut of_two, |_| true).await;
+    let store = master.master.store();
+    let now = master.master.now();
+    let mut tx = store.begin().await.unwrap();
+    let pool = pools::create(&mut tx, "paid", now).await.unwrap().id;
+    pools::set_members(&mut tx, pool, &[two.node().await])
+        .await
+        .unwrap();
+    let plan = PlanRow {
+        id: PlanId(0),
+        name: "paid".to_owned(),
+        quota_bytes: None,
+        period: QuotaPeriod::None,
+        duration_days: None,
+        max_devices: None,
+        max_connections: None,
+        up_bytes_per_s: None,
+        down_bytes_per_s: None,
+        nodes_per_user: 3,
+        next_plan_id: None,
+        archived_at: None,
+        rev: 0,
+        created_at: now,
+        updated_at: now,
+    };
+    let plan = plans::create(&mut tx, &plan, now).await.unwrap().id;
+    pools::set_of_plan(&mut tx, plan, &[pool]).await.unwrap();
+    tx.commit().await.unwrap();
+    let ann = master.user_of_plan("ann", plan).await;
+    let bob = master.user("bob", None).await;
+    settle(&mut of_two, |session| session.users.len() == 2).await;
+    settle(&mut of_one, |session| session.users.len() == 1).await;
+    assert_eq!(of_one.ids(), [bob.to_wire()]);
+    let mut both = of_two.ids();
+    both.sort_unstable();
+    assert_eq!(both, [ann.to_wire(), bob.to_wire()]);
 }
 
 #[tokio::test]

@@ -100,7 +100,7 @@ async fn certificates(session: &mut Session) -> rpc::CertificateUpdate {
 async fn a_connected_node_hears_of_the_next_key_long_before_it_signs(backend: &str) {
     let (master, clock) = master(backend, 329).await;
     pass(&master, &clock, 300).await;
-    let agent = master.agent("node").await;
+    let mut agent = master.agent("node").await;
     let node = agent.node().await;
     let mut session = agent.try_session(rpc::Hello::default()).await.unwrap();
     let before = certificates(&mut session).await.signing_keys;
@@ -119,8 +119,20 @@ async fn a_connected_node_hears_of_the_next_key_long_before_it_signs(backend: &s
     let update = signed_anew(&master, &mut session, user, node).await;
     verify(&update, &before);
 
+    // Its certificate is renewed in time, as agents do.
+    pass(&master, &clock, 14).await;
+    let renew = rpc::RenewCertificateRequest {
+        csr: agent.csr().into(),
+        ..Default::default()
+    };
+    let answer = agent.client().await.renew_certificate(renew).await;
+    agent.take(&answer.unwrap().into_inner().certificate.unwrap());
+    let mut session = agent.session().await;
+    let update = session.update().await;
+    session.ack(&update).await;
+
     // 29 days before the end the next one signs. What is signed meanwhile is by one of the two.
-    pass(&master, &clock, 30).await;
+    pass(&master, &clock, 16).await;
     become_of(&master, &["active", "retired"]).await;
     let mut by_next = false;
     for number in 0..1_000 {

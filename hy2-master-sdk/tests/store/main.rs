@@ -8,6 +8,7 @@ mod backend;
 mod crash;
 mod lists;
 mod nodes;
+mod pools;
 mod quotas;
 mod rows;
 mod schema;
@@ -56,6 +57,8 @@ on_both!(
     upkeep::calls_arrive_after_the_commit_only,
     upkeep::averages_and_retention,
     upkeep::retention_goes_in_pieces_and_keeps_what_is_needed,
+    pools::who_is_kept_to_pools_is_short_of_nodes_of_these_only,
+    pools::an_alert_is_open_once_and_news_when_it_gets_worse,
     lists::pages_of_every_order_hold_every_user_once_and_in_order,
     lists::searches_find_exactly_the_names_with_the_part,
 );

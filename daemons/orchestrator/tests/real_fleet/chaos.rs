@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::{
     client::Ours,
     delivery,
-    fleet::{Fleet, Store, User},
+    fleet::{Fleet, Shape, Store, User},
     load::{Load, OnCut, Plan},
     random::Random,
 };
@@ -51,7 +51,11 @@ async fn run(store: Store) {
     // Two parts of so many each.
     let each = if crate::full() { 20 } else { 1 };
     let mut random = Random::seeded(&format!("chaos on {store:?}"));
-    let mut fleet = Fleet::start_with(store, 3, true).await;
+    let shape = Shape {
+        small_disks: true,
+        ..Shape::default()
+    };
+    let mut fleet = Fleet::start_with(store, 3, shape).await;
     let mut kinds = vec![
         Fault::MasterKilled,
         Fault::AnswerLost,

@@ -29,6 +29,21 @@ pub(crate) enum Store {
 /// How often agents report traffic here.
 pub(crate) const TRAFFIC_INTERVAL: &str = "500ms";
 
+/// What is special about a fleet.
+#[derive(Debug, Default)]
+pub(crate) struct Shape {
+    /// Master and agents have disks that can be full, where this process may mount.
+    pub(crate) small_disks: bool,
+    /// Everything that there is to log is logged.
+    pub(crate) trace: bool,
+    /// Password in the address of PostgreSQL, which takes any.
+    pub(crate) database_password: String,
+    /// Options of PostgreSQL.
+    pub(crate) database_options: String,
+    /// More lines of the orchestrator's configuration.
+    pub(crate) settings: String,
+}
+
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) id: i64,
@@ -46,12 +61,15 @@ pub(crate) struct Fleet {
     pub(crate) postgres: Option<Postgres>,
     pub(crate) rest: Rest,
     pub(crate) nodes: Vec<Node>,
+    /// Tokens with which the nodes enrolled.
+    pub(crate) enrolment_tokens: Vec<String>,
     /// Under the master's database.
     pub(crate) disk: Option<SmallDisk>,
     orchestrator: Option<Process>,
     /// Where agents find the master.
     pub(crate) agents: SocketAddr,
     public: u16,
+    trace: bool,
     // Last: the disks in it go first.
     folder: tempfile::TempDir,
 }
@@ -67,23 +85,23 @@ pub(crate) struct User {
 impl Fleet {
     /// Starts a fleet of `nodes` nodes that are enrolled and serve.
     pub(crate) async fn start(store: Store, nodes: usize) -> Self {
-        Self::start_with(store, nodes, false).await
+        Self::start_with(store, nodes, Shape::default()).await
     }
 
-    /// As [`Self::start`]; with `small_disks`, master and agents have disks that can be full,
-    /// where this process may mount.
-    pub(crate) async fn start_with(store: Store, nodes: usize, small_disks: bool) -> Self {
+    /// As [`Self::start`], of another shape.
+    pub(crate) async fn start_with(store: Store, nodes: usize, shape: Shape) -> Self {
         let folder = tempfile::Builder::new()
             .prefix("hy2-fleet-")
             .tempdir()
             .expect("a folder");
         let path = folder.path().to_owned();
         let small = |name: &str, mebibytes| {
-            small_disks
+            shape
+                .small_disks
                 .then(|| SmallDisk::mount(&path.join(name), mebibytes))
                 .flatten()
         };
-        let postgres = (store == Store::Postgres).then(Postgres::start);
+        let postgres = (store == Store::Postgres).then(|| Postgres::start(&shape.database_options));
         let disk = (store == Store::Sqlite)
             .then(|| small("master", 64))
             .flatten();
@@ -91,7 +109,11 @@ impl Fleet {
         let shown = path.display();
         std::fs::create_dir_all(path.join("master")).expect("a folder");
         let database = match &postgres {
-            Some(postgres) => postgres.url.clone(),
+            Some(postgres) if shape.database_password.is_empty() => postgres.url.clone(),
+            Some(postgres) => {
+                let named = format!("postgres:{}@", shape.database_password);
+                postgres.url.replacen("postgres@", &named, 1)
+            }
             None => format!("sqlite:{shown}/master/fleet.db"),
         };
         let text = format!(
@@ -100,17 +122,20 @@ impl Fleet {
              agents:\n  listen: 127.0.0.1:{grpc}\n  names: [localhost, 127.0.0.1]\n  \
              trafficInterval: {TRAFFIC_INTERVAL}\n\
              api:\n  listen: 127.0.0.1:{api}\n\
-             public:\n  listen: 127.0.0.1:{public}\n  url: http://127.0.0.1:{public}/\n"
+             public:\n  listen: 127.0.0.1:{public}\n  url: http://127.0.0.1:{public}/\n{}",
+            shape.settings
         );
         std::fs::write(path.join("orchestrator.yaml"), text).expect("written");
         let mut fleet = Self {
             postgres,
             rest: Rest::new(api, String::new(), String::new()),
             nodes: Vec::new(),
+            enrolment_tokens: Vec::new(),
             disk,
             orchestrator: None,
             agents: ([127, 0, 0, 1], grpc).into(),
             public,
+            trace: shape.trace,
             folder,
         };
         fleet.start_master();
@@ -136,10 +161,25 @@ impl Fleet {
         let config = self.path().join("orchestrator.yaml");
         let process = Process::start(
             &binary("hy2-orchestrator"),
-            &["run", "-c", config.to_str().expect("text")],
+            &[
+                "run",
+                "-c",
+                config.to_str().expect("text"),
+                "-l",
+                self.level(),
+            ],
             &self.path().join("orchestrator.log"),
         );
         self.orchestrator = Some(process);
+    }
+
+    /// The port of subscriptions.
+    pub(crate) fn public(&self) -> u16 {
+        self.public
+    }
+
+    fn level(&self) -> &'static str {
+        if self.trace { "trace" } else { "info" }
     }
 
     pub(crate) async fn kill_master(&mut self) {
@@ -214,6 +254,7 @@ impl Fleet {
             .args(["enrol", "-c"])
             .arg(&config)
             .args(["--ca-pin", issued["ca_pin"].as_str().expect("a pin")])
+            .args(["-l", self.level()])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -227,6 +268,9 @@ impl Fleet {
         let ended = crate::soon("enrolment", enrolling.wait_with_output())
             .await
             .expect("ends");
+        let log = self.path().join(format!("{name}.enrol.log"));
+        std::fs::write(log, &ended.stderr).expect("written");
+        self.enrolment_tokens.push(token);
         assert!(
             ended.status.success(),
             "{name}: {}",
@@ -255,11 +299,12 @@ impl Fleet {
 
     pub(crate) fn start_agent(&mut self, at: usize) {
         let log = self.path().join(format!("{}.log", self.nodes[at].name));
+        let level = self.level();
         let node = &mut self.nodes[at];
         let config = node.config.to_str().expect("text");
         node.process = Some(Process::start(
             &binary("hy2-agent"),
-            &["run", "-c", config],
+            &["run", "-c", config, "-l", level],
             &log,
         ));
     }

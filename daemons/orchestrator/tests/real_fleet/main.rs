@@ -5,6 +5,7 @@
 //! of the same tests: `make chaos` (`HY2_FULL=1`). A run is repeated with `HY2_SEED`.
 #![cfg(unix)]
 
+mod canaries;
 mod changes;
 mod chaos;
 mod client;
@@ -13,6 +14,7 @@ mod delivery;
 mod end_to_end;
 mod fleet;
 mod load;
+mod needles;
 mod origin;
 mod outage;
 mod ports;

@@ -29,11 +29,12 @@ fn script(arguments: &[&str]) -> String {
 }
 
 impl Postgres {
-    pub(crate) fn start() -> Self {
+    /// Starts one, with `options` beside the usual ones.
+    pub(crate) fn start(options: &str) -> Self {
         let dir = std::env::temp_dir().join(format!("hy2-fleet-{:016x}", rand::random::<u64>()));
         let shown = dir.to_str().expect("text");
         let owner = std::process::id().to_string();
-        let url = script(&["start", shown, &owner, "durable"]);
+        let url = script(&["start", shown, &owner, "durable", options]);
         Self { url, dir }
     }
 
@@ -45,6 +46,11 @@ impl Postgres {
         pool.close().await;
         let (base, _) = self.url.rsplit_once('/').expect("a database");
         format!("{base}/another")
+    }
+
+    /// Where it keeps everything: data, write-ahead log, its own log.
+    pub(crate) fn folder(&self) -> PathBuf {
+        self.dir.join("data")
     }
 
     /// Sends a signal to the server and each of its processes; to the server first.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Method, Request, StatusCode, header};
+use http::{HeaderMap, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
@@ -84,6 +84,29 @@ impl Rest {
         &self.base
     }
 
+    /// As the same administrator with another password.
+    pub(crate) fn with_password(&self, password: &str) -> Self {
+        Self {
+            admin: Arc::new((self.admin.0.clone(), password.to_owned())),
+            token: Arc::default(),
+            ..self.clone()
+        }
+    }
+
+    pub(crate) fn password(&self) -> &str {
+        &self.admin.1
+    }
+
+    /// What a page from here sends as `Origin`.
+    pub(crate) fn origin(&self) -> &str {
+        &self.base
+    }
+
+    /// Returns the access token.
+    pub(crate) async fn bearer(&self) -> String {
+        self.token().await.expect("logged in")
+    }
+
     async fn token(&self) -> Result<String, String> {
         let mut token = self.token.lock().await;
         if let Some(token) = &*token {
@@ -103,6 +126,28 @@ impl Rest {
             }
             None => Err(format!("login: {status}: {answer}")),
         }
+    }
+
+    /// Asks as nobody, with these headers, and returns status, headers and body as they came.
+    pub(crate) async fn raw(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> (StatusCode, HeaderMap, Bytes) {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.base))
+            .header(header::CONTENT_TYPE, "application/json");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(Full::from(body.to_owned()));
+        let answer = self.http.request(request.expect("a request")).await;
+        let (parts, body) = answer.expect("an answer").into_parts();
+        let body = body.collect().await.expect("a body").to_bytes();
+        (parts.status, parts.headers, body)
     }
 
     /// Asks once. `Err` without an answer.

@@ -1,0 +1,117 @@
+//! Pools of nodes, and alerts.
+
+use hy2_master_sdk::domain::{NodeId, PlanId, UserId};
+use hy2_master_sdk::store::{StoreError, alerts, pools};
+
+use crate::backend::Backend;
+use crate::rows::{NOW, assign, execute, node, user_with};
+
+pub(crate) async fn who_is_kept_to_pools_is_short_of_nodes_of_these_only(backend: &Backend) {
+    let store = &backend.store;
+    let (one, two, three) = (
+        node(store, "one").await,
+        node(store, "two").await,
+        node(store, "three").await,
+    );
+    execute(store, "update vps_nodes set observed_state = 'online'").await;
+    for plan in [
+        "insert into plans (name, created_at, updated_at) values ('pooled', 1, 1)",
+        "insert into plans (name, created_at, updated_at) values ('empty', 1, 1)",
+        "insert into plans (name, created_at, updated_at) values ('free', 1, 1)",
+    ] {
+        execute(store, plan).await;
+    }
+    let mut users = Vec::new();
+    for (name, plan) in [("ann", 1), ("bob", 2), ("cyd", 3), ("dan", 0)] {
+        let plan = (plan > 0).then_some(PlanId(plan));
+        users.push(user_with(store, name, |user| user.plan_id = plan).await);
+    }
+    let mut tx = store.begin().await.unwrap();
+    let pool = pools::create(&mut tx, "pool", NOW).await.unwrap().id;
+    assert!(matches!(
+        pools::set_members(&mut tx, pool, &[NodeId(99)]).await,
+        Err(StoreError::Reference(_))
+    ));
+    tx.rollback().await.unwrap();
+    let mut tx = store.begin().await.unwrap();
+    assert!(pools::get_in(&mut tx, pool).await.is_err(), "nothing of it");
+    let pool = pools::create(&mut tx, "pool", NOW).await.unwrap().id;
+    let other = pools::create(&mut tx, "other", NOW).await.unwrap().id;
+    let empty = pools::create(&mut tx, "empty", NOW).await.unwrap().id;
+    pools::set_members(&mut tx, pool, &[one, two])
+        .await
+        .unwrap();
+    pools::set_members(&mut tx, other, &[two]).await.unwrap();
+    pools::set_of_plan(&mut tx, PlanId(1), &[pool, other])
+        .await
+        .unwrap();
+    pools::set_of_plan(&mut tx, PlanId(2), &[empty])
+        .await
+        .unwrap();
+    tx.commit().await.unwrap();
+    let nodes = pools::nodes_of_plans(store).await.unwrap();
+    assert_eq!(nodes[&PlanId(1)], [one, two].into());
+    assert!(nodes[&PlanId(2)].is_empty());
+    assert_eq!(nodes.len(), 2);
+
+    let short = async || -> Vec<UserId> {
+        let rows = store.short_of_nodes(UserId(0), 3, 10).await.unwrap();
+        rows.into_iter().map(|row| row.id).collect()
+    };
+    // Of an empty pool nobody waits for anything.
+    assert_eq!(short().await, [users[0], users[2], users[3]]);
+    // Nodes beside the pools do not stand for those in them.
+    assign(store, users[0], three).await;
+    assert_eq!(short().await, [users[0], users[2], users[3]]);
+    for user in [users[0], users[2]] {
+        for node in [one, two] {
+            assign(store, user, node).await;
+        }
+    }
+    assert_eq!(short().await, [users[2], users[3]]);
+    // A plan forgets a pool that is removed.
+    let mut tx = store.begin().await.unwrap();
+    pools::delete(&mut tx, empty).await.unwrap();
+    assert!(pools::of_plan(&mut tx, PlanId(2)).await.unwrap().is_empty());
+    tx.commit().await.unwrap();
+    assert_eq!(short().await, [users[1], users[2], users[3]]);
+}
+
+pub(crate) async fn an_alert_is_open_once_and_news_when_it_gets_worse(backend: &Backend) {
+    let store = &backend.store;
+    let node = node(store, "one").await;
+    let mut tx = store.begin().await.unwrap();
+    for of in [None, Some(node)] {
+        let mut news = Vec::new();
+        for severity in ["warning", "warning", "critical", "critical", "warning"] {
+            news.push(
+                alerts::raise(&mut tx, of, "rule", severity, "text", NOW)
+                    .await
+                    .unwrap(),
+            );
+        }
+        assert_eq!(news, [true, false, true, false, false], "{of:?}");
+    }
+    alerts::close_others(&mut tx, "rule", &[None], NOW)
+        .await
+        .unwrap();
+    assert!(
+        !alerts::raise(&mut tx, None, "rule", "warning", "text", NOW)
+            .await
+            .unwrap()
+    );
+    assert!(
+        alerts::raise(&mut tx, Some(node), "rule", "warning", "text", NOW)
+            .await
+            .unwrap()
+    );
+    alerts::close_others(&mut tx, "rule", &[], NOW)
+        .await
+        .unwrap();
+    assert!(
+        alerts::raise(&mut tx, None, "rule", "warning", "text", NOW)
+            .await
+            .unwrap()
+    );
+    tx.commit().await.unwrap();
+}
