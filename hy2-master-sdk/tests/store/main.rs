@@ -8,6 +8,7 @@ mod cases;
 mod crash;
 mod lists;
 mod schema;
+mod search;
 
 /// Makes one test per case and backend.
 macro_rules! on_both {
@@ -53,4 +54,6 @@ on_both!(
     cases::retention_goes_in_pieces_and_keeps_what_is_needed,
     lists::pages_of_every_order_hold_every_user_once_and_in_order,
     lists::searches_find_exactly_the_names_with_the_part,
+    search::searches_equal_a_comparison_of_every_name,
+    search::users_of_an_older_schema_are_found,
 );
