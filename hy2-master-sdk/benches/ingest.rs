@@ -75,9 +75,15 @@ async fn run(backend: &str, length: Duration) -> f64 {
     }
     let store = master.master.store();
     let mut users = Vec::new();
+    let mut tx = store.begin().await.expect("a transaction");
     for number in 0..USERS {
-        users.push(master.user(&format!("user-{number}"), None).await);
+        users.push(
+            master
+                .user_in(&mut tx, &format!("user-{number}"), None)
+                .await,
+        );
     }
+    tx.commit().await.expect("a commit");
     for agent in &agents {
         assign(store, agent.node().await, &users).await;
     }

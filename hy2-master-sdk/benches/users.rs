@@ -82,6 +82,7 @@ async fn run(backend: &str, count: usize, rounds: usize) -> (String, Duration) {
     let mut turn = 0;
     for (name, path) in cases(fleet.master.store(), count).await {
         let mut took = Vec::with_capacity(rounds);
+        let before = processor_time();
         for _ in 0..rounds {
             turn += 1;
             let client = &clients[turn % TOKENS];
@@ -102,10 +103,23 @@ async fn run(backend: &str, count: usize, rounds: usize) -> (String, Duration) {
             worst = (name.clone(), slow);
         }
         let mark = if slow < BAR { "" } else { "  ABOVE THE BAR" };
-        println!("  {name:<42} p50 {middle:>9.2?}  p99 {slow:>9.2?}{mark}");
+        let rounds = u32::try_from(rounds).expect("few");
+        let busy = processor_time().saturating_sub(before) / rounds;
+        println!("  {name:<44} p50 {middle:>9.2?}  p99 {slow:>9.2?}  processor {busy:>9.2?}{mark}");
     }
     fleet.stop().await;
     worst
+}
+
+/// Returns the processor time of this process's threads: client, master and SQLite. What a busy machine
+/// does not change.
+fn processor_time() -> Duration {
+    let threads = std::fs::read_dir("/proc/self/task").expect("threads");
+    let time = |thread: std::io::Result<std::fs::DirEntry>| {
+        let text = std::fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
+        text.split(' ').next()?.parse::<u64>().ok()
+    };
+    Duration::from_nanos(threads.filter_map(time).sum())
 }
 
 /// Every order both ways, at its beginning, middle and end; searches; a filter that leaves nobody.

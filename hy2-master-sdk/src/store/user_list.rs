@@ -1,7 +1,5 @@
 //! The list of users: filtered, sorted, by key.
 
-use sqlx::types::Json;
-
 use super::users::{UserRow, fold, user_columns};
 use super::{Db, Store, StoreError};
 use crate::domain::{AdminId, PlanId, UserId, UserStatus};
@@ -109,7 +107,11 @@ fn statement(order: &Order, descending: bool, place: Place, way: Way, postgres: 
         index,
         repeats,
     } = order;
-    let (dir, after) = if descending { (" desc", "<") } else { ("", ">") };
+    let (dir, after) = if descending {
+        (" desc", "<")
+    } else {
+        ("", ">")
+    };
     let place = match place {
         // No text comes after all others in every collation: the first page by name begins before all.
         Place::Start if *key == BY_NAME.key => format!("{key} > $4 and +u.id > $5"),
@@ -121,7 +123,11 @@ fn statement(order: &Order, descending: bool, place: Place, way: Way, postgres: 
     // SQLite takes the index named and joins from left to right; PostgreSQL chooses by itself.
     let (by, join, has) = match postgres {
         true => (String::new(), "join", "strpos(u.name_folded, $7) > 0"),
-        false => (format!("indexed by {index}"), "cross join", "instr(u.name_folded, $7) > 0"),
+        false => (
+            format!("indexed by {index}"),
+            "cross join",
+            "instr(u.name_folded, $7) > 0",
+        ),
     };
     let filter = format!(
         "u.deleted_at is null and {place} and ($1 is null or u.status = $1) \
@@ -132,10 +138,15 @@ fn statement(order: &Order, descending: bool, place: Place, way: Way, postgres: 
             format!("order by k{dir}, n{dir} limit"),
             format!("order by f.k{dir}, f.n{dir}"),
         ),
-        false => (format!("order by k{dir} limit"), format!("order by f.k{dir}")),
+        false => (
+            format!("order by k{dir} limit"),
+            format!("order by f.k{dir}"),
+        ),
     };
     let page = match way {
-        Way::All => format!("select u.id as n, {key} as k from users u {by} where {filter} {first} $6"),
+        Way::All => {
+            format!("select u.id as n, {key} as k from users u {by} where {filter} {first} $6")
+        }
         Way::Walk => format!(
             "select u.id as n, {key} as k from users u {by} where {filter} and {has} {first} $6"
         ),
@@ -265,7 +276,7 @@ impl Ask<'_> {
         id: i64,
         end: i64,
     ) -> Result<Vec<UserRow>, StoreError> {
-        let mut ids = None;
+        let mut numbers = None;
         let mut way = Way::All;
         if let Some(whole) = self.whole {
             let rows = self
@@ -274,12 +285,12 @@ impl Ask<'_> {
             if i64::try_from(rows.len()).is_ok_and(|found| found >= self.limit) {
                 return Ok(rows);
             }
-            let found = with_parts(self.store, whole).await?;
-            way = if found.len() > FEW { Way::Walk } else { Way::Among };
-            ids = (way == Way::Among).then_some(found);
-        }
-        if ids.as_ref().is_some_and(Vec::is_empty) {
-            return Ok(Vec::new());
+            numbers = with_parts(self.store, whole).await?;
+            way = match &numbers {
+                None => Way::Walk,
+                Some(numbers) if numbers.is_empty() => return Ok(Vec::new()),
+                Some(_) => Way::Among,
+            };
         }
         let mut page = Vec::new();
         for place in places {
@@ -289,7 +300,7 @@ impl Ask<'_> {
             }
             let id = if *place == Place::Same { id } else { end };
             page.extend(
-                self.rows(*place, way, &key, id, left, ids.as_deref())
+                self.rows(*place, way, &key, id, left, numbers.as_ref())
                     .await?,
             );
         }
@@ -303,12 +314,12 @@ impl Ask<'_> {
         key: &K,
         id: i64,
         limit: i64,
-        ids: Option<&[i64]>,
+        numbers: Option<&Numbers>,
     ) -> Result<Vec<UserRow>, StoreError> {
         let postgres = self.store.is_postgres();
         let sql = statement(self.order, self.descending, place, way, postgres);
         macro_rules! ask {
-            ($pool:expr, $ids:expr) => {{
+            ($pool:expr, $database:path) => {{
                 // Made of constants alone.
                 let mut query = sqlx::query_as(sqlx::AssertSqlSafe(sql))
                     .bind(self.filter.status)
@@ -320,8 +331,8 @@ impl Ask<'_> {
                 if let Some(whole) = self.whole {
                     query = query.bind(whole);
                 }
-                if let Some(ids) = ids {
-                    query = query.bind($ids(ids));
+                if let Some($database(numbers)) = numbers {
+                    query = query.bind(numbers);
                 }
                 // PostgreSQL's way depends on the filters: it is to plan with their values each time.
                 query
@@ -331,17 +342,17 @@ impl Ask<'_> {
             }};
         }
         Ok(match self.store.db() {
-            Db::Pg(pool) => ask!(pool, |ids: &[i64]| ids.to_vec()),
-            Db::Sqlite { read, .. } => ask!(read, |ids: &[i64]| Json(ids.to_vec())),
+            Db::Pg(pool) => ask!(pool, Numbers::Pg),
+            Db::Sqlite { read, .. } => ask!(read, Numbers::Sqlite),
         })
     }
 }
 
 /// Users that a search looks at before it asks the index of parts.
-const PROBE: i64 = 1_000;
+const PROBE: i64 = 2_500;
 
 /// Names found by their parts that are fetched and sorted.
-const FEW: usize = 1_000;
+const FEW: i64 = 1_000;
 
 /// Letters of the longest parts in the index.
 const PART: usize = 3;
@@ -349,45 +360,64 @@ const PART: usize = 3;
 /// Parts that are looked for; what is found by them is compared with the whole text.
 const MAX_PARTS: usize = 16;
 
-/// Asks the index of parts for the users who have all parts of a folded text, at most one more than
-/// [`FEW`]. There may be some who have the parts, but not the whole.
-async fn with_parts(store: &Store, whole: &str) -> Result<Vec<i64>, StoreError> {
+/// Numbers of users, as either database takes them in one parameter.
+#[derive(Debug)]
+enum Numbers {
+    Pg(Vec<i64>),
+    /// JSON.
+    Sqlite(String),
+}
+
+impl Numbers {
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::Pg(numbers) => numbers.is_empty(),
+            Self::Sqlite(json) => json == "[]",
+        }
+    }
+}
+
+/// Asks the index of parts for the users who have all parts of a folded text; none when there are more
+/// than [`FEW`]. Some may have the parts, but not the whole.
+async fn with_parts(store: &Store, whole: &str) -> Result<Option<Numbers>, StoreError> {
     let parts = parts(whole);
-    let most = i64::try_from(FEW + 1).unwrap_or(i64::MAX);
-    Ok(match store.db() {
+    let most = FEW + 1;
+    // One row: a thousand would change threads as often.
+    let (count, numbers): (i64, Numbers) = match store.db() {
         Db::Pg(pool) => {
-            sqlx::query_scalar("select users_named($1, $2, $3)")
+            const SQL: &str =
+                "select count(n), coalesce(array_agg(n), '{}') from users_named($1, $2, $3) n";
+            let (count, numbers) = sqlx::query_as(SQL)
                 .bind(parts)
                 .bind(whole)
                 .bind(most)
-                .fetch_all(pool)
-                .await?
+                .fetch_one(pool)
+                .await?;
+            (count, Numbers::Pg(numbers))
         }
-        Db::Sqlite { read, .. } => match parts.as_slice() {
+        Db::Sqlite { read, .. } => {
             // One or two letters: parts that begin with them, up to the greatest that can.
-            [part] if part.chars().count() < PART => {
-                sqlx::query_scalar(
-                    "select distinct doc from user_name_part_rows \
-                     where term >= $1 and term <= $1 || char(1114111, 1114111) limit $2",
-                )
-                .bind(part)
+            const SHORT: &str = "select count(*), json_group_array(n) from \
+                (select distinct doc as n from user_name_part_rows \
+                where term >= $1 and term <= $1 || char(1114111, 1114111) limit $2)";
+            const LONG: &str = "select count(*), json_group_array(n) from \
+                (select rowid as n from user_name_parts where user_name_parts match $1 limit $2)";
+            let (sql, asked) = match parts.as_slice() {
+                [part] if part.chars().count() < PART => (SHORT, part.clone()),
+                _ => {
+                    let quoted = |part: &String| format!("\"{}\"", part.replace('"', "\"\""));
+                    (LONG, parts.iter().map(quoted).collect::<Vec<_>>().join(" "))
+                }
+            };
+            let (count, numbers) = sqlx::query_as(sql)
+                .bind(asked)
                 .bind(most)
-                .fetch_all(read)
-                .await?
-            }
-            _ => {
-                let quoted = |part: &String| format!("\"{}\"", part.replace('"', "\"\""));
-                let parts: Vec<String> = parts.iter().map(quoted).collect();
-                sqlx::query_scalar(
-                    "select rowid from user_name_parts where user_name_parts match $1 limit $2",
-                )
-                .bind(parts.join(" "))
-                .bind(most)
-                .fetch_all(read)
-                .await?
-            }
-        },
-    })
+                .fetch_one(read)
+                .await?;
+            (count, Numbers::Sqlite(numbers))
+        }
+    };
+    Ok((count < most).then_some(numbers))
 }
 
 /// Cuts a text into parts of three letters, the last of which may overlap; a shorter one is one part.

@@ -11,6 +11,7 @@ use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
 use hy2_master_sdk::domain::{AssignmentSource, Clock, NodeId, SystemClock, UserId, UserStatus};
 use hy2_master_sdk::secrets::{MasterKeys, UserSecrets, sha256};
+use hy2_master_sdk::store::Tx;
 use hy2_master_sdk::store::assignments::{self, NewAssignment};
 use hy2_master_sdk::store::users::{self, NewUser};
 use hy2_master_sdk::{Master, MasterConfig};
@@ -109,6 +110,19 @@ impl TestMaster {
     }
 
     pub(crate) async fn user(&self, name: &str, quota_bytes: Option<i64>) -> UserId {
+        let mut tx = self.master.store().begin().await.unwrap();
+        let id = self.user_in(&mut tx, name, quota_bytes).await;
+        tx.commit().await.unwrap();
+        id
+    }
+
+    /// Makes a user in a transaction that makes many.
+    pub(crate) async fn user_in(
+        &self,
+        tx: &mut Tx,
+        name: &str,
+        quota_bytes: Option<i64>,
+    ) -> UserId {
         let uid = Uuid::new_v4();
         let secrets = UserSecrets::generate(self.master.vault(), uid).unwrap();
         let new = NewUser {
@@ -136,11 +150,7 @@ impl TestMaster {
             note: String::new(),
             tags: Vec::new(),
         };
-        let mut tx = self.master.store().begin().await.unwrap();
-        let row = users::create(&mut tx, &new, self.master.now())
-            .await
-            .unwrap();
-        tx.commit().await.unwrap();
+        let row = users::create(tx, &new, self.master.now()).await.unwrap();
         row.id
     }
 

@@ -46,7 +46,8 @@ const SPECIAL: [&str; 20] = [
 const SEARCHES: usize = 150;
 
 pub(crate) async fn searches_equal_a_comparison_of_every_name(backend: &Backend) {
-    let seed = std::env::var("HY2_SEED").map_or(7, |seed| seed.parse().expect("HY2_SEED: a number"));
+    let seed =
+        std::env::var("HY2_SEED").map_or(7, |seed| seed.parse().expect("HY2_SEED: a number"));
     println!("HY2_SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
     let store = &backend.store;
@@ -65,7 +66,7 @@ pub(crate) async fn searches_equal_a_comparison_of_every_name(backend: &Backend)
             .filter(|user| fold(&user.username).contains(&part))
             .filter(|user| status.is_none_or(|status| user.status == status))
             .collect();
-        let (mut sort, descending) = (UserSort::Id, random.random_bool(0.5));
+        let (mut sort, descending) = (UserSort::Id, part != "late" && random.random_bool(0.5));
         if status.is_none() {
             match expected.len() {
                 0..=500 => few += 1,
@@ -75,7 +76,12 @@ pub(crate) async fn searches_equal_a_comparison_of_every_name(backend: &Backend)
             }
         }
         if part != "late" {
-            let sorts = [UserSort::Id, UserSort::Username, UserSort::CreatedAt, UserSort::ExpiresAt];
+            let sorts = [
+                UserSort::Id,
+                UserSort::Username,
+                UserSort::CreatedAt,
+                UserSort::ExpiresAt,
+            ];
             sort = *sorts.choose(&mut random).unwrap();
         }
         expected.sort_by_key(|user| match sort {
@@ -120,7 +126,11 @@ pub(crate) async fn users_of_an_older_schema_are_found(backend: &Backend) {
         Db::Sqlite { .. } => Backend::empty_sqlite().await,
     };
     old.store.migrate_to(5).await.unwrap();
-    for (name, gone) in [("Old.Anna", false), ("old-boris", false), ("old.gone", true)] {
+    for (name, gone) in [
+        ("Old.Anna", false),
+        ("old-boris", false),
+        ("old.gone", true),
+    ] {
         const SQL: &str = "insert into users (uid, username, seed_enc, subscription_hash, subscription_enc, \
                            subscription_rotated_at, period_started_at, tags, created_at, updated_at, deleted_at) \
                            values ($1, $2, $3, $4, $3, 1, 1, '[]', 1, 1, $5)";
@@ -130,21 +140,42 @@ pub(crate) async fn users_of_an_older_schema_are_found(backend: &Backend) {
         match old.store.db() {
             Db::Pg(pool) => {
                 let query = sqlx::query(SQL).bind(uid).bind(name).bind(vec![1_u8]);
-                query.bind(hash).bind(deleted_at).execute(pool).await.unwrap();
+                query
+                    .bind(hash)
+                    .bind(deleted_at)
+                    .execute(pool)
+                    .await
+                    .unwrap();
             }
             Db::Sqlite { write, .. } => {
                 let query = sqlx::query(SQL).bind(uid).bind(name).bind(vec![1_u8]);
-                query.bind(hash).bind(deleted_at).execute(write).await.unwrap();
+                query
+                    .bind(hash)
+                    .bind(deleted_at)
+                    .execute(write)
+                    .await
+                    .unwrap();
             }
         }
     }
     old.store.migrate().await.unwrap();
-    for (search, count) in [("OLD", 2), ("d.a", 1), ("s", 1), ("gone", 0), ("ld-boris", 1)] {
+    for (search, count) in [
+        ("OLD", 2),
+        ("d.a", 1),
+        ("s", 1),
+        ("gone", 0),
+        ("ld-boris", 1),
+    ] {
         let filter = UserFilter {
             search: Some(search.to_owned()),
             ..UserFilter::default()
         };
-        for sort in [UserSort::Id, UserSort::Username, UserSort::CreatedAt, UserSort::ExpiresAt] {
+        for sort in [
+            UserSort::Id,
+            UserSort::Username,
+            UserSort::CreatedAt,
+            UserSort::ExpiresAt,
+        ] {
             let found = pages(&old.store, &filter, sort, false, 10).await;
             assert_eq!(found.len(), count, "{search} {sort:?}");
         }
@@ -235,7 +266,12 @@ fn search(users: &[UserRow], random: &mut StdRng) -> String {
     part.flat_map(|letter| {
         let changed: Vec<char> = match random.random_range(0..3) {
             // Several letters are folded to one: what has one in upper case may have another in lower.
-            0 if letter.is_lowercase() && letter.to_uppercase().flat_map(char::to_lowercase).eq([*letter]) => {
+            0 if letter.is_lowercase()
+                && letter
+                    .to_uppercase()
+                    .flat_map(char::to_lowercase)
+                    .eq([*letter]) =>
+            {
                 letter.to_uppercase().collect()
             }
             1 => letter.to_lowercase().collect(),
