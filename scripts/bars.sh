@@ -14,6 +14,20 @@ echo "== hostile peers at full size, with their timing bars"
 HY2_FULL=1 cargo test -p hy2-core --test hostile -- --nocapture
 echo "== Brutal's rate and small writes on real sockets"
 HY2_FULL=1 cargo test -p hy2-core --test real_link -- --nocapture
+echo "== the control plane: ingest, lists and searches, memory of a steady fleet"
+need_postgres "ingest and lists on PostgreSQL"
+cargo build --release -p hy2-orchestrator
+missed=()
+for bench in ingest users steady; do
+    HY2_BARS=1 cargo bench -p hy2-master-sdk --bench "$bench" || missed+=("$bench")
+done
+echo "== heartbeats, counted in the database"
+cargo test -p hy2-master-sdk --test fleet heartbeats_run_no_statement
 echo "== speed and memory, paired with the reference"
 interop/build.sh
 cargo run --release -p hy2-benches --bin hy2-compare -- --runs 5 --bars
+
+if [ "${#missed[@]}" -gt 0 ]; then
+    echo "error: bars of the control plane not met: ${missed[*]}" >&2
+    exit 1
+fi

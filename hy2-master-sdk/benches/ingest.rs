@@ -2,11 +2,21 @@
 //! committed with full durability before it is acknowledged.
 //!
 //! `cargo bench -p hy2-master-sdk --bench ingest -- [sqlite|postgres] [seconds]`. PostgreSQL is
-//! `HY2_TEST_POSTGRES`, or a server that `scripts/test-postgres.sh` starts with fsync on.
+//! `HY2_TEST_POSTGRES`, or a server that `scripts/test-postgres.sh` starts with fsync on. `HY2_BARS=1`: an
+//! error below a bar.
+
+#![allow(
+    clippy::cast_precision_loss,
+    clippy::print_stdout,
+    reason = "figures for people"
+)]
 
 #[path = "../tests/fleet/agent.rs"]
 #[allow(dead_code, reason = "shared with the tests")]
 mod agent;
+
+#[path = "../tests/support/bars.rs"]
+mod bars;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,10 +29,14 @@ use hy2_proto::control::rpc;
 use prost::Message;
 
 use crate::agent::{Agent, TestMaster};
+use crate::bars::Bars;
 
 const NODES: usize = 8;
 const USERS: usize = 10_000;
 const ROWS: usize = 200;
+
+/// Rows per second at least.
+const BARS: [(&str, f64); 2] = [("sqlite", 25_000.0), ("postgres", 50_000.0)];
 
 #[tokio::main]
 async fn main() {
@@ -34,17 +48,26 @@ async fn main() {
         .iter()
         .find_map(|word| word.parse().ok())
         .unwrap_or(10);
-    for backend in ["sqlite", "postgres"] {
+    let mut bars = Bars::start();
+    for (backend, bar) in BARS {
         if words.iter().any(|word| word.parse::<u64>().is_err())
             && !words.iter().any(|word| word == backend)
         {
             continue;
         }
-        run(backend, Duration::from_secs(seconds)).await;
+        let rate = run(backend, Duration::from_secs(seconds)).await;
+        bars.judge(
+            &format!("ingest into {backend}, {NODES} nodes, batches of {ROWS}"),
+            &format!("{rate:.0} rows/s"),
+            &format!("{bar:.0} rows/s"),
+            rate >= bar,
+        );
     }
+    bars.end();
 }
 
-async fn run(backend: &str, length: Duration) {
+/// Returns rows per second.
+async fn run(backend: &str, length: Duration) -> f64 {
     let master = TestMaster::on(backend, true, Arc::new(SystemClock), |_| {}).await;
     let mut agents = Vec::new();
     for number in 0..NODES {
@@ -52,9 +75,15 @@ async fn run(backend: &str, length: Duration) {
     }
     let store = master.master.store();
     let mut users = Vec::new();
+    let mut tx = store.begin().await.expect("a transaction");
     for number in 0..USERS {
-        users.push(master.user(&format!("user-{number}"), None).await);
+        users.push(
+            master
+                .user_in(&mut tx, &format!("user-{number}"), None, None)
+                .await,
+        );
     }
+    tx.commit().await.expect("a commit");
     for agent in &agents {
         assign(store, agent.node().await, &users).await;
     }
@@ -81,20 +110,14 @@ async fn run(backend: &str, length: Duration) {
         counted += page.iter().map(|user| user.tx).sum::<i64>();
     }
     assert_eq!(counted.unsigned_abs(), count * 3, "every row counts once");
-    #[allow(
-        clippy::cast_precision_loss,
-        clippy::print_stdout,
-        reason = "a figure for people"
-    )]
-    {
-        println!(
-            "{backend}: {:.0} rows/s ({count} rows in {took:.1} s, {NODES} nodes, batches of {ROWS}, {USERS} users); \
-             acknowledged p50 {:?}, p99 {:?}",
-            count as f64 / took,
-            slowest[slowest.len() / 2],
-            slowest[slowest.len() * 99 / 100],
-        );
-    }
+    let rate = count as f64 / took;
+    println!(
+        "{backend}: {rate:.0} rows/s ({count} rows in {took:.1} s, {NODES} nodes, batches of {ROWS}, {USERS} users); \
+         acknowledged p50 {:?}, p99 {:?}",
+        slowest[slowest.len() / 2],
+        slowest[slowest.len() * 99 / 100],
+    );
+    rate
 }
 
 /// One node's stream: one batch in flight, as the contract says.

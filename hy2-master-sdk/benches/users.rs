@@ -1,8 +1,10 @@
 //! The list of 100,000 users over REST, a page of 50 at a time: its first, middle and last page in every
-//! order, and searches for a part of the name. Milliseconds from request to the last byte of the
-//! answer, one request at a time, through authentication, rate limit, store and JSON.
+//! order, and searches for a part of the name, of one letter up, that everybody, many, few or nobody
+//! has, or many but none of the first. Milliseconds from request to the last byte of the answer, one
+//! request at a time, through authentication, rate limit, store and JSON.
 //!
-//! `cargo bench -p hy2-master-sdk --bench users -- [sqlite|postgres] [users] [rounds]`
+//! `cargo bench -p hy2-master-sdk --bench users -- [sqlite|postgres] [users] [rounds]`; `HY2_BARS=1`: an
+//! error if a case is above the bar.
 
 #![allow(clippy::print_stdout, reason = "figures for people")]
 
@@ -15,6 +17,9 @@
 )]
 mod harness;
 
+#[path = "../tests/support/bars.rs"]
+mod bars;
+
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -26,6 +31,7 @@ use hy2_master_sdk::store::{Db, Store};
 use serde_json::json;
 use uuid::Uuid;
 
+use crate::bars::Bars;
 use crate::harness::{Client, Fleet, START};
 
 /// What the slowest of a hundred requests may take.
@@ -50,14 +56,21 @@ fn main() {
         })
         .collect();
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let mut good = true;
+    let mut bars = Bars::start();
     for backend in backends {
-        good &= runtime.block_on(run(backend, users, rounds));
+        let (case, worst) = runtime.block_on(run(backend, users, rounds));
+        bars.judge(
+            &format!("list of {users} users on {backend}, slowest case ({case})"),
+            &format!("p99 {worst:.2?}"),
+            &format!("{BAR:?}"),
+            worst < BAR,
+        );
     }
-    assert!(good, "a case is above the bar of {BAR:?}");
+    bars.end();
 }
 
-async fn run(backend: &str, count: usize, rounds: usize) -> bool {
+/// Returns the slowest case and its p99.
+async fn run(backend: &str, count: usize, rounds: usize) -> (String, Duration) {
     let fleet = match backend {
         "postgres" => Fleet::postgres().await,
         _ => Fleet::sqlite().await,
@@ -65,10 +78,11 @@ async fn run(backend: &str, count: usize, rounds: usize) -> bool {
     fill(&fleet, count).await;
     let clients = clients(&fleet).await;
     println!("{backend}: {count} users, {rounds} requests each");
-    let mut worst = Duration::ZERO;
+    let mut worst = (String::new(), Duration::ZERO);
     let mut turn = 0;
     for (name, path) in cases(fleet.master.store(), count).await {
         let mut took = Vec::with_capacity(rounds);
+        let before = processor_time();
         for _ in 0..rounds {
             turn += 1;
             let client = &clients[turn % TOKENS];
@@ -85,16 +99,30 @@ async fn run(backend: &str, count: usize, rounds: usize) -> bool {
         }
         took.sort_unstable();
         let (middle, slow) = (took[rounds / 2], took[rounds * 99 / 100]);
-        worst = worst.max(slow);
+        if slow > worst.1 {
+            worst = (name.clone(), slow);
+        }
         let mark = if slow < BAR { "" } else { "  ABOVE THE BAR" };
-        println!("  {name:<34} p50 {middle:>9.2?}  p99 {slow:>9.2?}{mark}");
+        let rounds = u32::try_from(rounds).expect("few");
+        let busy = processor_time().saturating_sub(before) / rounds;
+        println!("  {name:<44} p50 {middle:>9.2?}  p99 {slow:>9.2?}  processor {busy:>9.2?}{mark}");
     }
-    println!("  worst p99 {worst:.2?}");
     fleet.stop().await;
-    worst < BAR
+    worst
 }
 
-/// Every order both ways, at its beginning, middle and end; searches.
+/// Returns the processor time of this process's threads: client, master and SQLite. What a busy machine
+/// does not change.
+fn processor_time() -> Duration {
+    let threads = std::fs::read_dir("/proc/self/task").expect("threads");
+    let time = |thread: std::io::Result<std::fs::DirEntry>| {
+        let text = std::fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
+        text.split(' ').next()?.parse::<u64>().ok()
+    };
+    Duration::from_nanos(threads.filter_map(time).sum())
+}
+
+/// Every order both ways, at its beginning, middle and end; searches; a filter that leaves nobody.
 async fn cases(store: &Store, count: usize) -> Vec<(String, String)> {
     const SQL: &str =
         "select id, username, created_at, coalesce(expires_at, 9223372036854775807) from users";
@@ -142,12 +170,18 @@ async fn cases(store: &Store, count: usize) -> Vec<(String, String)> {
         ("nobody's", "zzzz"),
         ("upper case", "BORIS.0001"),
         ("two letters", "42"),
+        ("two letters, nobody's", "zq"),
+        ("one letter", "e"),
+        ("one letter, nobody's", "q"),
+        ("of the last users", "zoe"),
     ];
-    for (name, search) in searches {
-        for sort in ["id", "username", "created_at", "expires_at"] {
+    for sort in ["id", "username", "created_at", "expires_at"] {
+        for (name, search) in searches {
             let path = format!("/api/v1/users?sort={sort}&size=50&search={search}");
             cases.push((format!("search {name}, by {sort}"), path));
         }
+        let path = format!("/api/v1/users?sort={sort}&size=50&status=expired");
+        cases.push((format!("filter that leaves nobody, by {sort}"), path));
     }
     cases
 }
@@ -177,9 +211,14 @@ async fn fill(fleet: &Fleet, count: usize) {
             // A step without a common divisor: names are not in the order of numbers.
             let mixed = number * 61_627 % count;
             let days = i64::try_from(mixed % 365).expect("few");
+            // The last ones have a name of their own, last in every order but by end: a search walks far.
+            let name = match number * 100 / count {
+                97.. => "zoe",
+                _ => NAMES[number % NAMES.len()],
+            };
             let new = NewUser {
                 uid,
-                username: format!("{}.{mixed:06}@example", NAMES[number % NAMES.len()]),
+                username: format!("{name}.{mixed:06}@example"),
                 admin_id: None,
                 plan_id: None,
                 status: UserStatus::Active,
@@ -209,7 +248,7 @@ async fn fill(fleet: &Fleet, count: usize) {
     }
     if let Db::Pg(pool) = store.db() {
         // What autovacuum does within a minute.
-        sqlx::query("analyze users")
+        sqlx::query("vacuum analyze users, user_counters")
             .execute(pool)
             .await
             .expect("analysed");

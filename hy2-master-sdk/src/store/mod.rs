@@ -178,6 +178,8 @@ impl Store {
             .foreign_keys(true)
             .busy_timeout(options.acquire_timeout)
             .pragma("secure_delete", "on")
+            // A page of a list in one go: rows come from another thread.
+            .row_buffer_size(512)
             .statement_cache_capacity(200);
         let write = sqlite_pool(options, 1)
             .connect_with(connect.clone())

@@ -1,7 +1,6 @@
 //! The list of nodes: filtered, by key.
 
 use super::nodes::{NodeRow, node_columns};
-use super::user_list::pattern;
 use super::{Store, StoreError, on};
 use crate::domain::{NodeId, ObservedState};
 
@@ -39,4 +38,27 @@ pub async fn list(
         .bind(i64::from(limit))
         .fetch_all(ex)
         .await)?)
+}
+
+/// Makes a pattern of a text in which nothing is special.
+fn pattern(search: &str) -> String {
+    let mut pattern = String::from("%");
+    for letter in search.to_lowercase().chars() {
+        if matches!(letter, '%' | '_' | '\\') {
+            pattern.push('\\');
+        }
+        pattern.push(letter);
+    }
+    pattern.push('%');
+    pattern
+}
+
+#[cfg(test)]
+mod tests {
+    use super::pattern;
+
+    #[test]
+    fn wildcards_in_a_search_are_letters() {
+        assert_eq!(pattern("a_b%C\\"), "%a\\_b\\%c\\\\%");
+    }
 }

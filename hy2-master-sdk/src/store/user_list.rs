@@ -1,7 +1,7 @@
 //! The list of users: filtered, sorted, by key.
 
-use super::users::{UserRow, user_columns};
-use super::{Db, Store, StoreError, on};
+use super::users::{UserRow, fold, user_columns};
+use super::{Db, Store, StoreError};
 use crate::domain::{AdminId, PlanId, UserId, UserStatus};
 
 /// In which order.
@@ -40,86 +40,136 @@ pub struct UserFilter {
     pub search: Option<String>,
 }
 
-/// Every way to look for names: not at all; by comparing each name; among those that an index of
-/// parts of names has found.
-type Statements = [&'static str; 3];
+/// An order of the list: what it sorts by, and the narrow index that has it, the name and what is
+/// filtered by.
+struct Order {
+    key: &'static str,
+    index: &'static str,
+    /// Keys repeat: a page that begins in the middle of those of one key needs a statement for them.
+    repeats: bool,
+}
 
-/// `$1` status, `$2` plan, `$3` owner, `$4` key, `$5` id, `$6` limit, `$7` pattern, `$8` parts.
+const BY_ID: Order = Order {
+    key: "u.id",
+    index: "users_by_id",
+    repeats: false,
+};
+const BY_NAME: Order = Order {
+    key: "u.username",
+    index: "users_by_name",
+    repeats: false,
+};
+const BY_CREATION: Order = Order {
+    key: "u.created_at",
+    index: "users_by_creation",
+    repeats: true,
+};
+const BY_END: Order = Order {
+    key: "coalesce(u.expires_at, 9223372036854775807)",
+    index: "users_by_end",
+    repeats: true,
+};
+
+/// Which users of an order a statement is about. `$4` key, `$5` id.
 ///
-/// A page begins at a key, not at a pair of key and id: SQLite finds a pair in an index of columns
-/// alone, and would read an index of an expression from its start. So where keys repeat, users with the
-/// key come from a statement of their own. The unary plus keeps the planner from the primary key.
-macro_rules! statements {
-    (@one $from:expr, $place:expr, $search:expr, $order:expr) => {
-        concat!(
-            "select ", user_columns!(), " from ", $from, " left join user_counters c on c.user_id = u.id \
-             where u.deleted_at is null and ", $place, " and ($1 is null or u.status = $1) \
-             and ($2 is null or u.plan_id = $2) and ($3 is null or u.admin_id = $3)", $search,
-            " order by ", $order, " limit $6"
-        )
-    };
-    ($place:expr, $order:expr) => {
-        [
-            statements!(@one "users u", $place, "", $order),
-            statements!(@one "users u", $place, " and lower(u.username) like $7 escape '\\'", $order),
-            statements!(
-                // In SQLite a cross join is read from left to right: the few that were found come first.
-                @one "users_search cross join users u on u.id = users_search.rowid",
-                $place,
-                " and lower(u.username) like $7 escape '\\' and users_search match $8",
-                $order
-            ),
-        ]
-    };
+/// A page begins at a key, not at a pair of key and id: SQLite finds no pair with the id in an index. So
+/// users with the key come from a statement of their own. The unary plus keeps the planner from the
+/// primary key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// All of them.
+    Start,
+    /// With the key, after the id.
+    Same,
+    /// Beyond the key.
+    Beyond,
 }
 
-macro_rules! created_at {
-    () => {
-        "u.created_at"
-    };
+/// How a statement looks for names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Not at all.
+    All,
+    /// Among the first [`PROBE`] users of the place.
+    Probe,
+    /// Among users of known numbers.
+    Among,
+    /// In each name of the place.
+    Walk,
 }
 
-macro_rules! expires_at {
-    () => {
-        "coalesce(u.expires_at, 9223372036854775807)"
+/// Composes a statement: the page's numbers from a narrow index, then its rows.
+///
+/// `$1` status, `$2` plan, `$3` owner, `$4` key, `$5` id, `$6` limit, `$7` what is looked for, `$8` numbers.
+fn statement(order: &Order, descending: bool, place: Place, way: Way, postgres: bool) -> String {
+    let Order {
+        key,
+        index,
+        repeats,
+    } = order;
+    let (dir, after) = if descending {
+        (" desc", "<")
+    } else {
+        ("", ">")
     };
+    let place = match place {
+        // No text comes after all others in every collation: the first page by name begins before all.
+        Place::Start if *key == BY_NAME.key => format!("{key} > $4 and +u.id > $5"),
+        Place::Start => format!("{key} {after}= $4 and +u.id {after}= $5"),
+        Place::Same => format!("{key} = $4 and u.id {after} $5"),
+        Place::Beyond if *key == BY_NAME.key => format!("{key} {after} $4 and +u.id > $5"),
+        Place::Beyond => format!("{key} {after} $4 and +u.id {after}= $5"),
+    };
+    // SQLite takes the index named and joins from left to right; PostgreSQL chooses by itself.
+    let (by, join, has) = match postgres {
+        true => (String::new(), "join", "strpos(u.name_folded, $7) > 0"),
+        false => (
+            format!("indexed by {index}"),
+            "cross join",
+            "instr(u.name_folded, $7) > 0",
+        ),
+    };
+    let filter = format!(
+        "u.deleted_at is null and {place} and ($1 is null or u.status = $1) \
+         and ($2 is null or u.plan_id = $2) and ($3 is null or u.admin_id = $3)"
+    );
+    let (first, again) = match repeats {
+        true => (
+            format!("order by k{dir}, n{dir} limit"),
+            format!("order by f.k{dir}, f.n{dir}"),
+        ),
+        false => (
+            format!("order by k{dir} limit"),
+            format!("order by f.k{dir}"),
+        ),
+    };
+    let page = match way {
+        Way::All => {
+            format!("select u.id as n, {key} as k from users u {by} where {filter} {first} $6")
+        }
+        Way::Walk => format!(
+            "select u.id as n, {key} as k from users u {by} where {filter} and {has} {first} $6"
+        ),
+        Way::Probe => format!(
+            "select u.n, u.k from (select u.id as n, {key} as k, u.name_folded from users u {by} \
+             where {filter} {first} {PROBE}) u where {has} {first} $6"
+        ),
+        // The offset keeps PostgreSQL from walking through the order instead.
+        Way::Among if postgres => format!(
+            "select u.n, u.k from (select u.id as n, {key} as k from users u where u.id = any($8) \
+             and {filter} and {has} offset 0) u {first} $6"
+        ),
+        Way::Among => format!(
+            "select u.id as n, {key} as k from json_each($8) f cross join users u on u.id = f.value \
+             where {filter} and {has} {first} $6"
+        ),
+    };
+    format!(
+        "select {} from ({page}) f {join} users u on u.id = f.n \
+         left join user_counters c on c.user_id = u.id {again}",
+        user_columns!()
+    )
 }
-
-/// Users with the key, after an id; users beyond the key. The first are sorted by id alone: SQLite
-/// does not see that an expression which equals something is the same in every row, and would sort
-/// them all.
-macro_rules! by_key {
-    ($key:ident, up) => {
-        [
-            statements!(concat!($key!(), " = $4 and u.id > $5"), "u.id"),
-            statements!(
-                concat!($key!(), " > $4 and +u.id > $5"),
-                concat!($key!(), ", u.id")
-            ),
-        ]
-    };
-    ($key:ident, down) => {
-        [
-            statements!(concat!($key!(), " = $4 and u.id < $5"), "u.id desc"),
-            statements!(
-                concat!($key!(), " < $4 and +u.id < $5"),
-                concat!($key!(), " desc, u.id desc")
-            ),
-        ]
-    };
-}
-
-const ID_UP: Statements = statements!("u.id > $4 and +u.id > $5", "u.id");
-const ID_DOWN: Statements = statements!("u.id < $4 and +u.id < $5", "u.id desc");
-const CREATED_UP: [Statements; 2] = by_key!(created_at, up);
-const CREATED_DOWN: [Statements; 2] = by_key!(created_at, down);
-const EXPIRES_UP: [Statements; 2] = by_key!(expires_at, up);
-const EXPIRES_DOWN: [Statements; 2] = by_key!(expires_at, down);
-const NAME_UP: Statements = statements!("u.username > $4 and +u.id > $5", "u.username");
-/// No text comes after all others in every collation: the first page begins before all.
-const NAME_DOWN_START: Statements =
-    statements!("u.username > $4 and +u.id > $5", "u.username desc");
-const NAME_DOWN: Statements = statements!("u.username < $4 and +u.id > $5", "u.username desc");
 
 impl UserSort {
     /// Returns the key of a user in this order.
@@ -149,189 +199,251 @@ pub async fn list(
     after: Option<UserKey>,
     limit: i64,
 ) -> Result<Vec<UserRow>, StoreError> {
-    let search = match filter.search.as_deref() {
+    let whole = match filter.search.as_deref() {
+        None | Some("") => None,
         // No name has it, and no database takes it.
         Some(search) if search.contains('\0') => return Ok(Vec::new()),
-        Some(search) => Some(Search::prepare(store, search).await?),
-        None => None,
+        Some(search) => Some(fold(search)),
     };
+    let order = match sort {
+        UserSort::Id => &BY_ID,
+        UserSort::Username => &BY_NAME,
+        UserSort::CreatedAt => &BY_CREATION,
+        UserSort::ExpiresAt => &BY_END,
+    };
+    let end = if descending { i64::MAX } else { i64::MIN };
     let ask = Ask {
         store,
         filter,
-        search,
+        whole: whole.as_deref(),
+        order,
+        descending,
         limit,
     };
-    if sort == UserSort::Username {
-        let key = match after {
-            Some(UserKey::Text(name)) => Some(name),
-            _ => None,
-        };
-        let statements = match (descending, &key) {
-            (false, _) => NAME_UP,
-            (true, None) => NAME_DOWN_START,
-            (true, Some(_)) => NAME_DOWN,
-        };
-        return ask
-            .rows(statements, key.unwrap_or_default(), i64::MIN, limit)
-            .await;
-    }
-    let statements = match (sort, descending) {
-        (UserSort::CreatedAt, false) => CREATED_UP,
-        (UserSort::CreatedAt, true) => CREATED_DOWN,
-        (UserSort::ExpiresAt, false) => EXPIRES_UP,
-        (UserSort::ExpiresAt, true) => EXPIRES_DOWN,
-        (_, up_or_down) => {
-            let (statements, end) = match up_or_down {
-                false => (ID_UP, i64::MIN),
-                true => (ID_DOWN, i64::MAX),
-            };
-            let key = match after {
-                Some(UserKey::Number(key, _)) => key,
-                _ => end,
-            };
-            return ask.rows(statements, key, end, limit).await;
+    match (sort, after) {
+        (UserSort::Username, Some(UserKey::Text(name))) => {
+            ask.page(&[Place::Beyond], name, i64::MIN, i64::MIN).await
         }
-    };
-    let end = if descending { i64::MAX } else { i64::MIN };
-    let (key, id) = match after {
-        Some(UserKey::Number(key, id)) => (key, id.0),
-        // Never expiring is the greatest key, so it may be the first one's.
-        _ => (end, end),
-    };
-    let [same, beyond] = statements;
-    let mut rows = ask.rows(same, key, id, limit).await?;
-    let left = ask.limit - i64::try_from(rows.len()).unwrap_or(i64::MAX);
-    if left > 0 {
-        rows.extend(ask.rows(beyond, key, end, left).await?);
+        (UserSort::Username, _) => {
+            ask.page(&[Place::Start], String::new(), i64::MIN, i64::MIN)
+                .await
+        }
+        (_, Some(UserKey::Number(key, id))) if order.repeats => {
+            ask.page(&[Place::Same, Place::Beyond], key, id.0, end)
+                .await
+        }
+        (_, Some(UserKey::Number(key, _))) => ask.page(&[Place::Beyond], key, end, end).await,
+        (_, _) => ask.page(&[Place::Start], end, end, end).await,
     }
-    Ok(rows)
 }
 
 /// What all statements of one list have in common.
 struct Ask<'a> {
     store: &'a Store,
     filter: &'a UserFilter,
-    search: Option<Search>,
+    /// What is looked for, folded.
+    whole: Option<&'a str>,
+    order: &'static Order,
+    descending: bool,
     limit: i64,
 }
 
+/// A key as either database takes it.
+trait Key:
+    Clone
+    + Send
+    + Sync
+    + for<'q> sqlx::Encode<'q, sqlx::Postgres>
+    + sqlx::Type<sqlx::Postgres>
+    + for<'q> sqlx::Encode<'q, sqlx::Sqlite>
+    + sqlx::Type<sqlx::Sqlite>
+{
+}
+
+impl Key for i64 {}
+impl Key for String {}
+
 impl Ask<'_> {
-    async fn rows<K>(
+    /// Fills a page from the places, one after another. `id` is where [`Place::Same`] begins, `end`
+    /// what every number is beyond.
+    ///
+    /// What many names have fills the page from the first users already. What few have, the index of
+    /// parts finds, and these few are sorted. Only names that many have, but none here, are walked to.
+    async fn page<K: Key>(
         &self,
-        statements: Statements,
+        places: &[Place],
         key: K,
         id: i64,
-        limit: i64,
-    ) -> Result<Vec<UserRow>, StoreError>
-    where
-        for<'q> K: Clone
-            + Send
-            + Sync
-            + sqlx::Encode<'q, sqlx::Postgres>
-            + sqlx::Type<sqlx::Postgres>
-            + sqlx::Encode<'q, sqlx::Sqlite>
-            + sqlx::Type<sqlx::Sqlite>,
-    {
-        let [all, compare, among] = statements;
-        let (sql, search) = match &self.search {
-            None => (all, None),
-            Some(Search { parts: None, .. }) => (compare, self.search.as_ref()),
-            Some(_) => (among, self.search.as_ref()),
-        };
-        Ok(on!(read self.store, |ex| {
-            let mut query = sqlx::query_as(sql)
-                .bind(self.filter.status)
-                .bind(self.filter.plan)
-                .bind(self.filter.owner)
-                .bind(key.clone())
-                .bind(id)
-                .bind(limit);
-            if let Some(search) = search {
-                // Which way is the short one depends on the pattern: planned each time.
-                query = query.bind(&search.pattern).persistent(false);
-                if let Some(parts) = &search.parts {
-                    query = query.bind(parts);
-                }
+        end: i64,
+    ) -> Result<Vec<UserRow>, StoreError> {
+        let mut numbers = None;
+        let mut way = Way::All;
+        if let Some(whole) = self.whole {
+            let rows = self
+                .rows(places[0], Way::Probe, &key, id, self.limit, None)
+                .await?;
+            if i64::try_from(rows.len()).is_ok_and(|found| found >= self.limit) {
+                return Ok(rows);
             }
-            query.fetch_all(ex).await
-        })?)
+            numbers = with_parts(self.store, whole).await?;
+            way = match &numbers {
+                None => Way::Walk,
+                Some(numbers) if numbers.is_empty() => return Ok(Vec::new()),
+                Some(_) => Way::Among,
+            };
+        }
+        let mut page = Vec::new();
+        for place in places {
+            let left = self.limit - i64::try_from(page.len()).unwrap_or(i64::MAX);
+            if left <= 0 {
+                break;
+            }
+            let id = if *place == Place::Same { id } else { end };
+            page.extend(
+                self.rows(*place, way, &key, id, left, numbers.as_ref())
+                    .await?,
+            );
+        }
+        Ok(page)
+    }
+
+    async fn rows<K: Key>(
+        &self,
+        place: Place,
+        way: Way,
+        key: &K,
+        id: i64,
+        limit: i64,
+        numbers: Option<&Numbers>,
+    ) -> Result<Vec<UserRow>, StoreError> {
+        let postgres = self.store.is_postgres();
+        let sql = statement(self.order, self.descending, place, way, postgres);
+        macro_rules! ask {
+            ($pool:expr, $database:path) => {{
+                // Made of constants alone.
+                let mut query = sqlx::query_as(sqlx::AssertSqlSafe(sql))
+                    .bind(self.filter.status)
+                    .bind(self.filter.plan)
+                    .bind(self.filter.owner)
+                    .bind(key.clone())
+                    .bind(id)
+                    .bind(limit);
+                if let Some(whole) = self.whole {
+                    query = query.bind(whole);
+                }
+                if let Some($database(numbers)) = numbers {
+                    query = query.bind(numbers);
+                }
+                // PostgreSQL's way depends on the filters: it is to plan with their values each time.
+                query
+                    .persistent(!postgres || way == Way::All)
+                    .fetch_all($pool)
+                    .await?
+            }};
+        }
+        Ok(match self.store.db() {
+            Db::Pg(pool) => ask!(pool, Numbers::Pg),
+            Db::Sqlite { read, .. } => ask!(read, Numbers::Sqlite),
+        })
     }
 }
 
-/// A part of a name that is looked for.
-struct Search {
-    pattern: String,
-    /// For SQLite's index of parts of names, when the text has parts that few names have.
-    parts: Option<String>,
-}
+/// Users that a search looks at before it asks the index of parts.
+const PROBE: i64 = 2_500;
 
-/// Names found by their parts that are fetched and sorted; when there are more, walking in the
-/// order of the list fills a page sooner.
-const FEW: i64 = 2_000;
+/// Names found by their parts that are fetched and sorted.
+const FEW: i64 = 1_000;
 
-/// Letters of one part.
+/// Letters of the longest parts in the index.
 const PART: usize = 3;
 
 /// Parts that are looked for; what is found by them is compared with the whole text.
 const MAX_PARTS: usize = 16;
 
-impl Search {
-    async fn prepare(store: &Store, search: &str) -> Result<Self, StoreError> {
-        let pattern = pattern(search);
-        let letters: Vec<char> = search.chars().collect();
-        let Db::Sqlite { read, .. } = store.db() else {
-            // PostgreSQL plans with its own index.
-            return Ok(Self {
-                pattern,
-                parts: None,
-            });
-        };
-        if letters.len() < PART {
-            return Ok(Self {
-                pattern,
-                parts: None,
-            });
+/// Numbers of users, as either database takes them in one parameter.
+#[derive(Debug)]
+enum Numbers {
+    Pg(Vec<i64>),
+    /// JSON.
+    Sqlite(String),
+}
+
+impl Numbers {
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::Pg(numbers) => numbers.is_empty(),
+            Self::Sqlite(json) => json == "[]",
         }
-        let parts: Vec<String> = letters
-            .windows(PART)
-            .take(MAX_PARTS)
-            .map(|part| format!("\"{}\"", String::from_iter(part).replace('"', "\"\"")))
-            .collect();
-        let parts = parts.join(" ");
-        let found: i64 = sqlx::query_scalar(
-            "select count(*) from \
-             (select rowid from users_search where users_search match $1 limit $2)",
-        )
-        .bind(&parts)
-        .bind(FEW + 1)
-        .fetch_one(read)
-        .await?;
-        Ok(Self {
-            pattern,
-            parts: (found <= FEW).then_some(parts),
-        })
     }
 }
 
-/// Makes a pattern of a text in which nothing is special.
-pub(super) fn pattern(search: &str) -> String {
-    let mut pattern = String::from("%");
-    for letter in search.to_lowercase().chars() {
-        if matches!(letter, '%' | '_' | '\\') {
-            pattern.push('\\');
+/// Asks the index of parts for the users who have all parts of a folded text; none when there are more
+/// than [`FEW`]. Some may have the parts, but not the whole.
+async fn with_parts(store: &Store, whole: &str) -> Result<Option<Numbers>, StoreError> {
+    let parts = parts(whole);
+    let most = FEW + 1;
+    // One row: a thousand would change threads as often.
+    let (count, numbers): (i64, Numbers) = match store.db() {
+        Db::Pg(pool) => {
+            const SQL: &str =
+                "select count(n), coalesce(array_agg(n), '{}') from users_named($1, $2, $3) n";
+            let (count, numbers) = sqlx::query_as(SQL)
+                .bind(parts)
+                .bind(whole)
+                .bind(most)
+                .fetch_one(pool)
+                .await?;
+            (count, Numbers::Pg(numbers))
         }
-        pattern.push(letter);
-    }
-    pattern.push('%');
-    pattern
+        Db::Sqlite { read, .. } => {
+            // One or two letters: parts that begin with them, up to the greatest that can.
+            const SHORT: &str = "select count(*), json_group_array(n) from \
+                (select distinct doc as n from user_name_part_rows \
+                where term >= $1 and term <= $1 || char(1114111, 1114111) limit $2)";
+            const LONG: &str = "select count(*), json_group_array(n) from \
+                (select rowid as n from user_name_parts where user_name_parts match $1 limit $2)";
+            let (sql, asked) = match parts.as_slice() {
+                [part] if part.chars().count() < PART => (SHORT, part.clone()),
+                _ => {
+                    let quoted = |part: &String| format!("\"{}\"", part.replace('"', "\"\""));
+                    (LONG, parts.iter().map(quoted).collect::<Vec<_>>().join(" "))
+                }
+            };
+            let (count, numbers) = sqlx::query_as(sql)
+                .bind(asked)
+                .bind(most)
+                .fetch_one(read)
+                .await?;
+            (count, Numbers::Sqlite(numbers))
+        }
+    };
+    Ok((count < most).then_some(numbers))
+}
+
+/// Cuts a text into parts of three letters, the last of which may overlap; a shorter one is one part.
+fn parts(whole: &str) -> Vec<String> {
+    let letters: Vec<char> = whole.chars().collect();
+    let Some(last) = letters.len().checked_sub(PART) else {
+        return vec![whole.to_owned()];
+    };
+    let starts = (0..last).step_by(PART).take(MAX_PARTS - 1).chain([last]);
+    starts
+        .map(|start| String::from_iter(&letters[start..start + PART]))
+        .collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::pattern;
+    use super::parts;
 
     #[test]
-    fn wildcards_in_a_search_are_letters() {
-        assert_eq!(pattern("a_b%C\\"), "%a\\_b\\%c\\\\%");
+    fn parts_cover_the_whole_text() {
+        assert_eq!(parts("a"), ["a"]);
+        assert_eq!(parts("ab"), ["ab"]);
+        assert_eq!(parts("abc"), ["abc"]);
+        assert_eq!(parts("abcd"), ["abc", "bcd"]);
+        assert_eq!(parts("abcdef"), ["abc", "def"]);
+        assert_eq!(parts("müßig-1"), ["müß", "ig-", "g-1"]);
+        assert_eq!(parts(&"x".repeat(1_000)).len(), 16);
     }
 }

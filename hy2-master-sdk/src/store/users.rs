@@ -198,9 +198,9 @@ pub async fn create(tx: &mut Tx, user: &NewUser, now: Timestamp) -> Result<UserR
     const SQL: &str = "insert into users (uid, username, admin_id, plan_id, status, seed_enc, credential_enc, auth_hash, \
                        subscription_hash, subscription_enc, expires_at, hold_duration_ms, hold_deadline, quota_bytes, \
                        max_devices, max_connections, up_bytes_per_s, down_bytes_per_s, home_region_id, email, \
-                       telegram_id, note, tags, subscription_rotated_at, period_started_at, created_at, updated_at) \
+                       telegram_id, note, tags, subscription_rotated_at, period_started_at, created_at, updated_at, name_folded) \
                        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, \
-                       $20, $21, $22, $23, $24, $24, $24, $24) returning id";
+                       $20, $21, $22, $23, $24, $24, $24, $24, $25) returning id";
     let id = on!(tx, |ex| sqlx::query_scalar::<_, UserId>(SQL)
         .bind(user.uid)
         .bind(&user.username)
@@ -226,6 +226,7 @@ pub async fn create(tx: &mut Tx, user: &NewUser, now: Timestamp) -> Result<UserR
         .bind(&user.note)
         .bind(Json(&user.tags))
         .bind(now)
+        .bind(fold(&user.username))
         .fetch_one(ex)
         .await)?;
     const COUNTERS: &str = "insert into user_counters (user_id) values ($1)";
@@ -270,10 +271,11 @@ pub async fn update(
     const SQL: &str = "update users set username = $2, admin_id = $3, plan_id = $4, status = $5, status_reason = $6, \
                        expires_at = $7, quota_bytes = $8, max_devices = $9, max_connections = $10, \
                        up_bytes_per_s = $11, down_bytes_per_s = $12, home_region_id = $13, email = $14, \
-                       telegram_id = $15, note = $16, tags = $17, rev = rev + 1, updated_at = $18 where id = $1";
+                       telegram_id = $15, note = $16, tags = $17, name_folded = $19, rev = rev + 1, updated_at = $18 where id = $1";
+    let username = change.username.as_ref().unwrap_or(&old.username);
     on!(tx, |ex| sqlx::query(SQL)
         .bind(id)
-        .bind(change.username.as_ref().unwrap_or(&old.username))
+        .bind(username)
         .bind(change.admin_id.unwrap_or(old.admin_id))
         .bind(change.plan_id.unwrap_or(old.plan_id))
         .bind(change.status.unwrap_or(old.status))
@@ -290,6 +292,7 @@ pub async fn update(
         .bind(change.note.as_ref().unwrap_or(&old.note))
         .bind(Json(change.tags.as_ref().unwrap_or(&old.tags.0)))
         .bind(now)
+        .bind(fold(username))
         .execute(ex)
         .await
         .rows())?;
@@ -451,6 +454,12 @@ const GET: &str = concat!(
     user_columns!(),
     " from users u left join user_counters c on c.user_id = u.id where u.id = $1 and u.deleted_at is null"
 );
+
+/// Folds a name, or a part of one, into what searches compare: letter by letter, so that a part of a
+/// name stays a part. (`str::to_lowercase` looks at a letter's neighbours.)
+pub(super) fn fold(name: &str) -> String {
+    name.chars().flat_map(char::to_lowercase).collect()
+}
 
 /// Returns whether a user that is not deleted has this name.
 ///

@@ -13,6 +13,7 @@ use hy2_master_sdk::domain::{
     AssignmentSource, Clock, NodeId, PlanId, SystemClock, UserId, UserStatus,
 };
 use hy2_master_sdk::secrets::{MasterKeys, UserSecrets, sha256};
+use hy2_master_sdk::store::Tx;
 use hy2_master_sdk::store::assignments::{self, NewAssignment};
 use hy2_master_sdk::store::users::{self, NewUser};
 use hy2_master_sdk::{Master, MasterConfig};
@@ -124,6 +125,20 @@ impl TestMaster {
         quota_bytes: Option<i64>,
         plan_id: Option<PlanId>,
     ) -> UserId {
+        let mut tx = self.master.store().begin().await.unwrap();
+        let id = self.user_in(&mut tx, name, quota_bytes, plan_id).await;
+        tx.commit().await.unwrap();
+        id
+    }
+
+    /// Makes a user in a transaction that makes many.
+    pub(crate) async fn user_in(
+        &self,
+        tx: &mut Tx,
+        name: &str,
+        quota_bytes: Option<i64>,
+        plan_id: Option<PlanId>,
+    ) -> UserId {
         let uid = Uuid::new_v4();
         let secrets = UserSecrets::generate(self.master.vault(), uid).unwrap();
         let new = NewUser {
@@ -151,11 +166,7 @@ impl TestMaster {
             note: String::new(),
             tags: Vec::new(),
         };
-        let mut tx = self.master.store().begin().await.unwrap();
-        let row = users::create(&mut tx, &new, self.master.now())
-            .await
-            .unwrap();
-        tx.commit().await.unwrap();
+        let row = users::create(tx, &new, self.master.now()).await.unwrap();
         row.id
     }
 

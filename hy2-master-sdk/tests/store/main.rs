@@ -12,6 +12,7 @@ mod pools;
 mod quotas;
 mod rows;
 mod schema;
+mod search;
 mod upkeep;
 mod users;
 
@@ -61,4 +62,6 @@ on_both!(
     pools::an_alert_is_open_once_and_news_when_it_gets_worse,
     lists::pages_of_every_order_hold_every_user_once_and_in_order,
     lists::searches_find_exactly_the_names_with_the_part,
+    search::searches_equal_a_comparison_of_every_name,
+    search::users_of_an_older_schema_are_found,
 );

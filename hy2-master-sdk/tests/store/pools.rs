@@ -4,7 +4,8 @@ use hy2_master_sdk::domain::{NodeId, PlanId, UserId};
 use hy2_master_sdk::store::{StoreError, alerts, pools};
 
 use crate::backend::Backend;
-use crate::rows::{NOW, assign, execute, node, user_with};
+use crate::rows::{NOW, assign, node, user_with};
+use crate::upkeep::execute;
 
 pub(crate) async fn who_is_kept_to_pools_is_short_of_nodes_of_these_only(backend: &Backend) {
     let store = &backend.store;

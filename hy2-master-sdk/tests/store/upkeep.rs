@@ -199,7 +199,7 @@ pub(crate) async fn retention_goes_in_pieces_and_keeps_what_is_needed(backend: &
     assert_eq!(expire().await, (0, false));
 }
 
-async fn execute(store: &Store, sql: &'static str) {
+pub(crate) async fn execute(store: &Store, sql: &'static str) {
     match store.db() {
         Db::Pg(pool) => {
             sqlx::query(sql).execute(pool).await.unwrap();
