@@ -1,5 +1,7 @@
 //! Congestion controllers under any sequence of what quinn calls: rates and windows stay finite,
 //! positive and within what was agreed, and a connection that is held back is woken in time.
+//!
+//! Planted bug: what the pacer saves up had eight times its limit.
 
 use std::{
     collections::VecDeque,
