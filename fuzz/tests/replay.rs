@@ -71,11 +71,17 @@ fn every_target_has_a_bug_to_plant_where_the_code_still_is() {
                 .map(|line| line.get(1..).unwrap_or_default())
                 .collect();
             let before = before.join("\n");
-            assert!(source.contains(&before), "{name}: the code has changed\n{before}");
+            assert!(
+                source.contains(&before),
+                "{name}: the code has changed\n{before}"
+            );
         }
         let module = root().join(format!("src/{name}.rs"));
         let module = fs::read_to_string(&module).expect("a module");
-        assert!(module.contains("//! Planted bug: "), "{name} does not name it");
+        assert!(
+            module.contains("//! Planted bug: "),
+            "{name} does not name it"
+        );
     }
 }
 
