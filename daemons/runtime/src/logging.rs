@@ -115,11 +115,7 @@ where
     L: Layer<Registry> + Send + Sync + 'static,
 {
     let extra = extra.map(|layer| layer.with_filter(filter(Level::Debug)));
-    // A line that cannot be written is lost: to say so on stderr, which is where it should have gone,
-    // fails as well, and that failure is a panic.
-    let lines = tracing_subscriber::fmt::layer()
-        .with_writer(io::stderr)
-        .log_internal_errors(false);
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
     let lines = match format {
         Format::Json => lines.json().flatten_event(true).boxed(),
         Format::Console => lines
