@@ -135,6 +135,8 @@ impl World {
             exhausted: if seconds == 1 { vec![user_id] } else { Vec::new() },
             ..LeaseResponse::default()
         };
+        // Granted anew, what was used beyond its old end counts into it.
+        self.recalled.remove(&(user_id, lease_id));
         let most = self.granted.entry((user_id, lease_id)).or_default();
         *most = (*most).max(granted_bytes);
         self.loans.grant(&response, self.total);

@@ -142,7 +142,10 @@ impl Spool {
                 }
                 continue;
             };
-            found.push(stored);
+            // Numbers written in another way are not found again by them.
+            if self.path(&stored) == entry.path() {
+                found.push(stored);
+            }
         }
         // A merge that was cut short left its parts beside it: the widest counts.
         found.sort_by_key(|stored| (stored.first, std::cmp::Reverse(stored.last)));

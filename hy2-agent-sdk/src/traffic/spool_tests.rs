@@ -153,6 +153,7 @@ fn files_with_impossible_numbers_are_left_alone() {
         let name = format!("{first:020}-{last:020}.batch");
         fs::write(spool.folder.join(name), &whole).unwrap();
     }
+    fs::write(spool.folder.join("8-8.batch"), &whole).unwrap();
     let mut spool = Spool::open(folder.path(), 1 << 20).unwrap();
     assert_eq!(spool.batches.len(), 1);
     append(&mut spool, vec![row(1, 1, 0)]);
