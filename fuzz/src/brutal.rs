@@ -1,5 +1,7 @@
 //! Arithmetic of Brutal: the window of acknowledgements against a list of all of them, rates and
 //! windows against their bounds.
+//!
+//! Planted bug: the oldest of the six seconds was left out of the rate.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,6 @@
 //! Configuration files of the server and the client, in YAML and JSON.
+//!
+//! Planted bug: the number of a duration that no 64 bits hold was taken to be one.
 
 use hy2_daemon::fuzzing;
 use hy2_proto::uri::ShareUri;

@@ -1,5 +1,7 @@
 //! Congestion controllers under any sequence of what quinn calls: rates and windows stay finite,
 //! positive and within what was agreed, and a connection that is held back is woken in time.
+//!
+//! Planted bug: what the pacer saves up had eight times its limit.
 
 use std::{
     collections::VecDeque,
@@ -287,7 +289,8 @@ impl Path {
             _ => {}
         }
         let window = self.handle.send_window_target();
-        assert!((1 << 20..=64_000_000).contains(&window));
+        // At most what nobody has limited yet.
+        assert!((1 << 20..=96_000_000).contains(&window));
     }
 }
 

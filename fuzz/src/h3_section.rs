@@ -1,4 +1,6 @@
 //! Field sections: QPACK, the Huffman code, requests and trailers.
+//!
+//! Planted bug: padding of a whole byte was accepted behind a Huffman code.
 
 use hy2_core::fuzzing::h3;
 use hy2_proto::bandwidth::Bandwidth;

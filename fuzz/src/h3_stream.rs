@@ -1,5 +1,7 @@
 //! Streams of HTTP/3 cut into any chunks: who gets the stream, and which frames come out, must not
 //! depend on the cuts.
+//!
+//! Planted bug: one byte more was read of a stream than its type has, and kept from the relay.
 
 use arbitrary::Unstructured;
 use bytes::Bytes;

@@ -1,4 +1,6 @@
 //! The HTTP proxy for local programs: any bytes of the program, any bytes of the origin.
+//!
+//! Planted bug: `Proxy-Connection` was handed on to the origin.
 
 use std::{
     sync::{

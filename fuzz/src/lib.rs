@@ -11,6 +11,8 @@
 //! programs: one byte chooses a step, the bytes behind it are its arguments, read with
 //! [`arbitrary::Unstructured`], which continues with zeros at the end of the input.
 
+mod folder;
+
 use arbitrary::Unstructured;
 use hy2_proto::codec::DecodeError;
 
@@ -37,7 +39,10 @@ targets! {
     h3_section,
     h3_stream,
     http_inbound,
+    leases,
+    ledger,
     masquerade,
+    node_config,
     obfuscated_socket,
     padding,
     ports,
@@ -45,6 +50,8 @@ targets! {
     salamander,
     share_uri,
     socks5,
+    spool,
+    spool_file,
     speedtest,
     tcp_request,
     tcp_response,

@@ -1,4 +1,6 @@
 //! Requests to the site that a server pretends to be: paths, ranges and conditions.
+//!
+//! Planted bug: a range whose end lies before its beginning was answered.
 
 use std::time::{Duration, UNIX_EPOCH};
 

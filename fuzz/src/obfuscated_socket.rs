@@ -1,4 +1,6 @@
 //! What an obfuscated socket makes of received buffers, as batches of datagrams at a stride.
+//!
+//! Planted bug: the stride of a batch could exceed what was left of the buffer.
 
 use std::net::SocketAddr;
 

@@ -1,4 +1,6 @@
 //! Reassembly of a relay stream, against a vector of the bytes that have come.
+//!
+//! Planted bug: a shorter chunk at the same place took the place of a longer one.
 
 use std::collections::VecDeque;
 

@@ -1,4 +1,6 @@
 //! Messages that a local program sends to the SOCKS5 inbound.
+//!
+//! Planted bug: a greeting without a method was accepted.
 
 use arbitrary::Unstructured;
 use hy2_core::inbound::socks5::wire::{

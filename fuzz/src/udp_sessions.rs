@@ -1,6 +1,8 @@
 //! The UDP side of a server connection, with any interleaving of what the client sends, what
 //! targets answer, failures and time. Nothing reaches a target or the client that was not sent,
 //! limits hold at every moment, and at the end nothing is left.
+//!
+//! Planted bug: datagrams that the socket refused were counted.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},

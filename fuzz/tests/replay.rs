@@ -12,7 +12,14 @@ use hy2_fuzz::{TARGETS, control_messages::MESSAGES};
 #[test]
 fn every_corpus_passes() {
     let mut failed = Vec::new();
+    // Some of them, for who asks what their inputs reach.
+    let only = std::env::var("HY2_FUZZ_TARGETS").ok();
     for (name, target) in TARGETS {
+        if let Some(only) = &only
+            && !only.split_whitespace().any(|it| it == *name)
+        {
+            continue;
+        }
         let inputs = files(&root().join("corpus").join(name));
         assert!(!inputs.is_empty(), "{name} has no corpus");
         for path in inputs {
@@ -43,6 +50,39 @@ fn every_target_has_a_fuzzer_and_every_fuzzer_a_target() {
         .map(str::to_owned)
         .collect();
     assert_eq!(binaries, names);
+}
+
+/// A patch whose lines are no longer there plants nothing.
+#[test]
+fn every_target_has_a_bug_to_plant_where_the_code_still_is() {
+    for (name, _) in TARGETS {
+        let patch = root().join(format!("planted/{name}.patch"));
+        let patch = fs::read_to_string(&patch).unwrap_or_else(|error| panic!("{patch:?}: {error}"));
+        let mut lines = patch.lines();
+        let path = lines.next().and_then(|line| line.strip_prefix("--- a/"));
+        let path = root().join("..").join(path.expect("a file"));
+        let source = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path:?}: {error}"));
+        assert!(patch.contains(&format!("planted(\"{name}\")")), "{name}");
+        for hunk in patch.split("\n@@ ").skip(1) {
+            let before: Vec<_> = hunk
+                .lines()
+                .skip(1)
+                .filter(|line| !line.starts_with('+'))
+                .map(|line| line.get(1..).unwrap_or_default())
+                .collect();
+            let before = before.join("\n");
+            assert!(
+                source.contains(&before),
+                "{name}: the code has changed\n{before}"
+            );
+        }
+        let module = root().join(format!("src/{name}.rs"));
+        let module = fs::read_to_string(&module).expect("a module");
+        assert!(
+            module.contains("//! Planted bug: "),
+            "{name} does not name it"
+        );
+    }
 }
 
 #[test]

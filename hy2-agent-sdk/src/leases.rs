@@ -86,7 +86,8 @@ impl Slice {
         if self.ended == 0 {
             end
         } else {
-            end.min(self.ended)
+            // A file may say that it ended before it began.
+            end.min(self.ended).max(self.start)
         }
     }
 
@@ -356,7 +357,8 @@ impl Leases {
             let slices = inner.slices.entry(quota.user_id).or_default();
             for slice in slices.iter_mut() {
                 if slice.ended == 0 && expired(slice.expires_ms, now) {
-                    slice.ended = total.clamp(slice.start + 1, slice.end().max(slice.start + 1));
+                    let first = slice.start.saturating_add(1);
+                    slice.ended = total.clamp(first, slice.end().max(first));
                 }
             }
             match slices
@@ -453,7 +455,7 @@ impl Intervals for Leases {
         slices
             .map(|slice| LeaseUse {
                 lease_id: slice.lease,
-                billed_bytes: slice.billed(to) - slice.billed(from),
+                billed_bytes: slice.billed(to).saturating_sub(slice.billed(from)),
             })
             .filter(|used| used.billed_bytes > 0)
             .collect()
@@ -466,6 +468,113 @@ const WANTS_MAX: usize = 500;
 /// 0 never runs out.
 fn expired(expires_ms: u64, now: u64) -> bool {
     expires_ms != 0 && expires_ms <= now
+}
+
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing {
+    //! Leases, for the fuzz targets.
+
+    use std::time::Duration;
+
+    use super::*;
+    use crate::clock::{ManualClock, from_unix_ms};
+
+    /// What is lent to a node whose date is moved by hand. Counters stand where each call says, for
+    /// all users alike.
+    #[derive(Debug)]
+    pub struct Loans {
+        leases: Leases,
+        clock: Arc<ManualClock>,
+    }
+
+    struct At(u64);
+
+    impl Counters for At {
+        fn total(&self, _: u64) -> u64 {
+            self.0
+        }
+    }
+
+    impl Loans {
+        /// Opens what is lent in `folder`, at a date.
+        ///
+        /// # Errors
+        ///
+        /// Those of the disk.
+        pub fn open(folder: &Path, now_ms: u64) -> io::Result<Self> {
+            let clock = Arc::new(ManualClock::new(from_unix_ms(now_ms)));
+            let leases = Leases::open(folder, Arc::clone(&clock) as Arc<dyn Clock>)?;
+            Ok(Self { leases, clock })
+        }
+
+        /// Moves the date.
+        pub fn advance(&self, ms: u64) {
+            self.clock.advance(Duration::from_millis(ms));
+        }
+
+        /// See `Leases::set_online`.
+        pub fn set_online(&self, online: bool) {
+            self.leases.set_online(online);
+        }
+
+        /// See `Leases::allowance`.
+        pub fn allowance(&self, user: u64) -> u64 {
+            self.leases.allowance(user)
+        }
+
+        /// Slack, the counter to renew at, when something is due, places and when they are due.
+        pub fn figures(&self, user: u64) -> (u64, u64, Option<u64>, u32, Option<u64>) {
+            let leases = &self.leases;
+            (
+                leases.slack(user),
+                leases.renew_at(user),
+                leases.due(user),
+                leases.places(user),
+                leases.places_due(user),
+            )
+        }
+
+        /// See `Leases::used`.
+        pub fn used(&self, user: u64, from: u64, to: u64) -> Vec<LeaseUse> {
+            self.leases.used(user, from, to)
+        }
+
+        /// See `Leases::want` and `Leases::want_places`.
+        pub fn want(&self, user: u64, places: u32) {
+            self.leases.want(user);
+            self.leases.want_places(user, places, places);
+        }
+
+        /// See `Leases::request`.
+        pub fn request(&self, total: u64) -> Option<LeaseRequest> {
+            self.leases.request(&At(total))
+        }
+
+        /// See `Leases::again`.
+        pub fn again(&self, request: LeaseRequest) {
+            self.leases.again(request);
+        }
+
+        /// See `Leases::grant`.
+        pub fn grant(&self, response: &LeaseResponse, total: u64) {
+            self.leases.grant(response, &At(total));
+        }
+
+        /// See `Leases::recall`.
+        pub fn recall(&self, leases: &[u64], total: u64) {
+            self.leases.recall(leases, &At(total));
+        }
+
+        /// See `Leases::release`.
+        pub fn release(&self, user: u64, total: u64) {
+            self.leases.release(user, total);
+        }
+
+        /// See `Leases::prune`.
+        pub fn prune(&self, spooled: u64) {
+            self.leases.prune(|_| spooled);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -593,6 +702,33 @@ mod tests {
         leases.again(request.clone());
         assert_eq!(leases.request(&at), Some(request));
         assert!(leases.request(&at).is_none());
+    }
+
+    #[test]
+    fn a_file_with_impossible_slices_is_worth_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let slice = |start, granted, ended| Slice {
+            lease: 1,
+            user: 1,
+            start,
+            granted,
+            multiplier: MULTIPLIER_ONE,
+            expires_ms: 1,
+            ended,
+        };
+        let stored = Stored {
+            // Ended before it began, and begins where numbers end.
+            slices: vec![slice(1000, 500, 10), slice(u64::MAX, u64::MAX, 0)],
+            places: Vec::new(),
+        };
+        std::fs::write(folder.path().join("leases"), stored.encode_to_vec()).unwrap();
+        let (leases, _) = open(folder.path());
+        assert_eq!((leases.allowance(1), leases.slack(1)), (0, 0));
+        assert_eq!(leases.used(1, 0, u64::MAX), []);
+        assert_eq!(leases.used(1, 9, 3), [], "a counter that went back");
+        let at = At(Cell::new(100));
+        leases.grant(&quota(2, 1000, MULTIPLIER_ONE), &at);
+        assert_eq!(leases.allowance(1), 1100);
     }
 
     #[test]

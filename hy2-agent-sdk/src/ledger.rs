@@ -143,8 +143,11 @@ pub(crate) enum LedgerError {
 impl Ledger {
     /// Opens the ledger in `folder` without reading it.
     pub(crate) fn new(folder: &Path, identity: &Identity) -> Self {
-        let secret = identity.key().derive(b"ledger v1");
-        let key = UnboundKey::new(&AES_256_GCM, &*secret).expect("the key has 32 bytes");
+        Self::with_key(folder, &identity.key().derive(b"ledger v1"))
+    }
+
+    fn with_key(folder: &Path, secret: &[u8; 32]) -> Self {
+        let key = UnboundKey::new(&AES_256_GCM, secret).expect("the key has 32 bytes");
         Self {
             path: folder.join("ledger"),
             key: LessSafeKey::new(key),
@@ -159,9 +162,27 @@ impl Ledger {
         credentials: &Credentials,
         now: SystemTime,
     ) -> Result<bool, LedgerError> {
-        let Some(mut bytes) = files::read(&self.path).map_err(LedgerError::Read)? else {
+        let Some(bytes) = files::read(&self.path).map_err(LedgerError::Read)? else {
             return Ok(false);
         };
+        let stored = self.unseal(bytes)?;
+        match self.judge(&stored, credentials, now, Freshness::Any) {
+            Ok(Judged::New { snapshot, .. }) => {
+                self.current = Some(*snapshot);
+                Ok(true)
+            }
+            Ok(Judged::Known) => Ok(true),
+            Err(errors) => Err(LedgerError::Refused(
+                errors
+                    .first()
+                    .map(|e| e.message.clone())
+                    .unwrap_or_default(),
+            )),
+        }
+    }
+
+    /// Decrypts and decodes the file.
+    fn unseal(&self, mut bytes: Vec<u8>) -> Result<ResourceUpdate, LedgerError> {
         let Some((head, sealed)) = bytes.split_at_mut_checked(MAGIC.len() + NONCE_LEN) else {
             return Err(LedgerError::Damaged);
         };
@@ -176,19 +197,7 @@ impl Ledger {
             .map_err(|_| LedgerError::Damaged)?;
         let stored = ResourceUpdate::decode(&*plain).map_err(|_| LedgerError::Damaged)?;
         zeroize::Zeroize::zeroize(plain);
-        match self.judge(&stored, credentials, now, Freshness::Any) {
-            Ok(Judged::New { snapshot, .. }) => {
-                self.current = Some(*snapshot);
-                Ok(true)
-            }
-            Ok(Judged::Known) => Ok(true),
-            Err(errors) => Err(LedgerError::Refused(
-                errors
-                    .first()
-                    .map(|e| e.message.clone())
-                    .unwrap_or_default(),
-            )),
-        }
+        Ok(stored)
     }
 
     /// Makes `snapshot` the state in force, and returns its copy for the disk. It is in force when
@@ -243,7 +252,20 @@ impl Ledger {
             Freshness::Any => while_valid(signed, now),
         };
         let manifest = verified(signed, credentials, at)?;
-        if manifest.node_uid != credentials.node_uid.as_slice() {
+        self.judge_verified(update, manifest, &credentials.node_uid, now, freshness)
+    }
+
+    /// Checks what a trusted key has signed.
+    fn judge_verified(
+        &self,
+        update: &ResourceUpdate,
+        manifest: Manifest,
+        node_uid: &[u8],
+        now: SystemTime,
+        freshness: Freshness,
+    ) -> Result<Judged, Vec<FieldError>> {
+        let signed = update.manifest.clone().unwrap_or_default();
+        if manifest.node_uid != node_uid {
             return Err(one(
                 ErrorCode::InvalidField,
                 "manifest.node_uid",
@@ -282,7 +304,7 @@ impl Ledger {
         let (users, changes) = self.judge_users(update, &manifest)?;
         Ok(Judged::New {
             snapshot: Box::new(Snapshot {
-                signed: signed.clone(),
+                signed,
                 manifest,
                 config_blob,
                 config,
@@ -454,3 +476,92 @@ fn one(code: ErrorCode, path: &str, message: &str) -> Vec<FieldError> {
 }
 
 const MAGIC: &[u8] = b"hy2led1\n";
+
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing {
+    //! The ledger, for the fuzz targets: in memory, and behind the check of the signature.
+
+    use super::*;
+
+    /// A node's state.
+    #[derive(Debug)]
+    pub struct State(Ledger);
+
+    impl Default for State {
+        fn default() -> Self {
+            Self(Ledger::with_key(Path::new(""), &[7; 32]))
+        }
+    }
+
+    impl State {
+        /// Judges an update whose manifest counts as signed; what is new is in force afterwards.
+        /// Returns the file of the new state, or `None` when the update is known.
+        ///
+        /// # Errors
+        ///
+        /// Everything that is wrong with the update.
+        pub fn take(
+            &mut self,
+            update: &ResourceUpdate,
+            node_uid: &[u8],
+            now: SystemTime,
+            any_age: bool,
+        ) -> Result<Option<(Vec<u8>, Changes)>, Vec<FieldError>> {
+            let signed = update.manifest.as_ref().ok_or_else(Vec::new)?;
+            let manifest = Manifest::decode(signed.manifest.clone()).map_err(|_| Vec::new())?;
+            let freshness = if any_age {
+                Freshness::Any
+            } else {
+                Freshness::Valid
+            };
+            let judged = self
+                .0
+                .judge_verified(update, manifest, node_uid, now, freshness)?;
+            let Judged::New { snapshot, users } = judged else {
+                return Ok(None);
+            };
+            let copy = self.0.commit(*snapshot).expect("encryption works");
+            let changes = Changes {
+                upsert: users.upsert,
+                remove: users.remove,
+                all: users.all,
+            };
+            Ok(Some((copy.bytes, changes)))
+        }
+
+        /// Decrypts and decodes a file.
+        pub fn unseal(&self, file: Vec<u8>) -> Option<ResourceUpdate> {
+            self.0.unseal(file).ok()
+        }
+
+        /// Encrypts any bytes as the file is.
+        pub fn seal(&self, plain: &[u8]) -> Vec<u8> {
+            let (nonce, mut sealed) = ([3; NONCE_LEN], plain.to_vec());
+            let at = Nonce::assume_unique_for_key(nonce);
+            self.0
+                .key
+                .seal_in_place_append_tag(at, Aad::from(MAGIC), &mut sealed)
+                .expect("encryption works");
+            [MAGIC, &nonce, &sealed].concat()
+        }
+
+        /// Epoch and revision in force, and the users by number.
+        pub fn in_force(&self) -> Option<((u64, u64), Vec<u64>)> {
+            let current = self.0.current.as_ref()?;
+            let manifest = &current.manifest;
+            let users = current.users.keys().copied().collect();
+            Some(((manifest.cluster_epoch, manifest.rev), users))
+        }
+    }
+
+    /// Users that differ from the state before.
+    #[derive(Debug)]
+    pub struct Changes {
+        /// New or different.
+        pub upsert: Vec<u64>,
+        /// Gone.
+        pub remove: Vec<u64>,
+        /// Everything may differ.
+        pub all: bool,
+    }
+}

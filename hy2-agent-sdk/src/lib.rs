@@ -40,6 +40,8 @@ pub mod config;
 pub mod diagnostics;
 pub mod engine;
 pub(crate) mod files;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod identity;
 pub mod leases;
 pub mod ledger;

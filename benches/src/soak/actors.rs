@@ -15,17 +15,24 @@ use anyhow::{Context, Result, bail, ensure};
 use hy2_core::{Client, ClientConfig, ServerHandle};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
-    process::Command,
+    process::{Child, Command},
     time::timeout,
 };
 
 use crate::{
     origin::Origins,
+    sockets::FewSockets,
     world::{World, client_config},
 };
 
 /// Every wait of an actor ends; the machine may be slow.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A name that no resolver knows (RFC 6761, section 6.4).
+const UNKNOWN: &str = "nobody.invalid";
+
+/// An address to which the kernel sends nothing: broadcasts have to be asked for.
+const UNSENDABLE: &str = "255.255.255.255";
 
 /// How often each thing was done.
 #[derive(Debug, Default)]
@@ -37,15 +44,22 @@ pub(crate) struct Tally {
     pub(crate) refusals: AtomicU64,
     pub(crate) rejected: AtomicU64,
     pub(crate) kicks: AtomicU64,
+    /// Clients that were killed, and servers.
     pub(crate) killed: AtomicU64,
+    pub(crate) widowed: AtomicU64,
     pub(crate) hopped: AtomicU64,
+    /// Names that did not resolve.
+    pub(crate) unresolved: AtomicU64,
+    pub(crate) socket_errors: AtomicU64,
     pub(crate) restarts: AtomicU64,
+    /// Times in which no descriptor was to be had.
+    pub(crate) starved: AtomicU64,
     /// Actions that a kick or a slow machine cut short.
     pub(crate) failures: AtomicU64,
 }
 
 impl Tally {
-    fn done(&self) -> [(&'static str, u64); 9] {
+    fn done(&self) -> [(&'static str, u64); 12] {
         let count = |cell: &AtomicU64| cell.load(Relaxed);
         [
             ("connects", count(&self.connects)),
@@ -55,14 +69,18 @@ impl Tally {
             ("refusals", count(&self.refusals)),
             ("rejected", count(&self.rejected)),
             ("kicks", count(&self.kicks)),
-            ("killed", count(&self.killed)),
+            ("clients killed", count(&self.killed)),
+            ("servers killed", count(&self.widowed)),
             ("hopped", count(&self.hopped)),
+            ("unresolved", count(&self.unresolved)),
+            ("socket errors", count(&self.socket_errors)),
         ]
     }
 
-    /// Whether something that should happen all the time never did.
-    pub(crate) fn nothing_happened(&self) -> bool {
-        self.done().iter().any(|(_, count)| *count == 0)
+    /// What should happen all the time and never did.
+    pub(crate) fn missing(&self) -> Vec<&'static str> {
+        let missing = self.done().into_iter().filter(|(_, count)| *count == 0);
+        missing.map(|(name, _)| name).collect()
     }
 }
 
@@ -72,7 +90,11 @@ impl fmt::Display for Tally {
             write!(f, "{count} {name}, ")?;
         }
         let (restarts, failures) = (self.restarts.load(Relaxed), self.failures.load(Relaxed));
-        write!(f, "{restarts} restarts, {failures} cut short")
+        let starved = self.starved.load(Relaxed);
+        write!(
+            f,
+            "{restarts} restarts, {starved} times out of descriptors, {failures} cut short"
+        )
     }
 }
 
@@ -99,10 +121,12 @@ enum Action {
     Kick,
     Hop,
     Kill,
+    KillServer,
+    SocketErrors,
 }
 
-const ACTIONS: [(u64, Action); 8] = [
-    (40, Action::Use),
+const ACTIONS: [(u64, Action); 10] = [
+    (36, Action::Use),
     (20, Action::Datagrams),
     (14, Action::Resets),
     (8, Action::Refusals),
@@ -110,6 +134,8 @@ const ACTIONS: [(u64, Action); 8] = [
     (6, Action::Kick),
     (4, Action::Hop),
     (2, Action::Kill),
+    (1, Action::KillServer),
+    (3, Action::SocketErrors),
 ];
 
 impl Actors {
@@ -125,23 +151,20 @@ impl Actors {
         }
     }
 
-    /// Acts until told to stop.
-    pub(crate) async fn run(self, seed: u64) {
-        let mut random = Random(seed);
+    /// Acts until told to stop. The first action is the one of this number: a round with as many
+    /// actors as there are actions does each at least once.
+    pub(crate) async fn run(self, round: u64, number: usize) {
+        let mut random = Random(round << 16 | number as u64);
+        let mut next = ACTIONS.get(number).map(|(_, action)| *action);
         while !self.stop.load(Relaxed) {
-            let mut draw = random.below(100);
-            let mut action = Action::Use;
-            for (weight, candidate) in ACTIONS {
-                action = candidate;
-                if draw < weight {
-                    break;
-                }
-                draw -= weight;
-            }
+            let action = next.take().unwrap_or_else(|| draw(&mut random));
             if let Err(error) = self.act(action, &mut random).await {
                 // Kicks hit whoever is there.
                 tracing::debug!(?action, %error, "cut short");
                 self.tally.failures.fetch_add(1, Relaxed);
+                // Where there are no descriptors, everything fails at once, and whoever only fails
+                // leaves no time to the others.
+                tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
     }
@@ -156,6 +179,8 @@ impl Actors {
             Action::Kick => self.kick(random),
             Action::Hop => self.hop().await,
             Action::Kill => self.kill().await,
+            Action::KillServer => self.kill_server().await,
+            Action::SocketErrors => self.socket_errors().await,
         }
     }
 
@@ -243,17 +268,76 @@ impl Actors {
         Ok(())
     }
 
-    /// Targets that refuse, and names that do not resolve.
+    /// Targets that refuse, and names that do not resolve: of a target of each kind, and of the
+    /// server.
     async fn refusals(&self) -> Result<()> {
         let client = self.connect().await?;
         let refused = self.origins.refused.to_string();
-        for target in [refused.as_str(), "nobody.invalid:80"] {
-            if let Ok(answer) = timeout(PATIENCE, client.tcp(target)).await {
-                ensure!(answer.is_err(), "{target} was reached");
-                self.tally.refusals.fetch_add(1, Relaxed);
-            }
-        }
+        self.out_of_reach(&client, &refused, &self.tally.refusals)
+            .await?;
+        let unknown = format!("{UNKNOWN}:80");
+        self.out_of_reach(&client, &unknown, &self.tally.unresolved)
+            .await?;
+        client.udp().await?.send(b"anybody?", &unknown)?;
+        let mut config = self.config.clone();
+        config.server.host = UNKNOWN.to_owned();
+        ensure!(Client::connect(config).await.is_err(), "{UNKNOWN} is known");
+        self.tally.unresolved.fetch_add(2, Relaxed);
         Ok(())
+    }
+
+    async fn out_of_reach(&self, client: &Client, target: &str, count: &AtomicU64) -> Result<()> {
+        let answer = timeout(PATIENCE, client.tcp(target)).await?;
+        ensure!(answer.is_err(), "{target} was reached");
+        count.fetch_add(1, Relaxed);
+        Ok(())
+    }
+
+    /// Sockets that cannot be had, that cannot send, and targets that cannot be sent to.
+    async fn socket_errors(&self) -> Result<()> {
+        let count = &self.tally.socket_errors;
+        let mut none = self.config.clone();
+        none.socket_factory = Arc::new(FewSockets::new(0));
+        ensure!(Client::connect(none).await.is_err(), "connected without");
+        count.fetch_add(1, Relaxed);
+
+        let mut mute = self.config.clone();
+        mute.server.host = UNSENDABLE.to_owned();
+        mute.connect_timeout = Duration::from_secs(1);
+        ensure!(Client::connect(mute).await.is_err(), "everybody is there");
+        count.fetch_add(1, Relaxed);
+
+        // Hops that find no socket keep the one there is.
+        let mut stays = self.hopping.clone();
+        stays.socket_factory = Arc::new(FewSockets::new(1));
+        let client = self.connect_with(&stays).await?;
+        for _ in 0..8 {
+            self.echo(&client, 5_000).await?;
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        count.fetch_add(1, Relaxed);
+
+        // What the kernel refuses to send costs nothing but itself.
+        let session = client.udp().await?;
+        let target = self.origins.udp.to_string();
+        for unsendable in [format!("{UNSENDABLE}:9"), "127.0.0.1:0".to_owned()] {
+            session.send(b"nobody gets it", &unsendable)?;
+            let answered = async {
+                loop {
+                    session.send(b"an answer, please", &target)?;
+                    let wait = Duration::from_millis(300);
+                    if let Ok(answer) = timeout(wait, session.recv()).await {
+                        let answer = answer.context("the session ended")?;
+                        ensure!(answer.data[..] == *b"an answer, please", "another's");
+                        return Ok(());
+                    }
+                }
+            };
+            timeout(PATIENCE, answered).await??;
+            count.fetch_add(1, Relaxed);
+        }
+        self.out_of_reach(&client, &format!("{UNSENDABLE}:80"), count)
+            .await
     }
 
     async fn wrong_password(&self) -> Result<()> {
@@ -292,21 +376,69 @@ impl Actors {
 
     /// A client in a process of its own, killed in the middle of a transfer.
     async fn kill(&self) -> Result<()> {
-        let mut child = Command::new(std::env::current_exe()?)
-            .args(["victim", "--server", &self.address.to_string()])
-            .args(["--source", &self.origins.source.to_string()])
-            .args(["--udp", &self.origins.udp.to_string()])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()?;
-        let stdout = child.stdout.take().context("stdout")?;
-        let line = timeout(PATIENCE, BufReader::new(stdout).lines().next_line()).await??;
+        let (server, source) = (self.address.to_string(), self.origins.source.to_string());
+        let udp = self.origins.udp.to_string();
+        let arguments = [
+            "victim", "--server", &server, "--source", &source, "--udp", &udp,
+        ];
+        let (mut child, _) = spawn(&arguments).await?;
         child.kill().await?;
-        ensure!(line.is_some(), "the victim died by itself");
         self.tally.killed.fetch_add(1, Relaxed);
         Ok(())
     }
+
+    /// A server in a process of its own, killed in the middle of a transfer.
+    async fn kill_server(&self) -> Result<()> {
+        let (mut child, address) = spawn(&["server"]).await?;
+        let mut config = client_config(&[address.parse()?]);
+        config.memory = Arc::clone(&self.config.memory);
+        let client = self.connect_with(&config).await?;
+        let session = client.udp().await?;
+        session.send(b"anybody there?", &self.origins.udp.to_string())?;
+        let mut stream = client.tcp(&self.origins.source.to_string()).await?;
+        let mut buffer = vec![0; 64 << 10];
+        timeout(PATIENCE, stream.read_exact(&mut buffer)).await??;
+        child.kill().await?;
+        let end = async {
+            loop {
+                match stream.read(&mut buffer).await {
+                    Ok(0) => bail!("a download that was cut ended well"),
+                    Ok(_) => {}
+                    Err(_) => return Ok(()),
+                }
+            }
+        };
+        timeout(PATIENCE, end).await??;
+        ensure!(client.udp().await.is_err(), "a session with a dead server");
+        self.tally.widowed.fetch_add(1, Relaxed);
+        Ok(())
+    }
+}
+
+fn draw(random: &mut Random) -> Action {
+    let mut draw = random.below(ACTIONS.iter().map(|(weight, _)| weight).sum());
+    let mut action = Action::Use;
+    for (weight, candidate) in ACTIONS {
+        action = candidate;
+        if draw < weight {
+            break;
+        }
+        draw -= weight;
+    }
+    action
+}
+
+/// Starts this program in another role and returns it with the line that says it is ready.
+async fn spawn(arguments: &[&str]) -> Result<(Child, String)> {
+    let mut child = Command::new(std::env::current_exe()?)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let stdout = child.stdout.take().context("stdout")?;
+    let line = timeout(PATIENCE, BufReader::new(stdout).lines().next_line()).await??;
+    Ok((child, line.context("it died by itself")?))
 }
 
 #[derive(clap::Args)]

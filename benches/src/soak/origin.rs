@@ -47,9 +47,13 @@ where
     let address = listener.local_addr()?;
     // For the whole life of the process, as is each connection for its own.
     tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            // Its peer ends it in every way there is.
-            tokio::spawn(serve(stream));
+        loop {
+            match listener.accept().await {
+                // Its peer ends it in every way there is.
+                Ok((stream, _)) => drop(tokio::spawn(serve(stream))),
+                // Out of descriptors, for a moment.
+                Err(_) => tokio::time::sleep(std::time::Duration::from_millis(20)).await,
+            }
         }
     });
     Ok(address)

@@ -1,100 +1,113 @@
 //! Whether anything leaked.
 
-use std::fmt::Write as _;
-
-use crate::watch::Reading;
+use crate::{
+    trend::Trend,
+    watch::{COUNTS, Reading},
+};
 
 /// The readings of the pauses, the first one being the baseline.
 #[derive(Debug, Default)]
 pub(crate) struct Verdict(Vec<Reading>);
 
+/// What is to be said at the end.
+#[derive(Debug, Default)]
+pub(crate) struct Judgement {
+    /// The figures.
+    pub(crate) lines: Vec<String>,
+    /// One sentence for each thing that leaked.
+    pub(crate) leaks: Vec<String>,
+}
+
 /// Part of the readings that is left out of the slope: buffers and tables grow to their size.
 const WARM_UP: f64 = 0.3;
 
-/// Growth over the whole time that is not called growth, in KiB: pages that an allocator keeps.
-const NOISE_KIB: f64 = 4096.0;
+/// Growth of what is allocated over all judged pauses that is not called growth: tables that
+/// double once more, and what the allocator keeps ready for each thread.
+const HEAP_NOISE_KIB: f64 = 1024.0;
+
+/// The same for resident memory: pages that the allocator does not give back.
+const RESIDENT_NOISE_KIB: f64 = 4096.0;
 
 impl Verdict {
     pub(crate) fn baseline(&self) -> Option<&Reading> {
         self.0.first()
     }
 
+    pub(crate) fn last(&self) -> Option<&Reading> {
+        self.0.last()
+    }
+
     pub(crate) fn add(&mut self, reading: Reading) {
         self.0.push(reading);
     }
 
-    /// Returns what to say, and whether all is well.
-    pub(crate) fn judge(&self) -> (String, bool) {
-        let mut text = String::new();
+    pub(crate) fn judge(&self) -> Judgement {
+        let mut judgement = Judgement::default();
         let (Some(first), Some(last)) = (self.0.first(), self.0.last()) else {
-            return ("nothing was read".to_owned(), false);
+            judgement.leaks.push("nothing was read".to_owned());
+            return judgement;
         };
-        let clean = last.no_more_than(first);
-        let _ = writeln!(
-            text,
-            "left over at the end, against the first pause: {:+} tasks, {:+} descriptors, {} \
-             connections, {} streams, {} UDP sessions, {} B reserved",
-            last.tasks as i64 - first.tasks as i64,
-            last.descriptors as i64 - first.descriptors as i64,
-            last.connections,
-            last.streams,
-            last.udp_sessions,
-            last.reserved
-        );
-        let skip = (self.0.len() as f64 * WARM_UP) as usize;
-        let resident: Vec<f64> = self.0[skip..]
-            .iter()
-            .map(|reading| reading.resident_kib as f64)
-            .collect();
-        let Some((growth, error)) = growth(&resident) else {
-            let _ = write!(text, "too few pauses to judge memory");
-            return (text, clean);
-        };
-        let bar = (3.0 * error).max(NOISE_KIB);
-        let _ = write!(
-            text,
-            "resident memory, last {} pauses: {:+.0} KiB in all by a straight line (±{:.0}), bar \
-             {bar:.0}",
-            resident.len(),
-            growth,
-            error
-        );
-        (text, clean && growth <= bar)
+        judgement.counts(first, last);
+        let heap: Option<Vec<_>> = self.0.iter().map(|reading| reading.heap_kib).collect();
+        if let Some(heap) = heap {
+            judgement.memory("allocated", &heap, HEAP_NOISE_KIB);
+        }
+        let resident: Vec<_> = self.0.iter().map(|reading| reading.resident_kib).collect();
+        judgement.memory("resident", &resident, RESIDENT_NOISE_KIB);
+        judgement
     }
 }
 
-/// Returns by how much a straight line through the values rises from the first to the last, and
-/// the standard error of that; `None` below three values.
-fn growth(values: &[f64]) -> Option<(f64, f64)> {
-    let count = values.len() as f64;
-    if values.len() < 3 {
-        return None;
+impl Judgement {
+    fn counts(&mut self, first: &Reading, last: &Reading) {
+        let mut left = Vec::new();
+        for ((name, now), then) in COUNTS.iter().zip(last.counts()).zip(first.counts()) {
+            let more = now as i64 - then as i64;
+            left.push(format!("{more:+} {name}"));
+            if more > 0 {
+                self.leaks.push(format!("{more} {name} are left over"));
+            }
+        }
+        let left = left.join(", ");
+        self.lines
+            .push(format!("last pause against the first: {left}"));
     }
-    let middle = (count - 1.0) / 2.0;
-    let mean = values.iter().sum::<f64>() / count;
-    let at = |index: usize| index as f64 - middle;
-    let spread: f64 = (0..values.len()).map(|index| at(index).powi(2)).sum();
-    let slope = values
-        .iter()
-        .enumerate()
-        .map(|(index, value)| at(index) * (value - mean))
-        .sum::<f64>()
-        / spread;
-    let rest: f64 = values
-        .iter()
-        .enumerate()
-        .map(|(index, value)| (value - mean - slope * at(index)).powi(2))
-        .sum();
-    let error = (rest / (count - 2.0) / spread).sqrt();
-    Some((slope * (count - 1.0), error * (count - 1.0)))
+
+    fn memory(&mut self, what: &str, kib: &[u64], noise: f64) {
+        let skip = (kib.len() as f64 * WARM_UP).ceil() as usize;
+        let judged: Vec<f64> = kib[skip..].iter().map(|kib| *kib as f64).collect();
+        let Some(trend) = Trend::of(&judged) else {
+            self.leaks
+                .push(format!("too few pauses to judge {what} memory"));
+            return;
+        };
+        let steps = (judged.len() - 1) as f64;
+        let (slope, error) = (trend.slope, trend.error());
+        let line = format!(
+            "{what} memory, last {} of {} pauses: {slope:+.1} ± {error:.1} KiB a round \
+             (99 %), {:+.0} ± {:.0} KiB in all",
+            judged.len(),
+            kib.len(),
+            slope * steps,
+            error * steps,
+        );
+        self.lines.push(line);
+        let least = (slope - error) * steps;
+        if least > noise {
+            self.leaks.push(format!(
+                "{what} memory grew by {least:.0} KiB at least, {noise:.0} are noise"
+            ));
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn reading(resident_kib: u64, tasks: usize, descriptors: usize) -> Reading {
+    fn reading(heap_kib: u64, resident_kib: u64, tasks: usize, descriptors: usize) -> Reading {
         Reading {
+            heap_kib: Some(heap_kib),
             resident_kib,
             tasks,
             descriptors,
@@ -105,39 +118,67 @@ mod tests {
         }
     }
 
-    fn judged(readings: impl Iterator<Item = Reading>) -> bool {
+    fn judged(readings: impl Iterator<Item = Reading>) -> Vec<String> {
         let mut verdict = Verdict::default();
         readings.for_each(|reading| verdict.add(reading));
-        verdict.judge().1
+        verdict.judge().leaks
+    }
+
+    /// Up and down without a direction, from 0 to `below`.
+    fn wobble(n: u64, below: u64) -> u64 {
+        n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40 & 0xffff & (below - 1)
     }
 
     #[test]
     fn memory_that_goes_up_and_down_passes() {
-        assert!(judged((0..40).map(|n| reading(
-            50_000 + n % 7 * 900,
-            9,
-            20
-        ))));
+        for rounds in [5, 9, 40, 200] {
+            let readings = (0..rounds)
+                .map(|n| reading(9_000 + wobble(n, 512), 50_000 + wobble(n, 8192), 9, 20));
+            assert_eq!(judged(readings), [""; 0], "{rounds}");
+        }
     }
 
     #[test]
-    fn memory_that_only_grows_fails() {
-        assert!(!judged((0..40).map(|n| reading(50_000 + n * 400, 9, 20))));
+    fn two_mebibytes_a_round_are_found_in_five_rounds() {
+        let readings = (0..5).map(|n| {
+            let heap = 9_000 + n * 2048 + wobble(n, 512);
+            reading(heap, 50_000 + n * 2048 + wobble(n, 8192), 9, 20)
+        });
+        let leaks = judged(readings);
+        assert_eq!(leaks.len(), 1, "{leaks:?}");
+        assert!(leaks[0].starts_with("allocated memory grew"), "{leaks:?}");
+    }
+
+    #[test]
+    fn sixteen_kibibytes_a_round_are_found_in_two_hundred_rounds() {
+        let readings = (0..200).map(|n| reading(9_000 + n * 16 + wobble(n, 512), 50_000, 9, 20));
+        assert_eq!(judged(readings).len(), 1);
+    }
+
+    #[test]
+    fn resident_memory_that_grows_alone_is_found() {
+        let readings = (0..40).map(|n| reading(9_000, 50_000 + n * 400 + wobble(n, 4096), 9, 20));
+        let leaks = judged(readings);
+        assert!(leaks[0].starts_with("resident memory grew"), "{leaks:?}");
     }
 
     #[test]
     fn growth_before_it_is_warm_passes() {
-        assert!(judged((0..40).map(|n| reading(
-            50_000 + n.min(10) * 4_000,
-            9,
-            20
-        ))));
+        let readings = (0..40).map(|n| reading(9_000, 50_000 + n.min(10) * 4_000, 9, 20));
+        assert_eq!(judged(readings), [""; 0]);
     }
 
     #[test]
-    fn one_task_or_one_descriptor_too_many_fails() {
-        assert!(judged((0..9).map(|_| reading(50_000, 9, 20))));
-        assert!(!judged((0..9).map(|n| reading(50_000, 9 + n / 8, 20))));
-        assert!(!judged((0..9).map(|n| reading(50_000, 9, 20 + n / 8))));
+    fn one_task_or_one_descriptor_too_many_is_found() {
+        assert_eq!(judged((0..9).map(|_| reading(9, 50_000, 9, 20))), [""; 0]);
+        let tasks = judged((0..9).map(|n| reading(9, 50_000, 9 + n / 8, 20)));
+        assert_eq!(tasks, ["1 tasks are left over"]);
+        let descriptors = judged((0..9).map(|n| reading(9, 50_000, 9, 20 + n / 8)));
+        assert_eq!(descriptors, ["1 descriptors are left over"]);
+    }
+
+    #[test]
+    fn too_few_rounds_are_no_proof() {
+        assert!(!judged((0..3).map(|_| reading(9, 50_000, 9, 20))).is_empty());
     }
 }

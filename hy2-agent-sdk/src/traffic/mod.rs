@@ -6,6 +6,8 @@
 //! start the cells catch up with it.
 
 mod cells;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod spool;
 
 use std::{io, path::Path, sync::Arc, time::SystemTime};
@@ -73,18 +75,21 @@ impl Traffic {
         for (user, cell) in self.cells.all() {
             let (total_tx, total_rx) = (cell.tx(), cell.rx());
             let (spooled_tx, spooled_rx) = cell.spooled();
-            let (tx, rx) = (total_tx - spooled_tx, total_rx - spooled_rx);
+            // A damaged counter file may say that more was cut than counted: nothing is billed
+            // until it was.
+            let tx = total_tx.saturating_sub(spooled_tx);
+            let rx = total_rx.saturating_sub(spooled_rx);
             if tx == 0 && rx == 0 {
                 continue;
             }
-            let before = spooled_tx + spooled_rx;
+            let before = spooled_tx.saturating_add(spooled_rx);
             let row = UserTraffic {
                 user_id: user,
                 tx,
                 rx,
                 total_tx,
                 total_rx,
-                leases: leases.used(user, before, total_tx + total_rx),
+                leases: leases.used(user, before, total_tx.saturating_add(total_rx)),
                 last_seen: Some(to.into()),
             };
             rows.push((cell, row));
@@ -113,7 +118,7 @@ impl Traffic {
     pub(crate) fn spooled_total(&self, user: u64) -> u64 {
         self.cells.of(user).map_or(0, |cell| {
             let (tx, rx) = cell.spooled();
-            tx + rx
+            tx.saturating_add(rx)
         })
     }
 
@@ -155,5 +160,28 @@ impl Traffic {
             batches,
             bytes,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{clock::SystemClock, leases::Leases};
+
+    #[test]
+    fn counters_that_were_cut_beyond_what_was_counted_are_not_billed() {
+        let folder = tempfile::tempdir().unwrap();
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let leases = Leases::open(folder.path(), Arc::clone(&clock)).unwrap();
+        let traffic = Traffic::open(folder.path(), 1 << 20, clock).unwrap();
+        let cell = traffic.cells.of(1).unwrap();
+        cell.add_tx(10);
+        cell.set_spooled(1000, u64::MAX);
+        assert_eq!(traffic.cut(&leases).unwrap(), 0);
+        assert_eq!(traffic.spooled_total(1), u64::MAX);
+        cell.add_tx(995);
+        assert_eq!(traffic.cut(&leases).unwrap(), 1);
+        let batch = traffic.spool.lock().contents().unwrap().remove(0);
+        assert_eq!((batch.users[0].tx, batch.users[0].rx), (5, 0));
     }
 }

@@ -130,9 +130,14 @@ impl Spool {
             let Some(stored) = name.to_str().and_then(|name| {
                 let (numbers, kind) = name.split_once('.')?;
                 let (first, last) = numbers.split_once('-')?;
+                let (first, last) = (first.parse().ok()?, last.parse().ok()?);
+                // There is always a next number.
+                if first == 0 || first > last || last == u64::MAX {
+                    return None;
+                }
                 Some(Stored {
-                    first: first.parse().ok()?,
-                    last: last.parse().ok()?,
+                    first,
+                    last,
                     size: entry.metadata().ok()?.len(),
                     sent: match kind {
                         "batch" => false,
@@ -148,7 +153,10 @@ impl Spool {
                 }
                 continue;
             };
-            found.push(stored);
+            // Numbers written in another way are not found again by them.
+            if self.path(&stored) == entry.path() {
+                found.push(stored);
+            }
         }
         // A merge that was cut short left its parts beside it: the widest counts.
         found.sort_by_key(|stored| (stored.first, std::cmp::Reverse(stored.last)));
@@ -170,7 +178,10 @@ impl Spool {
     /// here on, which the master is told of.
     fn set_damaged_aside(&mut self) -> io::Result<()> {
         for stored in self.batches.clone() {
-            match self.read(&stored).and_then(|batch| decode(&batch)) {
+            match self
+                .read(&stored)
+                .and_then(|batch| checked(&stored, &batch))
+            {
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                     tracing::error!(%error, "batch is set aside");
                     let path = self.path(&stored);
@@ -382,18 +393,20 @@ impl Spool {
     fn read(&self, stored: &Stored) -> io::Result<Vec<u8>> {
         let path = self.path(stored);
         let mut bytes = fs::read(&path)?;
-        let damaged = || {
+        if body(&bytes).is_none() {
             let text = format!("{}: damaged batch", path.display());
-            io::Error::new(io::ErrorKind::InvalidData, text)
-        };
-        let (head, batch) = bytes.split_at_checked(HEAD).ok_or_else(damaged)?;
-        let crc = crc32c::crc32c(batch).to_le_bytes();
-        if head[..4] != *MAGIC || head[4..] != crc {
-            return Err(damaged());
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         }
         bytes.drain(..HEAD);
         Ok(bytes)
     }
+}
+
+/// The encoded batch in a file; `None` when the file is damaged.
+pub(super) fn body(file: &[u8]) -> Option<&[u8]> {
+    let (head, batch) = file.split_at_checked(HEAD)?;
+    let crc = crc32c::crc32c(batch).to_le_bytes();
+    (head[..4] == *MAGIC && head[4..] == crc).then_some(batch)
 }
 
 /// A merged batch does not grow beyond this, in bytes.
@@ -405,9 +418,7 @@ fn path_of(folder: &Path, stored: &Stored) -> PathBuf {
 }
 
 fn write(folder: &Path, batch: &TrafficBatch) -> io::Result<Stored> {
-    let encoded = batch.encode_to_vec();
-    let crc = crc32c::crc32c(&encoded).to_le_bytes();
-    let bytes = [MAGIC.as_slice(), &crc, &encoded].concat();
+    let bytes = file(&batch.encode_to_vec());
     let stored = Stored {
         first: batch.first_seq,
         last: batch.last_seq,
@@ -418,8 +429,27 @@ fn write(folder: &Path, batch: &TrafficBatch) -> io::Result<Stored> {
     Ok(stored)
 }
 
+/// The file of an encoded batch.
+pub(super) fn file(batch: &[u8]) -> Vec<u8> {
+    let crc = crc32c::crc32c(batch).to_le_bytes();
+    [MAGIC.as_slice(), &crc, batch].concat()
+}
+
 fn decode(batch: &[u8]) -> io::Result<TrafficBatch> {
     TrafficBatch::decode(batch).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+/// Checks that a file holds what its name says.
+fn checked(stored: &Stored, batch: &[u8]) -> io::Result<()> {
+    let batch = decode(batch)?;
+    if (batch.first_seq, batch.last_seq) == (stored.first, stored.last) {
+        return Ok(());
+    }
+    let text = format!(
+        "the file of batches {} to {} holds {} to {}",
+        stored.first, stored.last, batch.first_seq, batch.last_seq
+    );
+    Err(io::Error::new(io::ErrorKind::InvalidData, text))
 }
 
 fn hex_id(text: &[u8]) -> Option<[u8; 16]> {
@@ -429,7 +459,7 @@ fn hex_id(text: &[u8]) -> Option<[u8; 16]> {
 }
 
 /// Adds two neighbours up.
-fn merged(one: TrafficBatch, two: TrafficBatch) -> TrafficBatch {
+pub(super) fn merged(one: TrafficBatch, two: TrafficBatch) -> TrafficBatch {
     let mut users: std::collections::BTreeMap<u64, UserTraffic> = one
         .users
         .into_iter()
@@ -445,13 +475,16 @@ fn merged(one: TrafficBatch, two: TrafficBatch) -> TrafficBatch {
                 let mut leases = std::mem::take(&mut older.leases);
                 for used in newer.leases {
                     match leases.iter_mut().find(|one| one.lease_id == used.lease_id) {
-                        Some(known) => known.billed_bytes += used.billed_bytes,
+                        Some(known) => {
+                            let sum = known.billed_bytes.saturating_add(used.billed_bytes);
+                            known.billed_bytes = sum;
+                        }
                         None => leases.push(used),
                     }
                 }
                 *older = UserTraffic {
-                    tx: older.tx + newer.tx,
-                    rx: older.rx + newer.rx,
+                    tx: older.tx.saturating_add(newer.tx),
+                    rx: older.rx.saturating_add(newer.rx),
                     leases,
                     ..newer
                 };

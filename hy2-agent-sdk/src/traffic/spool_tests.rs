@@ -144,6 +144,40 @@ fn a_damaged_batch_costs_itself_and_not_the_agent() {
 }
 
 #[test]
+fn files_with_impossible_numbers_are_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = Spool::open(folder.path(), 1 << 20).unwrap();
+    append(&mut spool, vec![row(1, 1, 0)]);
+    let whole = fs::read(spool.path(&spool.batches[0])).unwrap();
+    for (first, last) in [(2, u64::MAX), (9, 3), (0, 5), (7, 7)] {
+        let name = format!("{first:020}-{last:020}.batch");
+        fs::write(spool.folder.join(name), &whole).unwrap();
+    }
+    fs::write(spool.folder.join("8-8.batch"), &whole).unwrap();
+    let mut spool = Spool::open(folder.path(), 1 << 20).unwrap();
+    assert_eq!(spool.batches.len(), 1);
+    append(&mut spool, vec![row(1, 1, 0)]);
+    assert!(
+        spool
+            .contents()
+            .unwrap()
+            .iter()
+            .all(|batch| batch.last_seq < 10)
+    );
+}
+
+#[test]
+fn sums_that_no_number_holds_stay_at_the_largest() {
+    let batch = |tx| TrafficBatch {
+        users: vec![row(1, tx, 0)],
+        ..Default::default()
+    };
+    let both = merged(batch(u64::MAX), batch(5));
+    assert_eq!(both.users[0].tx, u64::MAX);
+    assert_eq!(both.users[0].leases[0].billed_bytes, u64::MAX);
+}
+
+#[test]
 fn a_disk_from_the_past_does_not_repeat_numbers() {
     let folder = tempfile::tempdir().unwrap();
     let mut spool = Spool::open(folder.path(), 1 << 20).unwrap();

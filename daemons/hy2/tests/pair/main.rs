@@ -74,6 +74,31 @@ fn everything_a_client_offers_carries_traffic() {
     assert!(server.wait().success());
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_for_the_log_stops_nothing() {
+    let folder = Folder::new();
+    let echo = tcp_echo();
+    // A free port: the log does not say which one it is.
+    let free = UdpSocket::bind("127.0.0.1:0").expect("bind");
+    let address = free.local_addr().expect("bound");
+    drop(free);
+    let settings = format!("listen: {address}\nallowPrivateTargets: true");
+    let mut server = folder.server_without_log(&settings);
+    let forward = format!("tcpForwarding: [{{listen: 127.0.0.1:0, remote: '{echo}'}}]");
+    let mut client = folder.client(address, &forward);
+    let forward = client.address("tcpForwarding");
+    client.expect("connected");
+    let data = vec![7; 300_000];
+    for _ in 0..3 {
+        assert!(round_trip(connect(forward), &data) == data);
+    }
+    client.signal("TERM");
+    assert!(client.wait().success());
+    server.signal("TERM");
+    assert!(server.wait().success());
+}
+
 #[test]
 fn one_port_serves_socks5_and_http() {
     let folder = Folder::new();

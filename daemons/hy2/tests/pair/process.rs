@@ -74,6 +74,29 @@ impl Folder {
         )
     }
 
+    /// Starts a server whose log is on a disk without room; it listens where `settings` say.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn server_without_log(&self, settings: &str) -> Running {
+        let text = format!(
+            "tls: {{cert: cert.pem, key: key.pem}}\n\
+             auth: {{type: password, password: right}}\n{settings}\n"
+        );
+        fs::write(self.path().join("full.yaml"), text).expect("write");
+        let full = fs::File::options().write(true).open("/dev/full");
+        let child = hy2(self.path())
+            .args(["server", "-c", "full.yaml", "--log-level", "debug"])
+            .stdout(Stdio::null())
+            .stderr(full.expect("every Linux has it"))
+            .spawn()
+            .expect("starts");
+        let (_, lines) = channel();
+        Running {
+            child,
+            lines,
+            seen: Vec::new(),
+        }
+    }
+
     pub(crate) fn start(&self, command: &str, name: &str, text: &str, more: &[&str]) -> Running {
         fs::write(self.path().join(name), text).expect("write");
         let mut child = hy2(self.path())
