@@ -5,6 +5,7 @@
 #   FORCE=1   run although the machine is busy
 #   ONLY=...  scenarios whose name contains this
 #   RUNS=5    counted runs of each side
+#   IDLE=10000 idle connections to hold
 #   OUT=...   where the results go, docs/benchmarks by default
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -17,8 +18,11 @@ else
     echo "Go is missing: the reference cannot be built, only our own column will be there." >&2
     echo "Install Go 1.25 or newer (https://go.dev/dl/) for the comparison." >&2
 fi
+# Each idle connection is a socket.
+ulimit -n "$(ulimit -Hn)" || true
 arguments=(--runs "${RUNS:-5}")
 out=docs/benchmarks
+[ -z "${IDLE:-}" ] || arguments+=(--idle "$IDLE")
 if [ -n "${QUICK:-}" ]; then
     arguments+=(--quick)
     out=target/bench-compare

@@ -245,6 +245,10 @@ impl Direct {
 
     async fn dial(&self, target: &Address) -> Result<TcpStream, DialError> {
         let addresses = self.addresses(target).await?;
+        // The usual case needs no race, and no task for it.
+        if let [address] = *addresses {
+            return Ok(connect(address).await?);
+        }
         // Next address after 250 ms or at the first failure (RFC 8305 §5).
         let mut attempts = JoinSet::new();
         let mut addresses = addresses.into_iter().peekable();

@@ -34,7 +34,10 @@ impl AckRate {
     pub const FULL: Self = Self { acked: 1, total: 1 };
 
     /// The least that is reckoned with: heavier loss is not compensated further.
-    pub const FLOOR: Self = Self { acked: 4, total: 5 };
+    pub const FLOOR: Self = Self {
+        acked: 40,
+        total: 50,
+    };
 
     /// Computes the share from counts of packets. Below [`MIN_SAMPLES`] it is [`Self::FULL`].
     ///
@@ -54,11 +57,18 @@ impl AckRate {
         };
         if total < MIN_SAMPLES {
             Self::FULL
-        } else if u128::from(acked) * 5 <= u128::from(total) * 4 {
+        } else if acked <= lost.saturating_mul(4) {
             Self::FLOOR
         } else {
             Self { acked, total }
         }
+    }
+
+    /// Returns counts of packets that make the same share: acknowledged and lost, for
+    /// [`from_counts`](Self::from_counts).
+    #[must_use]
+    pub fn as_counts(self) -> (u64, u64) {
+        (self.acked, self.total - self.acked)
     }
 
     /// Returns the share as a number from 0.8 to 1, for display and for floating arithmetic.
@@ -69,7 +79,11 @@ impl AckRate {
     }
 
     /// Divides by the share, rounding down.
-    fn compensate(self, value: u128) -> u64 {
+    fn compensate(self, value: u64) -> u64 {
+        scale(value, self.total, self.acked.max(1))
+    }
+
+    fn compensate_wide(self, value: u128) -> u64 {
         let product = value.saturating_mul(self.total.into());
         saturate(product / u128::from(self.acked.max(1)))
     }
@@ -186,7 +200,7 @@ fn place(second: u64) -> usize {
 /// ```
 #[must_use]
 pub fn send_rate(target: Bandwidth, ack_rate: AckRate) -> Bandwidth {
-    let rate = ack_rate.compensate(target.bytes_per_sec().into());
+    let rate = ack_rate.compensate(target.bytes_per_sec());
     Bandwidth::from_bytes_per_sec(rate)
 }
 
@@ -202,13 +216,17 @@ pub fn congestion_window(
     if srtt.is_zero() {
         return INITIAL_WINDOW;
     }
-    // Below 2^64 bytes/s times 2^33 ns, doubled: within 128 bits, saturating beyond.
-    let double = u128::from(target.bytes_per_sec())
-        .saturating_mul(srtt.as_nanos())
-        .saturating_mul(2);
-    ack_rate
-        .compensate(double / NANOS_PER_SEC)
-        .max(max_datagram)
+    let rate = target.bytes_per_sec();
+    let narrow = nanos(srtt).and_then(|nanos| rate.checked_mul(nanos)?.checked_mul(2));
+    let window = match narrow {
+        Some(double) => ack_rate.compensate(double / NANOS_PER_SEC),
+        // More than 18 GB/s over half a second.
+        None => {
+            let double = u128::from(rate).saturating_mul(srtt.as_nanos());
+            ack_rate.compensate_wide(double.saturating_mul(2) / u128::from(NANOS_PER_SEC))
+        }
+    };
+    window.max(max_datagram)
 }
 
 /// Returns how many bytes may leave at once after a pause: 4 ms at `rate`, at least ten datagrams
@@ -221,8 +239,13 @@ pub fn burst(rate: Bandwidth, max_datagram: u64) -> u64 {
 /// Returns how many whole bytes `rate` sends in `time`.
 #[must_use]
 pub fn bytes_in(rate: Bandwidth, time: Duration) -> u64 {
-    let product = u128::from(rate.bytes_per_sec()).saturating_mul(time.as_nanos());
-    saturate(product / NANOS_PER_SEC)
+    match nanos(time) {
+        Some(nanos) => scale(rate.bytes_per_sec(), nanos, NANOS_PER_SEC),
+        None => {
+            let product = u128::from(rate.bytes_per_sec()).saturating_mul(time.as_nanos());
+            saturate(product / u128::from(NANOS_PER_SEC))
+        }
+    }
 }
 
 /// Returns how long `rate` takes to send `bytes`, rounded up to a nanosecond;
@@ -236,11 +259,33 @@ pub fn time_for(rate: Bandwidth, bytes: u64) -> Duration {
             Duration::MAX
         };
     }
-    let nanos = (u128::from(bytes) * NANOS_PER_SEC).div_ceil(rate.bytes_per_sec().into());
-    Duration::from_nanos_u128(nanos)
+    match bytes.checked_mul(NANOS_PER_SEC) {
+        Some(product) => Duration::from_nanos(product.div_ceil(rate.bytes_per_sec())),
+        None => {
+            let product = u128::from(bytes) * u128::from(NANOS_PER_SEC);
+            Duration::from_nanos_u128(product.div_ceil(rate.bytes_per_sec().into()))
+        }
+    }
 }
 
-const NANOS_PER_SEC: u128 = 1_000_000_000;
+const NANOS_PER_SEC: u64 = 1_000_000_000;
+
+/// Returns `value * by / over`, rounded down and saturating; `over` must not be 0.
+///
+/// The product of a rate and a time fits 64 bits for all that occurs on a path, and dividing 128 bits takes many
+/// times as long.
+#[inline]
+fn scale(value: u64, by: u64, over: u64) -> u64 {
+    match value.checked_mul(by) {
+        Some(product) => product / over,
+        None => saturate(u128::from(value) * u128::from(by) / u128::from(over)),
+    }
+}
+
+/// Returns the nanoseconds of what is shorter than 584 years.
+fn nanos(time: Duration) -> Option<u64> {
+    u64::try_from(time.as_nanos()).ok()
+}
 
 fn saturate(value: u128) -> u64 {
     u64::try_from(value).unwrap_or(u64::MAX)
@@ -407,6 +452,44 @@ mod tests {
             let sent = bytes_in(rate, time_for(rate, bytes));
             // Rounding up by less than a nanosecond is worth at most ten bytes at this rate.
             prop_assert!((bytes..=bytes + 10).contains(&sent), "{bytes} {sent}");
+        }
+
+        /// Where products of 64 bits are enough and where not.
+        #[test]
+        fn arithmetic_is_exact(
+            bytes_per_sec: u64,
+            shift in 0..64_u32,
+            acked: u64,
+            lost: u64,
+            few in 0..64_u32,
+            secs in 0..100_u64,
+            nanos in 0..1_000_000_000_u32,
+            bytes: u64,
+        ) {
+            let target = rate(bytes_per_sec >> shift);
+            let (acked, lost) = (acked >> few >> 1, lost >> few >> 1);
+            let wide = u128::from(target.bytes_per_sec());
+            let ack_rate = AckRate::from_counts(acked, lost);
+            let enough = acked + lost >= MIN_SAMPLES;
+            let floor = u128::from(acked) * 5 <= u128::from(acked + lost) * 4;
+            prop_assert_eq!(ack_rate == AckRate::FLOOR, enough && floor);
+            let (acked, lost) = ack_rate.as_counts();
+            prop_assert_eq!(AckRate::from_counts(acked, lost), ack_rate);
+            let (acked, total) = (u128::from(ack_rate.acked), u128::from(ack_rate.total));
+            prop_assert_eq!(send_rate(target, ack_rate).bytes_per_sec(), saturate(wide * total / acked));
+            let time = Duration::new(secs, nanos);
+            let ns = u128::from(NANOS_PER_SEC);
+            prop_assert_eq!(bytes_in(target, time), saturate(wide * time.as_nanos() / ns));
+            let bytes = bytes >> few;
+            if !target.is_zero() {
+                let expected = (u128::from(bytes) * ns).div_ceil(wide);
+                prop_assert_eq!(time_for(target, bytes), Duration::from_nanos_u128(expected));
+            }
+            // Within 64 + 37 + 1 bits before the share, so that the definition does not saturate.
+            let double = wide * time.as_nanos() * 2 / ns;
+            if let (false, Some(product)) = (time.is_zero(), double.checked_mul(total)) {
+                prop_assert_eq!(congestion_window(target, ack_rate, time, 1), saturate(product / acked).max(1));
+            }
         }
 
         #[test]

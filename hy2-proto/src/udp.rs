@@ -89,10 +89,9 @@ impl<'a> UdpMessage<'a> {
             return Err(InvalidKind::DatagramLength.into());
         }
         let mut reader = Reader::new(datagram);
-        let session_id = reader.u32()?;
-        let packet_id = reader.u16()?;
-        let frag_id = reader.u8()?;
-        let frag_count = reader.u8()?;
+        let [a, b, c, d, e, f, frag_id, frag_count] = reader.array()?;
+        let session_id = u32::from_be_bytes([a, b, c, d]);
+        let packet_id = u16::from_be_bytes([e, f]);
         let len = reader.length(1, MAX_ADDRESS_LEN, InvalidKind::AddressLength)?;
         let address = reader.str(len)?;
         let data = reader.into_rest();
@@ -118,10 +117,12 @@ impl<'a> UdpMessage<'a> {
     ///
     /// If `buf` has less room than [`encoded_len`](Self::encoded_len).
     pub fn encode(&self, buf: &mut impl BufMut) {
-        buf.put_u32(self.session_id);
-        buf.put_u16(self.packet_id);
-        buf.put_u8(self.frag_id);
-        buf.put_u8(self.frag_count);
+        // One write: each one asks the buffer for room.
+        let fixed = u64::from(self.session_id) << 32
+            | u64::from(self.packet_id) << 16
+            | u64::from(self.frag_id) << 8
+            | u64::from(self.frag_count);
+        buf.put_u64(fixed);
         varint::encode_len(self.address.len(), buf);
         buf.put_slice(self.address.as_bytes());
         buf.put_slice(self.data);

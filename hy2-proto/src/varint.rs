@@ -24,17 +24,22 @@ pub const MAX_LEN: usize = 8;
 /// ```
 /// assert_eq!(hy2_proto::varint::decode(&[0x44, 0x01, 0xff]), Ok((0x401, 2)));
 /// ```
+#[inline]
 pub fn decode(buf: &[u8]) -> Result<(u64, usize), DecodeError> {
     let first = *buf.first().ok_or(DecodeError::Incomplete)?;
-    let width = width(first);
-    let (head, _) = buf.split_at_checked(width).ok_or(DecodeError::Incomplete)?;
-    let value = head
-        .iter()
-        .skip(1)
-        .fold(u64::from(first & 0x3f), |value, byte| {
-            value << 8 | u64::from(*byte)
-        });
-    Ok((value, width))
+    // Each width on its own, so that each is one load.
+    let value = match first >> 6 {
+        0 => first.into(),
+        1 => u64::from(u16::from_be_bytes(head(buf)?)) & (MAX >> 48),
+        2 => u64::from(u32::from_be_bytes(head(buf)?)) & (MAX >> 32),
+        _ => u64::from_be_bytes(head(buf)?) & MAX,
+    };
+    Ok((value, width(first)))
+}
+
+#[inline]
+fn head<const N: usize>(buf: &[u8]) -> Result<[u8; N], DecodeError> {
+    buf.first_chunk().copied().ok_or(DecodeError::Incomplete)
 }
 
 /// Returns the whole width in bytes of an encoded value, from its first byte.
@@ -49,21 +54,17 @@ pub fn width(first: u8) -> usize {
 ///
 /// If `value` exceeds [`MAX`], which only a mistake in the calling program can bring about, or
 /// if `buf` has no room left.
+#[inline]
 pub fn encode(value: u64, buf: &mut impl BufMut) {
     assert!(value <= MAX, "value does not fit a varint");
-    let width = len(value);
-    let prefix = match width {
-        1 => 0x00,
-        2 => 0x40,
-        4 => 0x80,
-        _ => 0xc0_u8,
-    };
-    let bytes = value.to_be_bytes();
-    let mut shortest = bytes.iter().copied().skip(MAX_LEN - width);
-    if let Some(first) = shortest.next() {
-        buf.put_u8(prefix | first);
+    // What fits a width has zeros where its prefix goes.
+    #[expect(clippy::cast_possible_truncation, reason = "by the width")]
+    match len(value) {
+        1 => buf.put_u8(value as u8),
+        2 => buf.put_u16(value as u16 | 0x4000),
+        4 => buf.put_u32(value as u32 | 0x8000_0000),
+        _ => buf.put_u64(value | 0xc000_0000_0000_0000),
     }
-    shortest.for_each(|byte| buf.put_u8(byte));
 }
 
 /// Returns the number of bytes that [`encode`] writes for `value`.

@@ -28,6 +28,15 @@ pub(crate) fn is_busy(share: f64) -> bool {
     share > BUSY
 }
 
+/// Returns how many files a process may have open, where the system says.
+pub(crate) fn most_files() -> Option<u64> {
+    let limits = read("/proc/self/limits");
+    let line = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
 /// All ticks and the idle ones.
 fn ticks() -> (u64, u64) {
     let stat = read("/proc/stat");

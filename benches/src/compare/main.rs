@@ -39,7 +39,7 @@ struct Arguments {
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
     /// Idle connections to hold
-    #[arg(long, default_value_t = 1_000)]
+    #[arg(long, default_value_t = 10_000)]
     idle: u64,
     /// Only scenarios whose name contains this
     #[arg(long, default_value = "")]

@@ -177,8 +177,10 @@ async fn forward(config: &Value) -> Result<()> {
         let (client, target) = (client.clone(), target.clone());
         connections.spawn(async move {
             if let Ok(stream) = client.tcp(&target).await {
-                // The load generator notices a connection that ends early.
-                let _ = stream.relay(local).await;
+                // The load generator notices a connection that ends early, but not why.
+                if let Err(error) = stream.relay(local).await {
+                    eprintln!("  a relay of ours ended: {:#}", anyhow::Error::from(error));
+                }
             }
         });
         while connections.try_join_next().is_some() {}
@@ -201,18 +203,31 @@ async fn connects(config: &Value) -> Result<()> {
         let settings = settings.clone();
         tasks.spawn(async move {
             let mut latencies = Vec::new();
+            let mut failures = Vec::new();
             while start.elapsed() < span {
                 let begun = Instant::now();
                 // Dropped at once, which closes it; nobody waits until it has drained.
-                let _client = Client::connect(settings.clone()).await?;
-                latencies.push(begun.elapsed().as_micros() as u64);
+                match Client::connect(settings.clone()).await {
+                    Ok(_client) => latencies.push(begun.elapsed().as_micros() as u64),
+                    // A server may turn one of many away.
+                    Err(error) => failures.push(error.to_string()),
+                }
             }
-            Ok::<_, anyhow::Error>(latencies)
+            (latencies, failures)
         });
     }
-    let mut latencies = Vec::new();
+    let (mut latencies, mut failures) = (Vec::new(), Vec::new());
     while let Some(ended) = tasks.join_next().await {
-        latencies.append(&mut ended??);
+        let (mut came, mut failed) = ended?;
+        latencies.append(&mut came);
+        failures.append(&mut failed);
+    }
+    if let Some(first) = failures.first() {
+        eprintln!("  {} connections failed: {first}", failures.len());
+        anyhow::ensure!(
+            failures.len() < latencies.len(),
+            "most connections failed: {first}"
+        );
     }
     let seconds = start.elapsed().as_secs_f64();
     println!(

@@ -67,12 +67,26 @@ impl Row {
 
     /// Says what is below its bar.
     pub(crate) fn missed(&self) -> Vec<String> {
-        let Some(ratios) = self.ratios() else {
-            return Vec::new();
-        };
-        let Bar { cpu, rate, .. } = self.scenario.bar;
+        let Bar {
+            cpu,
+            rate,
+            p99,
+            lossless,
+            ..
+        } = self.scenario.bar;
         let name = &self.scenario.name;
         let mut missed = Vec::new();
+        let lost: u64 = self.ours.0.iter().map(|run| run.lost).sum();
+        if lossless && lost > 0 {
+            missed.push(format!("{name}: {lost} datagrams lost"));
+        }
+        let (Some(ratios), Some(reference)) = (self.ratios(), &self.reference) else {
+            return missed;
+        };
+        let slowest = paired(&self.ours.of(|run| run.p99), &reference.of(|run| run.p99));
+        if p99 && slowest > 1.0 {
+            missed.push(format!("{name}: p99 {slowest:.2} times the reference's"));
+        }
         for (what, ratio, bar) in [("CPU", ratios.cpu, cpu), ("rate", ratios.rate, rate)] {
             if let Some(bar) = bar
                 && ratio < bar
@@ -103,7 +117,12 @@ impl Row {
             "name": self.scenario.name,
             "cpu_unit": cpu_unit,
             "rate_unit": rate_unit,
-            "bar": {"cpu": self.scenario.bar.cpu, "rate": self.scenario.bar.rate},
+            "bar": {
+                "cpu": self.scenario.bar.cpu,
+                "rate": self.scenario.bar.rate,
+                "p99_no_worse": self.scenario.bar.p99,
+                "lossless": self.scenario.bar.lossless,
+            },
             "hy2": side(&self.ours),
             "reference": self.reference.as_ref().map(side),
             "ratio": self.ratios().map(|ratios| json!({"cpu": ratios.cpu, "rate": ratios.rate})),

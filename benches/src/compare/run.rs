@@ -31,6 +31,15 @@ pub(crate) fn run(mut arguments: Arguments) -> Result<()> {
         arguments.idle = arguments.idle.min(100);
         arguments.cell_seconds = arguments.cell_seconds.min(2.0);
     }
+    // A socket per connection, and what a process has anyway.
+    let files = arguments.idle + 200;
+    if "idle".contains(&arguments.only) && machine::most_files().is_some_and(|most| most < files) {
+        bail!(
+            "{} idle connections need {files} open files per process: raise `ulimit -n`, or hold \
+             fewer with --idle.",
+            arguments.idle
+        );
+    }
     let in_use = machine::use_of_cores();
     if machine::is_busy(in_use) && !arguments.force {
         bail!(

@@ -62,6 +62,10 @@ pub(crate) struct Bar {
     pub(crate) rate: Option<f64>,
     /// The server's CPU instead of both ends'.
     pub(crate) server_only: bool,
+    /// The slowest hundredth takes no longer than the reference's.
+    pub(crate) p99: bool,
+    /// We lose no datagram.
+    pub(crate) lossless: bool,
 }
 
 /// One row of the result.
@@ -122,6 +126,7 @@ pub(crate) fn all() -> Vec<Scenario> {
     };
     list.bulk(4, "server on one core", 1, one_core, Bar::default());
     for (streams, bar) in [(1, cpu(2.0)), (50, cpu(1.7))] {
+        let bar = Bar { p99: true, ..bar };
         let load = Load::PingPong { streams };
         list.add(5, format!("ping-pong 200 B x{streams}"), load, plain, bar);
     }
@@ -138,8 +143,8 @@ pub(crate) fn all() -> Vec<Scenario> {
         let load = Load::Connects { at_once };
         let bar = Bar {
             cpu: Some(1.6),
-            rate: None,
             server_only: true,
+            ..Bar::default()
         };
         list.add(7, format!("connect + auth x{at_once}"), load, plain, bar);
     }
@@ -157,6 +162,10 @@ pub(crate) fn all() -> Vec<Scenario> {
                 cpu_rate(2.3, 1.6)
             } else {
                 Bar::default()
+            };
+            let bar = Bar {
+                lossless: true,
+                ..bar
             };
             let load = Load::Udp { size, window };
             list.add(

@@ -62,7 +62,7 @@ impl fmt::Debug for UdpPacket {
     }
 }
 
-type Table = Arc<Mutex<HashMap<u32, Entry>>>;
+type Table = Arc<Mutex<HashMap<u32, Entry, ahash::RandomState>>>;
 
 struct Entry {
     queue: mpsc::Sender<UdpPacket>,

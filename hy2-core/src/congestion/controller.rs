@@ -313,12 +313,11 @@ impl Controller for Paced {
     }
 
     fn window(&self) -> u64 {
-        let own = self.own_window();
         if matches!(self.state, State::Reno(_)) || !self.shared.is_attached() {
-            return own.max(self.mtu + 1);
+            return self.own_window().max(self.mtu + 1);
         }
-        self.gate
-            .window(&self.shared, own.saturating_sub(self.in_flight))
+        let room = || self.own_window().saturating_sub(self.in_flight);
+        self.gate.window(&self.shared, room)
     }
 
     fn metrics(&self) -> ControllerMetrics {

@@ -30,7 +30,7 @@ pub(super) struct Shared {
     /// When the pacing task has to wake the connection; [`NEVER`] if it need not.
     deadline: AtomicU64,
     pub(super) waker: AtomicWaker,
-    carried: Mutex<Option<Carried>>,
+    carried: CarriedCells,
 }
 
 /// What a controller leaves for the one that quinn builds after a change of address.
@@ -38,6 +38,27 @@ pub(super) struct Shared {
 pub(super) struct Carried {
     pub(super) smoothed_rtt: Duration,
     pub(super) ack_rate: Option<AckRate>,
+}
+
+/// Where [`Carried`] is kept. It is written for each acknowledgement; controllers write and read it
+/// under quinn's connection lock only, so the cells need not agree by themselves.
+#[derive(Debug)]
+struct CarriedCells {
+    /// [`NEVER`] while there is nothing.
+    smoothed_rtt_nanos: AtomicU64,
+    /// 0 without an ack rate.
+    acked: AtomicU64,
+    lost: AtomicU64,
+}
+
+impl CarriedCells {
+    const fn empty() -> Self {
+        Self {
+            smoothed_rtt_nanos: AtomicU64::new(NEVER),
+            acked: AtomicU64::new(0),
+            lost: AtomicU64::new(0),
+        }
+    }
 }
 
 pub(super) const NEVER: u64 = u64::MAX;
@@ -56,7 +77,7 @@ impl Shared {
             attached: AtomicBool::new(false),
             deadline: AtomicU64::new(NEVER),
             waker: AtomicWaker::new(),
-            carried: Mutex::new(None),
+            carried: CarriedCells::empty(),
         }
     }
 
@@ -157,11 +178,24 @@ impl Shared {
     }
 
     pub(super) fn carry(&self, carried: Carried) {
-        *self.carried.lock() = Some(carried);
+        let (acked, lost) = carried.ack_rate.map_or((0, 0), AckRate::as_counts);
+        let nanos = u64::try_from(carried.smoothed_rtt.as_nanos()).unwrap_or(NEVER - 1);
+        self.carried.acked.store(acked, Relaxed);
+        self.carried.lost.store(lost, Relaxed);
+        self.carried.smoothed_rtt_nanos.store(nanos, Relaxed);
     }
 
     pub(super) fn carried(&self) -> Option<Carried> {
-        *self.carried.lock()
+        let nanos = self.carried.smoothed_rtt_nanos.load(Relaxed);
+        if nanos == NEVER {
+            return None;
+        }
+        let acked = self.carried.acked.load(Relaxed);
+        let lost = self.carried.lost.load(Relaxed);
+        Some(Carried {
+            smoothed_rtt: Duration::from_nanos(nanos),
+            ack_rate: (acked > 0).then(|| AckRate::from_counts(acked, lost)),
+        })
     }
 
     /// Lets the pacing task adjust quinn's send window when its target has moved by a quarter.

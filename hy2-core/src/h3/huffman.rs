@@ -33,6 +33,9 @@ const LENGTHS: [u8; SYMBOLS] = [
     30,
 ];
 
+/// Bits that decoding looks up at once. All code words of text but a few rare signs are shorter.
+const WINDOW: u32 = 8;
+
 /// What encoding and decoding need, derived from [`LENGTHS`].
 struct Code {
     /// Code word of each symbol, right aligned.
@@ -41,10 +44,12 @@ struct Code {
     order: [u16; SYMBOLS],
     /// First code word of each length.
     first: [u32; MAX_BITS + 1],
+    /// The code word behind the last of each length.
+    end: [u32; MAX_BITS + 1],
     /// Position in `order` of the first symbol of each length.
     start: [u16; MAX_BITS + 1],
-    /// Symbols of each length.
-    count: [u16; MAX_BITS + 1],
+    /// Symbol and length of the code word that [`WINDOW`] bits begin with; length 0 if it is longer.
+    short: [(u8, u8); 1 << WINDOW],
 }
 
 static CODE: Code = build();
@@ -55,8 +60,9 @@ const fn build() -> Code {
         words: [0; SYMBOLS],
         order: [0; SYMBOLS],
         first: [0; MAX_BITS + 1],
+        end: [0; MAX_BITS + 1],
         start: [0; MAX_BITS + 1],
-        count: [0; MAX_BITS + 1],
+        short: [(0, 0); 1 << WINDOW],
     };
     let (mut word, mut placed, mut bits) = (0u32, 0usize, 1usize);
     while bits <= MAX_BITS {
@@ -68,12 +74,21 @@ const fn build() -> Code {
             if LENGTHS[symbol] as usize == bits {
                 code.words[symbol] = word;
                 code.order[placed] = symbol as u16;
-                code.count[bits] += 1;
+                if bits <= WINDOW as usize {
+                    let spare = WINDOW as usize - bits;
+                    let mut rest = 0;
+                    while rest < 1 << spare {
+                        let place = ((word as usize) << spare) | rest;
+                        code.short[place] = (symbol as u8, bits as u8);
+                        rest += 1;
+                    }
+                }
                 word += 1;
                 placed += 1;
             }
             symbol += 1;
         }
+        code.end[bits] = word;
         bits += 1;
     }
     code
@@ -95,11 +110,14 @@ pub(super) fn encode(text: &[u8], out: &mut impl BufMut) {
         let symbol = usize::from(octet);
         pending = (pending << LENGTHS[symbol]) | u64::from(CODE.words[symbol]);
         held += u32::from(LENGTHS[symbol]);
-        while held >= 8 {
-            held -= 8;
-            out.put_u8((pending >> held) as u8);
+        if held >= 32 {
+            held -= 32;
+            out.put_u32((pending >> held) as u32);
         }
-        pending &= (1 << held) - 1;
+    }
+    while held >= 8 {
+        held -= 8;
+        out.put_u8((pending >> held) as u8);
     }
     if held > 0 {
         let padding = 8 - held;
@@ -113,29 +131,69 @@ pub(super) fn encode(text: &[u8], out: &mut impl BufMut) {
 /// [`Invalid`] when the input holds the end-of-string code, or ends in padding that is longer than seven bits or
 /// not all ones (RFC 7541, section 5.2).
 pub(super) fn decode(input: &[u8], out: &mut Vec<u8>) -> Result<(), Invalid> {
-    let (mut word, mut bits) = (0u32, 0usize);
-    for &octet in input {
-        for shift in (0..8).rev() {
-            word = (word << 1) | u32::from((octet >> shift) & 1);
-            bits += 1;
-            if bits > MAX_BITS {
-                return Err(Invalid);
-            }
-            let offset = word.wrapping_sub(CODE.first[bits]);
-            if word >= CODE.first[bits] && offset < u32::from(CODE.count[bits]) {
-                match CODE.order[usize::from(CODE.start[bits]) + offset as usize] {
-                    EOS => return Err(Invalid),
-                    symbol => out.push(symbol as u8),
-                }
-                (word, bits) = (0, 0);
-            }
+    // The low `held` bits of `pending` have not been decoded.
+    let (mut pending, mut held, mut rest) = (0u64, 0u32, input);
+    loop {
+        while held <= u64::BITS - 8
+            && let Some((octet, after)) = rest.split_first()
+        {
+            pending = (pending << 8) | u64::from(*octet);
+            held += 8;
+            rest = after;
+        }
+        // No code word is longer than what is held, unless the input ends in it.
+        while held >= MAX_BITS as u32 {
+            let (symbol, bits) = next_symbol(pending, held)?;
+            out.push(symbol);
+            held -= bits;
+        }
+        if rest.is_empty() {
+            break;
         }
     }
-    if bits < 8 && word == (1 << bits) - 1 {
+    while held > 0 {
+        // Behind the end everything is like padding, which no code word but that of the end begins with.
+        let padded = (pending << MAX_BITS) | ((1 << MAX_BITS) - 1);
+        match next_symbol(padded, held + MAX_BITS as u32) {
+            Ok((symbol, bits)) if bits <= held => {
+                out.push(symbol);
+                held -= bits;
+            }
+            _ => break,
+        }
+    }
+    let padding = (1u64 << held) - 1;
+    if held < 8 && pending & padding == padding {
         Ok(())
     } else {
         Err(Invalid)
     }
+}
+
+/// Decodes the first of the low `held` bits of `pending`, [`MAX_BITS`] at least; returns the symbol and the length
+/// of its code word.
+#[inline]
+fn next_symbol(pending: u64, held: u32) -> Result<(u8, u32), Invalid> {
+    let (symbol, bits) = CODE.short[usize::from((pending >> (held - WINDOW)) as u8)];
+    if bits > 0 {
+        return Ok((symbol, bits.into()));
+    }
+    long_symbol(pending, held)
+}
+
+#[cold]
+fn long_symbol(pending: u64, held: u32) -> Result<(u8, u32), Invalid> {
+    for bits in WINDOW as usize + 1..=MAX_BITS {
+        let word = (pending >> (held - bits as u32)) as u32 & ((1 << bits) - 1);
+        if word < CODE.end[bits] {
+            let at = usize::from(CODE.start[bits]) + (word - CODE.first[bits]) as usize;
+            return match CODE.order[at] {
+                EOS => Err(Invalid),
+                symbol => Ok((symbol as u8, bits as u32)),
+            };
+        }
+    }
+    Err(Invalid)
 }
 
 /// The input is not Huffman coded text.
@@ -200,7 +258,50 @@ mod tests {
         assert_eq!(out.last(), Some(&b'a'));
     }
 
+    /// Looks for a code word after each bit.
+    fn decode_by_definition(input: &[u8]) -> Result<Vec<u8>, Invalid> {
+        let (mut out, mut word, mut bits) = (Vec::new(), 0, 0);
+        for octet in input {
+            for shift in (0..8).rev() {
+                word = (word << 1) | u32::from((octet >> shift) & 1);
+                bits += 1;
+                let found = (0..SYMBOLS).find(|symbol| {
+                    u32::from(LENGTHS[*symbol]) == bits && CODE.words[*symbol] == word
+                });
+                if let Some(symbol) = found {
+                    out.push(u8::try_from(symbol).map_err(|_| Invalid)?);
+                    (word, bits) = (0, 0);
+                }
+            }
+        }
+        let is_padding = bits < 8 && word == (1 << bits) - 1;
+        if is_padding { Ok(out) } else { Err(Invalid) }
+    }
+
     proptest! {
+        /// Code words of every length, whole and cut off, behind each other.
+        #[test]
+        fn decoding_follows_the_definition(
+            symbols in proptest::collection::vec(0..SYMBOLS, 0..20),
+            noise in proptest::collection::vec(any::<u8>(), 0..5),
+        ) {
+            let (mut input, mut pending, mut held) = (Vec::new(), 0u64, 0);
+            for symbol in symbols {
+                // The marker is too rare to be met often, and nothing behind it is looked at.
+                let symbol = if symbol == usize::from(EOS) { 0 } else { symbol };
+                pending = (pending << LENGTHS[symbol]) | u64::from(CODE.words[symbol]);
+                held += u32::from(LENGTHS[symbol]);
+                while held >= 8 {
+                    held -= 8;
+                    input.push((pending >> held) as u8);
+                }
+            }
+            input.extend(noise);
+            let mut plain = Vec::new();
+            let result = decode(&input, &mut plain).map(|()| plain);
+            prop_assert_eq!(result, decode_by_definition(&input));
+        }
+
         #[test]
         fn decoding_reverses_encoding(text in proptest::collection::vec(any::<u8>(), 0..200)) {
             let (mut coded, mut plain) = (Vec::new(), Vec::new());

@@ -38,9 +38,15 @@ pub(super) fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
+/// What local UDP sockets ask for, in bytes; the kernel caps it. The default of many hosts, 208 KiB,
+/// is full with 90 datagrams of full size, because each counts with its book-keeping.
+const UDP_BUFFER: usize = 1 << 20;
+
 /// Binds a UDP socket by the same rules as [`bind_tcp`].
 pub(super) fn bind_udp(address: SocketAddr) -> io::Result<UdpSocket> {
     let socket = bind(address, Type::DGRAM, Protocol::UDP, |_| Ok(()))?;
+    let _ = socket.set_recv_buffer_size(UDP_BUFFER);
+    let _ = socket.set_send_buffer_size(UDP_BUFFER);
     UdpSocket::from_std(socket.into())
 }
 

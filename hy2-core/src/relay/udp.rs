@@ -2,6 +2,7 @@
 
 use std::{
     any::Any,
+    cell::Cell,
     collections::{
         HashMap,
         hash_map::Entry::{Occupied, Vacant},
@@ -14,7 +15,6 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
-    task::Poll,
     time::Duration,
 };
 
@@ -158,7 +158,7 @@ pub(crate) async fn serve<C: Datagrams>(context: UdpContext<C>, first: Bytes) {
     let context = Arc::new(context);
     let mut sessions = Sessions {
         context: Arc::clone(&context),
-        open: HashMap::new(),
+        open: HashMap::default(),
         tasks: JoinSet::new(),
         fragment_bytes: 0,
     };
@@ -201,7 +201,7 @@ pub(crate) async fn serve<C: Datagrams>(context: UdpContext<C>, first: Bytes) {
 
 struct Sessions<C> {
     context: Arc<UdpContext<C>>,
-    open: HashMap<u32, Entry>,
+    open: HashMap<u32, Entry, ahash::RandomState>,
     tasks: JoinSet<u32>,
     /// What the unfinished fragments of all sessions hold.
     fragment_bytes: usize,
@@ -273,7 +273,23 @@ impl<C: Datagrams> Sessions<C> {
         let Ok(message) = UdpMessage::decode(datagram) else {
             return;
         };
-        let known = self.open.contains_key(&message.session_id);
+        let entry = self.open.get(&message.session_id);
+        // The usual case, at the price of one look-up: the destination of the datagram before.
+        if let Some(Entry {
+            session,
+            latest: Some((text, destination)),
+            ..
+        }) = entry
+            && **text == *message.address
+            && !message.is_fragment()
+            && let Some(association) = session.association.get()
+        {
+            session.touch();
+            self.context
+                .send_out(&**association, message.data, *destination);
+            return;
+        }
+        let known = entry.is_some();
         if !known && self.open.len() >= MAX_SESSIONS {
             metrics::counter!("hy2_udp_sessions_refused_total").increment(1);
             return;
@@ -584,13 +600,25 @@ fn is_passing(error: &io::Error) -> bool {
     )
 }
 
-/// Receives from the target straight behind an encoded header, so that the usual case (the same
-/// source again) needs no copy.
+/// Most bytes that datagrams of one session share an allocation of.
+const BLOCK: usize = 32 << 10;
+
+thread_local! {
+    /// Where a datagram lands until its length is known, initialised once: to clear room for the
+    /// longest costs more than to copy the usual one. One byte more than can be carried shows what
+    /// was cut off.
+    static LANDING: Cell<Option<Box<[u8; MAX_MESSAGE_LEN + 1]>>> = const { Cell::new(None) };
+}
+
+/// Receives from the target and encodes what came.
 struct WayBack {
     id: u32,
     source: Option<SocketAddr>,
     header: Vec<u8>,
+    /// Room for messages to come.
     buffer: BytesMut,
+    /// Bytes received since there last was nothing to receive.
+    run: usize,
     next_packet: u16,
 }
 
@@ -601,6 +629,7 @@ impl WayBack {
             source: None,
             header: Vec::new(),
             buffer: BytesMut::new(),
+            run: 0,
             next_packet: rand::random(),
         }
     }
@@ -611,50 +640,45 @@ impl WayBack {
     ///
     /// Safe.
     async fn receive(&mut self, association: &dyn UdpAssociation) -> io::Result<(Bytes, usize)> {
-        let source = poll_fn(|cx| {
-            let header_len = self.header.len();
-            // One byte more than can be carried shows what was cut off.
-            let wanted = MAX_MESSAGE_LEN + 1;
-            self.buffer.clear();
-            if self.buffer.capacity() < wanted {
-                self.buffer.reserve(8 * wanted);
-            }
-            self.buffer.resize(wanted, 0);
-            let Some(room) = self.buffer.get_mut(header_len..) else {
-                return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
-            };
-            let mut read = ReadBuf::new(room);
+        poll_fn(|cx| {
+            let mut landing = LANDING
+                .take()
+                .unwrap_or_else(|| Box::new([0; MAX_MESSAGE_LEN + 1]));
+            let mut read = ReadBuf::new(&mut *landing);
             let polled = association.poll_recv_from(cx, &mut read);
-            let len = read.filled().len();
-            if polled.is_pending() {
+            let result = polled.map(|source| self.encode(source?, read.filled()));
+            LANDING.set(Some(landing));
+            if result.is_pending() {
+                // Nothing to come for a while: hold no memory for it.
                 self.buffer = BytesMut::new();
-                return Poll::Pending;
+                self.run = 0;
             }
-            self.buffer.truncate(header_len + len);
-            polled
+            result
         })
-        .await?;
-        let data_len = self.buffer.len() - self.header.len();
-        if Some(source) == self.source {
-            if let Some(room) = self.buffer.get_mut(..self.header.len()) {
-                room.copy_from_slice(&self.header);
-            }
-        } else {
-            let data = self.buffer.split_off(self.header.len());
+        .await
+    }
+
+    fn encode(&mut self, source: SocketAddr, data: &[u8]) -> io::Result<(Bytes, usize)> {
+        if self.source != Some(source) {
             self.source = Some(source);
             self.header.clear();
             // The reference answers with the address the datagram came from, never a name.
             let text = source.to_string();
             UdpMessage::whole(self.id, &text, &[]).encode(&mut self.header);
-            self.buffer.clear();
-            self.buffer.extend_from_slice(&self.header);
-            self.buffer.extend_from_slice(&data);
         }
+        let len = self.header.len() + data.len();
         // Empty data cannot be encoded, and more than the format allows is dropped as the
         // reference does.
-        if data_len == 0 || self.buffer.len() > MAX_MESSAGE_LEN {
+        if data.is_empty() || len > MAX_MESSAGE_LEN {
             return Err(io::ErrorKind::InvalidData.into());
         }
+        if self.buffer.capacity() < len {
+            // As much again as came in a row, so that a lone datagram takes no more than it needs.
+            self.buffer.reserve(len.max(self.run.min(BLOCK)));
+        }
+        self.run = self.run.saturating_add(len);
+        self.buffer.extend_from_slice(&self.header);
+        self.buffer.extend_from_slice(data);
         Ok((self.buffer.split().freeze(), self.header.len()))
     }
 }

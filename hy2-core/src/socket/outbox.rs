@@ -10,7 +10,7 @@ use std::{
 
 use hy2_proto::{
     gecko::{self, PacketSizes},
-    salamander::{SALT_LEN, Salamander},
+    salamander::{KEY_BATCH, Key, SALT_LEN, Salamander},
 };
 use quinn::udp::{EcnCodepoint, Transmit};
 use rand::{Rng, RngExt, rngs::StdRng};
@@ -39,7 +39,34 @@ pub(super) struct Outbox {
     /// Salts and padding. A cryptographic generator, because a cheap one would show on the
     /// wire as a pattern in the salts; seeded once, so it never blocks.
     rng: StdRng,
+    keys: Keys,
     next_message: u8,
+}
+
+/// Keys for datagrams to come: salts are random, so they need not wait for what they cover, and
+/// several at once are cheaper.
+#[derive(Default)]
+struct Keys {
+    /// What they are of.
+    cover: Option<Salamander>,
+    ready: Vec<([u8; SALT_LEN], Key)>,
+}
+
+impl Keys {
+    fn next(&mut self, cover: &Salamander, rng: &mut StdRng) -> ([u8; SALT_LEN], Key) {
+        if self.cover.as_ref() != Some(cover) {
+            self.cover = Some(cover.clone());
+            self.ready.clear();
+        }
+        self.ready.pop().unwrap_or_else(|| {
+            let salts = [(); KEY_BATCH].map(|()| rng.next_u64().to_le_bytes());
+            let keys = cover.keys(&salts);
+            let [first, rest @ ..] = salts;
+            let [first_key, rest_keys @ ..] = keys;
+            self.ready.extend(rest.into_iter().zip(rest_keys));
+            (first, first_key)
+        })
+    }
 }
 
 /// Datagrams that one system call may send: one destination, equal sizes but for the last.
@@ -63,6 +90,7 @@ impl Outbox {
             end: 0,
             runs: VecDeque::new(),
             next_message: rng.random(),
+            keys: Keys::default(),
             rng,
         }
     }
@@ -124,12 +152,12 @@ impl Outbox {
     }
 
     fn push_obfuscated(&mut self, transmit: &Transmit<'_>, cover: &Salamander, datagram: &[u8]) {
-        let salt = self.salt();
+        let (salt, key) = self.keys.next(cover, &mut self.rng);
         let target = self.reserve_run(transmit, SALT_LEN + datagram.len());
         let (head, body) = target.split_at_mut(SALT_LEN);
         head.copy_from_slice(&salt);
         // The room was made for exactly this much.
-        let _ = cover.key(&salt).apply_into(datagram, body);
+        let _ = key.apply_into(datagram, body);
     }
 
     fn push_split(
@@ -145,7 +173,7 @@ impl Outbox {
         for frame in gecko::split(datagram, message, count) {
             let padding = sizes.padding_len(frame.chunk.len(), self.rng.next_u32());
             let padding = usize::from(padding);
-            let salt = self.salt();
+            let (salt, key) = self.keys.next(cover, &mut self.rng);
             // Padding goes over the wire under a key stream that repeats: only random
             // bytes keep the repetition from showing.
             let mut pad = [0; gecko::MAX_DATAGRAM_LEN];
@@ -156,12 +184,8 @@ impl Outbox {
             let (head, body) = target.split_at_mut(SALT_LEN);
             head.copy_from_slice(&salt);
             frame.encode(pad, &mut &mut *body);
-            cover.key(&salt).apply(body);
+            key.apply(body);
         }
-    }
-
-    fn salt(&mut self) -> [u8; SALT_LEN] {
-        self.rng.next_u64().to_le_bytes()
     }
 
     /// Makes room for one datagram of `len` wire bytes at the end, in the last run when it

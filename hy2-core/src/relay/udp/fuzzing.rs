@@ -185,7 +185,7 @@ impl Table {
     pub fn new(around: &Surroundings) -> Self {
         Self(Sessions {
             context: Arc::new(around.alone()),
-            open: HashMap::new(),
+            open: HashMap::default(),
             tasks: JoinSet::new(),
             fragment_bytes: 0,
         })
