@@ -81,7 +81,17 @@ impl Honest {
         tasks.spawn(async move {
             let mut buffer = vec![0; 64 << 10];
             let mut expected = 0u64;
-            while let Ok(count @ 1..) = download.read(&mut buffer).await {
+            loop {
+                let count = match download.read(&mut buffer).await {
+                    Ok(count @ 1..) => count,
+                    ended => {
+                        // Why it starves, for whoever reads that it does.
+                        say(format_args!(
+                            "the download ended after {expected} bytes: {ended:?}"
+                        ));
+                        return;
+                    }
+                };
                 let right = buffer[..count]
                     .iter()
                     .zip(expected..)
