@@ -12,7 +12,7 @@ use rand::{RngExt, SeedableRng};
 use uuid::Uuid;
 
 use crate::backend::Backend;
-use crate::cases::new_user;
+use crate::rows::new_user;
 
 /// Letters with and without case, in one to four bytes; what is special to a pattern, to a query of
 /// parts, to SQL, and what the store itself appends to names in its index.
