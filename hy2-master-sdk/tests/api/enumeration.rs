@@ -251,7 +251,7 @@ fn the_test_of_ranks_finds_a_small_shift_and_no_shift_where_there_is_none() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn how_long_a_wrong_login_takes_tells_nothing() {
     let full = std::env::var_os("HY2_FULL").is_some();
-    let (rounds, count, accounts) = if full { (3, 300, 24) } else { (1, 4, 1) };
+    let (rounds, count, accounts) = if full { (3, 150, 12) } else { (1, 4, 1) };
     let directory = tempfile::tempdir().unwrap();
     let store = Store::open_sqlite(&directory.path().join("m.db"), &StoreOptions::default()).await;
     let fleet = Fleet::start_with(store.unwrap(), directory, |config| {
