@@ -57,7 +57,7 @@ on_both! {
     async fn a_restored_store_holds_exactly_what_the_backup_holds(fleet) {
         let owner = fleet.owner().await;
         let node = fleet.node("ny").await;
-        let plan = json!({"name": "large", "quota_bytes": 1 << 40});
+        let plan = json!({"name": "large", "quota_bytes": 1_i64 << 40});
         let plan = owner.post("/api/v1/plans", &plan).await.expect(201);
         for number in 0..30 {
             let user = json!({
