@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # The long runs against a whole fleet of real processes: faults of every kind on both stores, random
-# changes under live streams, revocation times, ten minutes without a master. Prints seeds and
-# figures; a run is repeated with HY2_SEED. Without root there are no full disks, which is said.
+# changes under live streams, revocation times beside 200 more nodes, ten minutes without a master, a
+# database killed, paused and restarted under 200 requests a second, a restore on an empty host.
+# Prints seeds and figures; a run is repeated with HY2_SEED. Without root there are no full disks,
+# which is said.
 #   scripts/chaos.sh [FILTER ...]   only tests with these words in their names
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -11,5 +13,5 @@ need go golang "the reference client"
 
 # The other two build the programs that the fleet is made of.
 cargo test --workspace --test real_fleet --test command_line --test pair --no-run
-if [ $# = 0 ]; then set -- chaos changes revocation quota outage; fi
+if [ $# = 0 ]; then set -- chaos changes revocation quota outage database restored; fi
 HY2_FULL=1 cargo test --workspace --test real_fleet -- --nocapture --test-threads=1 "$@"

@@ -4,6 +4,7 @@
 #                                                        or by `stop` alone when OWNER is 0;
 #                                                        durable: with fsync, for crash tests
 #   scripts/test-postgres.sh crash DIR                   stops it without a checkpoint
+#   scripts/test-postgres.sh end DIR                     stops it in order
 #   scripts/test-postgres.sh resume DIR                  starts it again on the same port
 #   scripts/test-postgres.sh stop DIR
 set -euo pipefail
@@ -57,6 +58,9 @@ start)
     ;;
 crash)
     as pg_ctl -D "$dir/data" -m immediate -w -t 60 stop >/dev/null
+    ;;
+end)
+    as pg_ctl -D "$dir/data" -m fast -w -t 60 stop >/dev/null
     ;;
 resume)
     run

@@ -10,6 +10,7 @@ use serde_json::json;
 
 use crate::{
     client::Ours,
+    delivery,
     fleet::{Fleet, Store, User},
     load::{Load, OnCut, Plan},
     random::Random,
@@ -24,6 +25,8 @@ enum Fault {
     AnswerLost,
     /// The wire breaks in the middle of a request.
     RequestCut,
+    /// A batch comes again although it was acknowledged.
+    DeliveredAgain,
     /// Agents can write nothing.
     AgentDiskFull,
     /// SQLite only: the master can write nothing.
@@ -49,7 +52,12 @@ async fn run(store: Store) {
     let each = if crate::full() { 20 } else { 1 };
     let mut random = Random::seeded(&format!("chaos on {store:?}"));
     let mut fleet = Fleet::start_with(store, 3, true).await;
-    let mut kinds = vec![Fault::MasterKilled, Fault::AnswerLost, Fault::RequestCut];
+    let mut kinds = vec![
+        Fault::MasterKilled,
+        Fault::AnswerLost,
+        Fault::RequestCut,
+        Fault::DeliveredAgain,
+    ];
     if store == Store::Postgres {
         kinds.push(Fault::DatabaseKilled);
     }
@@ -181,6 +189,10 @@ async fn happen(fleet: &mut Fleet, fault: Fault, loads: &[Load], random: &mut Ra
         Fault::RequestCut => {
             let bytes = random.below(3000);
             fleet.nodes[at].wire.break_after(bytes).await;
+        }
+        Fault::DeliveredAgain => {
+            let copies = 2 + usize::try_from(random.below(3)).expect("few");
+            delivery::again(fleet.agents, &fleet.agent_folder(at), copies).await;
         }
         Fault::AgentDiskFull => {
             let disk = fleet.nodes[at].disk.as_ref().expect("a disk");

@@ -8,11 +8,19 @@ use std::{
         OnceLock,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    time::{Duration, Instant},
 };
 
+use hy2_agent_sdk::{
+    hy2_core::{
+        Client,
+        client::{ClientConfig, ServerAddress},
+    },
+    hy2_proto::uri::{ShareUri, normalise_pin},
+};
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines},
     process::{Child, ChildStdin, ChildStdout, Command},
 };
 use url::Url;
@@ -63,6 +71,44 @@ impl Ours {
             door: Door::Socks(socks),
         }
     }
+}
+
+/// Tries to come in until it is let in, and returns when a byte had come back from `target`.
+pub(crate) async fn let_in(uri: &str, target: SocketAddr) -> Instant {
+    let config = config_of(uri);
+    let deadline = Instant::now() + crate::PATIENCE;
+    loop {
+        let tried = async {
+            let client = Client::connect(config.clone()).await?;
+            let mut stream = client.tcp(&target.to_string()).await?;
+            stream.write_all(b"?").await?;
+            stream.read_exact(&mut [0]).await?;
+            let at = Instant::now();
+            client.close().await;
+            Ok::<_, Box<dyn std::error::Error + Send + Sync>>(at)
+        };
+        match tokio::time::timeout(crate::PATIENCE, tried).await {
+            Ok(Ok(at)) => return at,
+            Ok(Err(error)) => assert!(Instant::now() < deadline, "not let in: {error}"),
+            Err(_) => panic!("neither let in nor refused"),
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// What a share link says.
+fn config_of(uri: &str) -> ClientConfig {
+    let uri: ShareUri = uri.parse().expect("a link");
+    let port = uri.server_ports().iter().next().expect("a port");
+    let server = ServerAddress::new(uri.host.to_string(), port);
+    let mut config = ClientConfig::new(server, uri.auth.expect("a credential"));
+    config.tls.sni = uri.sni;
+    config.tls.insecure = uri.insecure;
+    config.tls.pin_sha256 = uri.pin_sha256.map(|pin| {
+        let pin = hex::decode(normalise_pin(&pin)).expect("a pin");
+        pin.try_into().expect("a hash")
+    });
+    config
 }
 
 /// What `hy2 ping` found.

@@ -49,7 +49,8 @@ pub(crate) struct Fleet {
     /// Under the master's database.
     pub(crate) disk: Option<SmallDisk>,
     orchestrator: Option<Process>,
-    agents: SocketAddr,
+    /// Where agents find the master.
+    pub(crate) agents: SocketAddr,
     public: u16,
     // Last: the disks in it go first.
     folder: tempfile::TempDir,
@@ -145,6 +146,29 @@ impl Fleet {
         self.orchestrator.take().expect("it runs").kill().await;
     }
 
+    /// Has the master use an empty database, as on a host where there was none; its key file is
+    /// kept apart and is there.
+    pub(crate) async fn empty_database(&self) {
+        let config = self.path().join("orchestrator.yaml");
+        let text = std::fs::read_to_string(&config).expect("a configuration");
+        let rest = text.split_once('\n').expect("the database comes first").1;
+        let database = match &self.postgres {
+            Some(postgres) => postgres.another().await,
+            None => {
+                let folder = self.path().join("another");
+                std::fs::create_dir(&folder).expect("a folder");
+                format!("sqlite:{}/fleet.db", folder.display())
+            }
+        };
+        std::fs::write(&config, format!("database: {database}\n{rest}")).expect("written");
+    }
+
+    /// Ends the master in order.
+    pub(crate) async fn stop_master(&mut self) {
+        let process = self.orchestrator.take().expect("it runs");
+        assert!(process.terminate().await.success());
+    }
+
     /// Waits until the master answers.
     pub(crate) async fn master_ready(&mut self) {
         if let Some(status) = self.orchestrator.as_mut().and_then(Process::ended) {
@@ -224,6 +248,11 @@ impl Fleet {
         self.start_agent(self.nodes.len() - 1);
     }
 
+    /// Where a node's agent keeps what it has.
+    pub(crate) fn agent_folder(&self, at: usize) -> PathBuf {
+        self.path().join(&self.nodes[at].name).join("data")
+    }
+
     pub(crate) fn start_agent(&mut self, at: usize) {
         let log = self.path().join(format!("{}.log", self.nodes[at].name));
         let node = &mut self.nodes[at];
@@ -258,6 +287,30 @@ impl Fleet {
                 Ok(())
             } else {
                 Err(nodes.to_string())
+            }
+        })
+        .await;
+    }
+
+    /// Every node that the master knows.
+    pub(crate) async fn all_nodes(&self) -> Result<Vec<Value>, String> {
+        let page = self.rest.look("/nodes?size=500").await?;
+        match page["next"].is_null() {
+            true => Ok(page["items"].as_array().ok_or("no list")?.clone()),
+            false => Err("more than a page of nodes".to_owned()),
+        }
+    }
+
+    /// Waits until every node that the master knows runs what is desired.
+    pub(crate) async fn everybody_runs_what_is_desired(&self) {
+        crate::until("every node to run what is desired", || async {
+            let nodes = self.all_nodes().await?;
+            let behind = nodes
+                .iter()
+                .filter(|node| node["applied_rev"] != node["desired_rev"]);
+            match behind.count() {
+                0 => Ok(()),
+                behind => Err(format!("{behind} of {} do not", nodes.len())),
             }
         })
         .await;

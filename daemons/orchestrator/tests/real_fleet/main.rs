@@ -8,6 +8,8 @@
 mod changes;
 mod chaos;
 mod client;
+mod database;
+mod delivery;
 mod end_to_end;
 mod fleet;
 mod load;
@@ -19,8 +21,10 @@ mod process;
 mod quota;
 mod random;
 mod rest;
+mod restored;
 mod revocation;
 mod small_disk;
+mod stubs;
 mod wire;
 
 use std::time::Duration;

@@ -1,9 +1,10 @@
 //! A user's own origin: it echoes, and counts what it took and gave.
 
 use std::{
+    collections::HashMap,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering::SeqCst},
     },
     time::{Duration, Instant},
@@ -21,16 +22,22 @@ pub(crate) struct Counts {
     given: AtomicU64,
     datagrams: AtomicU64,
     open: AtomicU64,
-    started: Instant,
-    /// Microseconds after `started`.
-    last: AtomicU64,
+    /// When each connection and each sender of datagrams gave its last byte.
+    last: Mutex<HashMap<Source, Instant>>,
+}
+
+/// A connection, or a sender of datagrams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Source {
+    Tcp(SocketAddr),
+    Udp(SocketAddr),
 }
 
 impl Counts {
-    fn took(&self, bytes: usize) {
+    fn took(&self, bytes: usize, from: Source) {
         self.taken.fetch_add(bytes as u64, SeqCst);
-        let now = u64::try_from(self.started.elapsed().as_micros()).expect("not for ever");
-        self.last.fetch_max(now, SeqCst);
+        let mut last = self.last.lock().expect("no panic");
+        last.insert(from, Instant::now());
     }
 }
 
@@ -55,15 +62,14 @@ impl Origin {
             given: AtomicU64::new(0),
             datagrams: AtomicU64::new(0),
             open: AtomicU64::new(0),
-            started: Instant::now(),
-            last: AtomicU64::new(0),
+            last: Mutex::default(),
         });
         let mut tasks = JoinSet::new();
         let of_tcp = Arc::clone(&counts);
         tasks.spawn(async move {
             let mut streams = JoinSet::new();
             loop {
-                let Ok((mut stream, _)) = listener.accept().await else {
+                let Ok((mut stream, from)) = listener.accept().await else {
                     continue;
                 };
                 let counts = Arc::clone(&of_tcp);
@@ -71,7 +77,7 @@ impl Origin {
                 streams.spawn(async move {
                     let mut buf = vec![0; 16 << 10];
                     while let Ok(read @ 1..) = stream.read(&mut buf).await {
-                        counts.took(read);
+                        counts.took(read, Source::Tcp(from));
                         if stream.write_all(&buf[..read]).await.is_err() {
                             break;
                         }
@@ -89,7 +95,7 @@ impl Origin {
                 let Ok((read, from)) = socket.recv_from(&mut buf).await else {
                     continue;
                 };
-                of_udp.took(read);
+                of_udp.took(read, Source::Udp(from));
                 of_udp.datagrams.fetch_add(1, SeqCst);
                 if socket.send_to(&buf[..read], from).await.is_ok() {
                     of_udp.given.fetch_add(read as u64, SeqCst);
@@ -119,8 +125,21 @@ impl Origin {
         self.counts.open.load(SeqCst)
     }
 
-    /// When the last byte came.
-    pub(crate) fn last_byte(&self) -> Instant {
-        self.counts.started + Duration::from_micros(self.counts.last.load(SeqCst))
+    /// Who has sent something within the last second.
+    pub(crate) fn talking(&self) -> Vec<Source> {
+        const LATELY: Duration = Duration::from_secs(1);
+        let last = self.counts.last.lock().expect("no panic");
+        let talking = last.iter().filter(|(_, at)| at.elapsed() < LATELY);
+        talking.map(|(source, _)| *source).collect()
+    }
+
+    /// When the last byte of any of these came.
+    pub(crate) fn last_byte_of(&self, sources: &[Source]) -> Option<Instant> {
+        let last = self.counts.last.lock().expect("no panic");
+        sources
+            .iter()
+            .filter_map(|one| last.get(one))
+            .max()
+            .copied()
     }
 }

@@ -37,21 +37,49 @@ impl Postgres {
         Self { url, dir }
     }
 
-    /// SIGKILL to the server and each of its processes; then it starts again.
-    pub(crate) fn kill_and_resume(&self) {
+    /// Makes another, empty database and returns its address.
+    pub(crate) async fn another(&self) -> String {
+        let pool = sqlx::PgPool::connect(&self.url).await.expect("it answers");
+        let made = sqlx::query("create database another").execute(&pool).await;
+        made.expect("a database");
+        pool.close().await;
+        let (base, _) = self.url.rsplit_once('/').expect("a database");
+        format!("{base}/another")
+    }
+
+    /// Sends a signal to the server and each of its processes; to the server first.
+    pub(crate) fn signal(&self, name: &str) -> Vec<u32> {
         let file = std::fs::read_to_string(self.dir.join("data/postmaster.pid")).expect("it runs");
         let postmaster: u32 = file
             .lines()
             .next()
             .and_then(|id| id.parse().ok())
             .expect("a number");
-        // Stopped first, so that it makes no more.
-        let stopped = Command::new("kill")
-            .args(["-STOP", &postmaster.to_string()])
-            .status();
-        assert!(stopped.is_ok_and(|status| status.success()), "stopped");
+        let send = |ids: &[u32]| {
+            let ids = ids.iter().map(ToString::to_string);
+            let name = format!("-{name}");
+            Command::new("kill").arg(name).args(ids).output()
+        };
+        let sent = send(&[postmaster]);
+        assert!(sent.is_ok_and(|sent| sent.status.success()), "{name}");
         let mut family = children(postmaster);
+        // Some may have ended with the first.
+        let _ = send(&family);
         family.insert(0, postmaster);
+        family
+    }
+
+    /// Ends it in order, which ends its connections, and starts it again.
+    pub(crate) fn restart(&self) {
+        let dir = self.dir.to_str().expect("text");
+        script(&["end", dir]);
+        script(&["resume", dir]);
+    }
+
+    /// SIGKILL to the server and each of its processes; then it starts again.
+    pub(crate) fn kill_and_resume(&self) {
+        // Stopped first, so that it makes no more.
+        let family = self.signal("STOP");
         let ids: Vec<String> = family.iter().map(ToString::to_string).collect();
         // Some may have ended with the first.
         let _ = Command::new("kill").arg("-9").args(&ids).output();

@@ -79,6 +79,11 @@ impl Rest {
         }
     }
 
+    /// Where the API is.
+    pub(crate) fn base(&self) -> &str {
+        &self.base
+    }
+
     async fn token(&self) -> Result<String, String> {
         let mut token = self.token.lock().await;
         if let Some(token) = &*token {

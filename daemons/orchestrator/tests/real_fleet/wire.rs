@@ -2,7 +2,8 @@
 //! request.
 
 use std::{
-    net::SocketAddr,
+    io,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicI64, AtomicU64, Ordering::SeqCst},
@@ -12,7 +13,7 @@ use std::{
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream, tcp},
+    net::{TcpListener, TcpSocket, TcpStream, tcp},
     sync::watch,
     task::JoinSet,
 };
@@ -38,6 +39,11 @@ pub(crate) struct Wire {
 
 impl Wire {
     pub(crate) async fn start(master: SocketAddr) -> Self {
+        Self::start_from(master, None).await
+    }
+
+    /// As [`Self::start`]; the master sees connections come from `source`.
+    pub(crate) async fn start_from(master: SocketAddr, source: Option<IpAddr>) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
         let address = listener.local_addr().expect("bound");
         let state = Arc::new(State {
@@ -58,7 +64,7 @@ impl Wire {
                 connections.spawn(async move {
                     let mut number = state.number.subscribe();
                     let own = *number.borrow_and_update();
-                    let Ok(master) = TcpStream::connect(master).await else {
+                    let Ok(master) = dial(master, source).await else {
                         return;
                     };
                     let (agent, master) = (agent.into_split(), master.into_split());
@@ -101,6 +107,16 @@ impl Wire {
         })
         .await;
     }
+}
+
+async fn dial(to: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    if let Some(source) = source {
+        socket.bind((source, 0).into())?;
+    }
+    let stream = socket.connect(to).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
 }
 
 async fn up(state: &State, mut from: tcp::OwnedReadHalf, mut to: tcp::OwnedWriteHalf) {
