@@ -25,6 +25,7 @@ pub const TCP_RESPONSE: PaddingRange = PaddingRange::new(128, 1024);
 const CHARACTERS: &[u8; 62] = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789";
 
 /// The character for each byte.
+#[expect(clippy::indexing_slicing, reason = "evaluated when compiled")]
 const ALPHANUMERIC: [u8; 256] = {
     let mut table = [0; 256];
     let mut byte = 0;
@@ -80,7 +81,11 @@ pub fn fill(range: PaddingRange, mut entropy: impl FnMut(&mut [u8])) -> String {
 /// consequence inside encryption.
 pub fn alphanumeric(bytes: &mut [u8]) {
     for byte in bytes {
-        *byte = ALPHANUMERIC[usize::from(*byte)];
+        // There is one for every byte.
+        *byte = ALPHANUMERIC
+            .get(usize::from(*byte))
+            .copied()
+            .unwrap_or(b'a');
     }
 }
 

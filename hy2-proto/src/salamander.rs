@@ -114,14 +114,14 @@ impl Salamander {
         }
         let mut blocks = [[0; BLOCKBYTES]; N];
         for (block, salt) in blocks.iter_mut().zip(salts) {
-            let (start, rest) = block.split_at_mut(password.len());
-            start.copy_from_slice(password);
-            rest[..SALT_LEN].copy_from_slice(salt);
+            for (to, from) in block.iter_mut().zip(password.iter().chain(salt)) {
+                *to = *from;
+            }
         }
         let parameters = parameters();
         let mut jobs = blocks
             .each_ref()
-            .map(|block| HashManyJob::new(&parameters, &block[..len]));
+            .map(|block| HashManyJob::new(&parameters, block.get(..len).unwrap_or_default()));
         hash_many(&mut jobs);
         jobs.each_ref().map(|job| Key::of(&job.to_hash()))
     }

@@ -272,7 +272,8 @@ async fn how_long_a_wrong_login_takes_tells_nothing() {
     let unknown = |at: usize| login(&format!("nobody-{}", at % 12), false);
     let factor = |at: usize| login(&guarded[at % guarded.len()], true);
     let no_factor = |at: usize| login(&plain[at % plain.len()], true);
-    let pairs: [(&str, [&dyn Fn(usize) -> Value; 2]); 2] = [
+    type Login<'a> = &'a dyn Fn(usize) -> Value;
+    let pairs: [(&str, [Login<'_>; 2]); 2] = [
         (
             "a name that there is and one that there is not",
             [&known, &unknown],

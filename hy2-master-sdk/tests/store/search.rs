@@ -48,7 +48,7 @@ const SEARCHES: usize = 150;
 pub(crate) async fn searches_equal_a_comparison_of_every_name(backend: &Backend) {
     let seed =
         std::env::var("HY2_SEED").map_or(7, |seed| seed.parse().expect("HY2_SEED: a number"));
-    println!("HY2_SEED={seed}");
+    eprintln!("HY2_SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
     let store = &backend.store;
     let users = people(store, &mut random).await;

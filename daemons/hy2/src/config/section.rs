@@ -47,7 +47,7 @@ pub(super) enum Keys {
     /// A value, or anything that is not looked into.
     Value,
     /// A section of these keys.
-    Section(&'static [(&'static str, Keys)]),
+    Section(&'static [(&'static str, Self)]),
 }
 
 /// A section of a file while it is read.
