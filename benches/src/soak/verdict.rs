@@ -139,8 +139,8 @@ mod tests {
     }
 
     #[test]
-    fn two_mebibytes_a_round_are_found_in_five_rounds() {
-        let readings = (0..5).map(|n| {
+    fn two_mebibytes_a_round_are_found_in_nine_rounds() {
+        let readings = (0..9).map(|n| {
             let heap = 9_000 + n * 2048 + wobble(n, 512);
             reading(heap, 50_000 + n * 2048 + wobble(n, 8192), 9, 20)
         });

@@ -237,7 +237,7 @@ mod tests {
         };
         let places = Arc::new(Semaphore::new(1));
         let router: Router = Router::new()
-            .route("/", get(work))
+            .fallback(work)
             .layer(middleware::from_fn_with_state(places, in_turn));
         let ask = || {
             let request = Request::get("/").body(Body::empty()).expect("a request");
