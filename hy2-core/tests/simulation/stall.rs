@@ -109,8 +109,10 @@ async fn run(stall: &Stall, kind: FlowKind) {
     // What stalled streams have not read counts against the window of the connection, 20 MiB as the reference's; three
     // full windows of 8 MiB leave nothing of it.
     let room = stall.count < 3;
+    // Where half of the packets are lost two equal streams differ by a tenth over 20 s, without any stall.
+    let part = if stall.loss < 0.5 { 0.9 } else { 0.8 };
     assert!(
-        !room || meanwhile.1 >= 0.9 * fair,
+        !room || meanwhile.1 >= part * fair,
         "the other stream fell to {:.1} of {fair:.1}",
         meanwhile.1
     );
