@@ -57,7 +57,7 @@ pub enum Algorithm {
         /// Sends up to 1.25 times the rate to make up for measured loss.
         loss_compensation: bool,
         /// Sends a path that carries less than `rate` little more than it carries. Random loss is told
-        /// from a narrow path by trying another rate for a moment; it costs up to 2 % where more than 22 % is lost.
+        /// from a narrow path by trying another rate for a moment; it costs up to 3 % where more than 22 % is lost.
         overclaim_guard: bool,
     },
     /// Estimates the bandwidth of the path and follows it.
