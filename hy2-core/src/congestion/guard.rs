@@ -23,6 +23,9 @@ const FLOODED_TIME: Duration = Duration::from_millis(50);
 /// A verdict needs rates that differ by this share.
 const MIN_STEP: f64 = 0.1;
 
+/// Bytes per second that a path is always sent: the least bandwidth that the reference's server takes.
+const LEAST: f64 = 65_536.0;
+
 /// What is sent on a narrow path, over what arrives.
 const HEADROOM: f64 = 1.05;
 
@@ -119,7 +122,7 @@ impl Guard {
     /// The rate in bytes per second above which nothing should be sent.
     pub(super) fn limit(&self) -> Option<u64> {
         let rate = self.trial.map(|trial| trial.rate).or(self.cap)?;
-        Some(rate as u64)
+        Some(rate.max(LEAST) as u64)
     }
 
     /// Takes an acknowledgement. `wanted` is what Brutal would send, in bytes per second.
@@ -205,7 +208,8 @@ impl Guard {
     fn judge_less(&mut self, now: Instant, trial: Trial, sample: Sample) {
         let before = trial.before;
         let step = 1.0 - sample.sent / before.sent;
-        if step < MIN_STEP {
+        // Where nothing arrived before there is nothing to compare with.
+        if !step.is_finite() || step < MIN_STEP || before.arrived <= 0.0 {
             self.next_lowering = now + RETRY;
             return;
         }
@@ -338,6 +342,15 @@ mod tests {
         model.run(10, 0.3, f64::INFINITY);
         let rates = model.run(10, 0.3, 2.5e6);
         assert!(mean(&rates[100..]) < 5e6, "{}", mean(&rates[100..]));
+    }
+
+    #[test]
+    fn a_path_that_carries_nothing_for_a_while_is_not_capped_at_nothing() {
+        let mut model = Model::new(25e6);
+        let rates = model.run(20, 1.0, 0.0);
+        assert!(rates.iter().all(|rate| *rate >= LEAST));
+        let rates = model.run(60, 0.0, f64::INFINITY);
+        assert_eq!(rates.last(), Some(&25e6));
     }
 
     #[test]
