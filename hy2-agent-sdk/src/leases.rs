@@ -30,6 +30,10 @@ use crate::{
 
 /// Which slices a stretch of a user's counter came out of.
 pub(crate) trait Intervals {
+    /// Returns up to where a user's counter, which says `total`, may be cut: what went over the end
+    /// of a slice while more is asked for waits for the slice that it will come out of.
+    fn complete(&self, user: u64, total: u64) -> u64;
+
     /// Splits the bytes from `from` to `to` of a user's counter by slice, in billed bytes.
     fn used(&self, user: u64, from: u64, to: u64) -> Vec<LeaseUse>;
 }
@@ -120,6 +124,8 @@ struct Inner {
     slices: HashMap<u64, Vec<Slice>>,
     places: HashMap<u64, Places>,
     wants: HashSet<u64>,
+    /// Whose wants are with the master.
+    asked: HashSet<u64>,
     device_wants: HashMap<u64, DeviceWant>,
     /// Rests of slices that go back.
     releases: Vec<LeaseWant>,
@@ -137,6 +143,9 @@ const PLACES_RENEWED_MS: u64 = 5 * 60_000;
 pub(crate) trait Counters {
     /// Returns the user's bytes both ways.
     fn total(&self, user: u64) -> u64;
+
+    /// Returns how many of them were cut.
+    fn spooled(&self, user: u64) -> u64;
 }
 
 impl Leases {
@@ -307,6 +316,7 @@ impl Leases {
         for user in &wants {
             inner.wants.remove(user);
         }
+        inner.asked.extend(&wants);
         let places: Vec<u64> = inner.device_wants.keys().copied().take(WANTS_MAX).collect();
         let devices: Vec<_> = places
             .iter()
@@ -339,14 +349,26 @@ impl Leases {
         let mut inner = self.inner.lock();
         let (releases, wants): (Vec<_>, Vec<_>) =
             request.quotas.into_iter().partition(|want| want.release);
-        inner.wants.extend(wants.iter().map(|want| want.user_id));
+        for want in &wants {
+            inner.asked.remove(&want.user_id);
+            inner.wants.insert(want.user_id);
+        }
         inner.releases.extend(releases);
         for want in request.devices {
             inner.device_wants.entry(want.user_id).or_insert(want);
         }
     }
 
-    /// Takes what the master granted and returns whom it concerns. Blocks on the disk.
+    /// Notes that these users' wants were answered, with something or with nothing.
+    pub(crate) fn settle(&self, users: &[u64]) {
+        let mut inner = self.inner.lock();
+        for user in users {
+            inner.asked.remove(user);
+        }
+    }
+
+    /// Takes what the master granted and returns whom it concerns. Nothing may be cut meanwhile:
+    /// see [`Traffic::between_cuts`](crate::traffic::Traffic::between_cuts). Blocks on the disk.
     pub(crate) fn grant(&self, response: &LeaseResponse, counters: &dyn Counters) -> BTreeSet<u64> {
         let now = unix_ms(self.clock.now());
         let mut concerned = BTreeSet::new();
@@ -371,9 +393,12 @@ impl Leases {
                     known.expires_ms = expires_ms;
                 }
                 None => {
-                    // What went over the end before counts into the next.
+                    // What went over the end before counts into the next. What of it was cut was
+                    // billed without a slice: in this one it would be owed for good.
                     let start = match slices.last() {
-                        Some(last) if last.ended == 0 => last.end(),
+                        Some(last) if last.ended == 0 => {
+                            last.end().max(counters.spooled(quota.user_id))
+                        }
                         _ => total,
                     };
                     slices.push(Slice {
@@ -449,6 +474,18 @@ impl Leases {
 }
 
 impl Intervals for Leases {
+    fn complete(&self, user: u64, total: u64) -> u64 {
+        let now = unix_ms(self.clock.now());
+        let inner = self.inner.lock();
+        let awaited = inner.wants.contains(&user) || inner.asked.contains(&user);
+        if !awaited || !self.is_online() || inner.exhausted.contains(&user) {
+            return total;
+        }
+        let last = inner.slices.get(&user).and_then(|slices| slices.last());
+        last.filter(|slice| slice.ended == 0 && !expired(slice.expires_ms, now))
+            .map_or(total, |slice| slice.end().min(total))
+    }
+
     fn used(&self, user: u64, from: u64, to: u64) -> Vec<LeaseUse> {
         let inner = self.inner.lock();
         let slices = inner.slices.get(&user).into_iter().flatten();
@@ -492,6 +529,10 @@ pub(crate) mod fuzzing {
     impl Counters for At {
         fn total(&self, _: u64) -> u64 {
             self.0
+        }
+
+        fn spooled(&self, _: u64) -> u64 {
+            0
         }
     }
 
@@ -586,11 +627,22 @@ mod tests {
     use super::*;
     use crate::clock::ManualClock;
 
-    struct At(Cell<u64>);
+    /// What was counted, and what of it was cut.
+    struct At(Cell<u64>, Cell<u64>);
+
+    impl At {
+        fn new(total: u64) -> Self {
+            Self(Cell::new(total), Cell::new(0))
+        }
+    }
 
     impl Counters for At {
         fn total(&self, _: u64) -> u64 {
             self.0.get()
+        }
+
+        fn spooled(&self, _: u64) -> u64 {
+            self.1.get()
         }
     }
 
@@ -619,7 +671,7 @@ mod tests {
     fn slices_follow_each_other_and_uses_add_up_to_what_was_granted() {
         let folder = tempfile::tempdir().unwrap();
         let (leases, _) = open(folder.path());
-        let at = At(Cell::new(500));
+        let at = At::new(500);
         assert_eq!(leases.allowance(1), 0);
         leases.grant(&quota(7, 1000, MULTIPLIER_ONE), &at);
         assert_eq!((leases.allowance(1), leases.renew_at(1)), (1500, 1000));
@@ -651,7 +703,7 @@ mod tests {
     fn parts_of_a_fraction_are_not_lost_to_rounding() {
         let folder = tempfile::tempdir().unwrap();
         let (leases, _) = open(folder.path());
-        let at = At(Cell::new(0));
+        let at = At::new(0);
         leases.grant(&quota(1, 100, MULTIPLIER_ONE / 3), &at);
         let end = leases.allowance(1);
         let sum: u64 = (0..end)
@@ -662,10 +714,43 @@ mod tests {
     }
 
     #[test]
+    fn what_goes_over_the_end_waits_for_the_answer_and_is_owed_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let (leases, _) = open(folder.path());
+        let at = At::new(0);
+        leases.set_online(true);
+        leases.grant(&quota(1, 1000, MULTIPLIER_ONE), &at);
+        assert_eq!(leases.complete(1, 1200), 1200, "nobody was asked");
+        leases.want(1);
+        assert_eq!(leases.complete(1, 900), 900);
+        assert_eq!(leases.complete(1, 1200), 1000);
+        let request = leases.request(&at).unwrap();
+        assert_eq!(leases.complete(1, 1200), 1000);
+        leases.set_online(false);
+        assert_eq!(leases.complete(1, 1200), 1200);
+        leases.set_online(true);
+        leases.again(request);
+        assert_eq!(leases.complete(1, 1200), 1000);
+        leases.request(&at).unwrap();
+        leases.settle(&[1]);
+        assert_eq!(leases.complete(1, 1200), 1200, "there was no answer to it");
+        // It was cut, without a slice: the next begins behind it.
+        at.0.set(1300);
+        at.1.set(1200);
+        leases.grant(&quota(2, 1000, MULTIPLIER_ONE), &at);
+        let owed = |lease_id, billed_bytes| LeaseUse {
+            lease_id,
+            billed_bytes,
+        };
+        assert_eq!(leases.used(1, 0, 1200), [owed(1, 1000)]);
+        assert_eq!(leases.used(1, 1200, 9999), [owed(2, 1000)]);
+    }
+
+    #[test]
     fn what_ran_out_or_was_taken_back_is_worth_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let (leases, clock) = open(folder.path());
-        let at = At(Cell::new(0));
+        let at = At::new(0);
         leases.grant(&quota(1, 1000, MULTIPLIER_ONE), &at);
         at.0.set(300);
         assert_eq!(leases.recall(&[1], &at), BTreeSet::from([1]));
@@ -687,7 +772,7 @@ mod tests {
     fn what_a_user_leaves_goes_back_and_counts_no_more() {
         let folder = tempfile::tempdir().unwrap();
         let (leases, _) = open(folder.path());
-        let at = At(Cell::new(100));
+        let at = At::new(100);
         leases.grant(&quota(1, 1000, 2 * MULTIPLIER_ONE), &at);
         assert_eq!(leases.allowance(1), 600);
         leases.release(1, 250);
@@ -726,7 +811,7 @@ mod tests {
         assert_eq!((leases.allowance(1), leases.slack(1)), (0, 0));
         assert_eq!(leases.used(1, 0, u64::MAX), []);
         assert_eq!(leases.used(1, 9, 3), [], "a counter that went back");
-        let at = At(Cell::new(100));
+        let at = At::new(100);
         leases.grant(&quota(2, 1000, MULTIPLIER_ONE), &at);
         assert_eq!(leases.allowance(1), 1100);
     }
@@ -735,7 +820,7 @@ mod tests {
     fn what_is_wanted_is_asked_once_and_again_after_a_failure() {
         let folder = tempfile::tempdir().unwrap();
         let (leases, _) = open(folder.path());
-        let at = At(Cell::new(0));
+        let at = At::new(0);
         assert!(leases.request(&at).is_none());
         leases.want(1);
         leases.want(1);

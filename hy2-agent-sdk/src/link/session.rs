@@ -284,7 +284,8 @@ async fn handle(
         session_response::Event::Leases(leases) => {
             let (node, leases) = (Arc::clone(node), leases);
             blocking(move || {
-                let concerned = node.leases.grant(&leases, &*node.users);
+                let traffic = &node.traffic;
+                let concerned = traffic.between_cuts(|| node.leases.grant(&leases, &*node.users));
                 node.users.refresh(concerned);
                 Ok(())
             })
@@ -480,7 +481,11 @@ async fn ask_for_leases(node: Arc<Node>, mut master: Master) -> Result<(), LinkE
             Ok(response) => {
                 let node = Arc::clone(&node);
                 blocking(move || {
-                    let mut concerned = node.leases.grant(&response, &*node.users);
+                    let mut concerned = node.traffic.between_cuts(|| {
+                        let concerned = node.leases.grant(&response, &*node.users);
+                        node.leases.settle(&asked);
+                        concerned
+                    });
                     concerned.extend(asked);
                     node.users.refresh(concerned);
                     Ok(())

@@ -73,12 +73,18 @@ impl Traffic {
         let (from, to) = (*self.last_cut.lock(), self.clock.now());
         let mut rows: Vec<(Cell, UserTraffic)> = Vec::new();
         for (user, cell) in self.cells.all() {
-            let (total_tx, total_rx) = (cell.tx(), cell.rx());
+            let (mut total_tx, mut total_rx) = (cell.tx(), cell.rx());
             let (spooled_tx, spooled_rx) = cell.spooled();
             // A damaged counter file may say that more was cut than counted: nothing is billed
             // until it was.
-            let tx = total_tx.saturating_sub(spooled_tx);
-            let rx = total_rx.saturating_sub(spooled_rx);
+            let mut tx = total_tx.saturating_sub(spooled_tx);
+            let mut rx = total_rx.saturating_sub(spooled_rx);
+            let total = total_tx.saturating_add(total_rx);
+            // The rest is in the next cut.
+            let rest = total - leases.complete(user, total).min(total);
+            let (of_rx, of_tx) = (rest.min(rx), rest.saturating_sub(rx).min(tx));
+            (tx, rx) = (tx - of_tx, rx - of_rx);
+            (total_tx, total_rx) = (total_tx - of_tx, total_rx - of_rx);
             if tx == 0 && rx == 0 {
                 continue;
             }
@@ -112,6 +118,12 @@ impl Traffic {
             self.spooled.notify_one();
         }
         Ok(count)
+    }
+
+    /// Does something while nothing is cut.
+    pub(crate) fn between_cuts<T>(&self, work: impl FnOnce() -> T) -> T {
+        let _spool = self.spool.lock();
+        work()
     }
 
     /// Returns how far a user's counter is in the spool.
@@ -165,8 +177,63 @@ impl Traffic {
 
 #[cfg(test)]
 mod tests {
+    use hy2_proto::control::rpc::LeaseUse;
+
     use super::*;
     use crate::{clock::SystemClock, leases::Leases};
+
+    /// Ends every user's slice at one place of the counter.
+    struct Until(u64);
+
+    impl Intervals for Until {
+        fn complete(&self, _: u64, total: u64) -> u64 {
+            self.0.min(total)
+        }
+
+        fn used(&self, _: u64, from: u64, to: u64) -> Vec<LeaseUse> {
+            vec![LeaseUse {
+                lease_id: 1,
+                billed_bytes: to - from,
+            }]
+        }
+    }
+
+    #[test]
+    fn what_waits_for_a_slice_is_in_a_later_cut() {
+        let folder = tempfile::tempdir().unwrap();
+        let traffic = Traffic::open(folder.path(), 1 << 20, Arc::new(SystemClock)).unwrap();
+        let cell = traffic.cells.of(1).unwrap();
+        let mut cuts = Vec::new();
+        for (tx, rx, until) in [
+            (70, 50, 100),
+            (0, 0, 100),
+            (5, 5, 60),
+            (0, 0, 125),
+            (0, 0, 999),
+        ] {
+            cell.add_tx(tx);
+            cell.add_rx(rx);
+            if traffic.cut(&Until(until)).unwrap() > 0 {
+                let row = traffic
+                    .spool
+                    .lock()
+                    .contents()
+                    .unwrap()
+                    .pop()
+                    .unwrap()
+                    .users[0]
+                    .clone();
+                cuts.push((row.tx, row.rx, row.leases[0].billed_bytes));
+                assert_eq!(traffic.spooled_total(1), row.total_tx + row.total_rx);
+            }
+        }
+        assert_eq!(cuts, [(70, 30, 100), (5, 20, 25), (0, 5, 5)]);
+        // A new start finds the same.
+        drop(traffic);
+        let traffic = Traffic::open(folder.path(), 1 << 20, Arc::new(SystemClock)).unwrap();
+        assert_eq!(traffic.cut(&Until(999)).unwrap(), 0);
+        assert_eq!(traffic.spooled_total(1), 130);
+    }
 
     #[test]
     fn counters_that_were_cut_beyond_what_was_counted_are_not_billed() {

@@ -629,6 +629,10 @@ impl Counters for UserTable {
             .of(user)
             .map_or(u64::MAX, |cell| cell.total())
     }
+
+    fn spooled(&self, user: u64) -> u64 {
+        self.traffic.spooled_total(user)
+    }
 }
 
 fn forget_verifier(inner: &mut Inner, verifier: &Verifier, id: u64) {

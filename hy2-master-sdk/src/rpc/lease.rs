@@ -58,6 +58,7 @@ pub(super) async fn lease(
                     lease,
                     granted,
                     expires_at,
+                    multiplier,
                 } => answer.quotas.push(rpc::QuotaLease {
                     lease_id: lease.to_wire(),
                     user_id: want.user_id,

@@ -48,6 +48,8 @@ pub enum Grant {
         granted: i64,
         /// Until when it may be used.
         expires_at: Timestamp,
+        /// Billed bytes per raw byte in it, in parts per billion.
+        multiplier: i64,
     },
     /// What the node has is enough.
     Enough,
@@ -118,8 +120,12 @@ pub async fn grant(
     if !row.status.may_connect() {
         return Ok(Grant::Exhausted);
     }
+    if let Some(unknown) = granted_unheard(tx, node, want, now).await? {
+        return Ok(unknown);
+    }
     let grantable = quota - row.used - row.debited;
-    if grantable <= 0 {
+    // Less than a byte that can be moved is nothing.
+    if i128::from(grantable) * 1_000_000_000 < i128::from(multiplier.max(1)) || grantable <= 0 {
         return Ok(Grant::Exhausted);
     }
     let granted = slice(grantable, row.nodes);
@@ -142,7 +148,38 @@ pub async fn grant(
         lease,
         granted,
         expires_at,
+        multiplier,
     })
+}
+
+/// Returns the slice that a node was granted and never heard of: the answer was lost. Numbers grow,
+/// so it comes after the one in hand. Granting another would leave this one owed until it expires.
+async fn granted_unheard(
+    tx: &mut Tx,
+    node: NodeId,
+    want: Want,
+    now: Timestamp,
+) -> Result<Option<Grant>, StoreError> {
+    const SQL: &str = "select id, granted, expires_at, billing_multiplier from quota_leases \
+                       where user_id = $1 and node_id = $2 and id > $3 and consumed = 0 and closed_at is null \
+                       and expires_at > $4 order by id limit 1";
+    let found = on!(tx, |ex| {
+        sqlx::query_as::<_, (LeaseId, i64, Timestamp, i64)>(SQL)
+            .bind(want.user)
+            .bind(node)
+            .bind(want.lease.unwrap_or(LeaseId(0)))
+            .bind(now)
+            .fetch_optional(ex)
+            .await
+    })?;
+    Ok(
+        found.map(|(lease, granted, expires_at, multiplier)| Grant::Slice {
+            lease,
+            granted,
+            expires_at,
+            multiplier,
+        }),
+    )
 }
 
 /// Gives a node slots for a user's devices; returns how many it holds from then on, and until when.

@@ -582,7 +582,9 @@ async fn consume(
                        closed_at = case when closed_at is null and consumed + $4 >= granted then $5 else closed_at end, \
                        close_reason = case when closed_at is null and consumed + $4 >= granted then 'spent' \
                        else close_reason end where id = $1 and user_id = $2 and node_id = $3";
-    let mut left = billed(row.tx, row.rx, batch.multiplier);
+    // The node rounds each slice from its own beginning on, so that its parts add up.
+    let rounded = i64::try_from(row.leases.len()).unwrap_or(0);
+    let mut left = billed(row.tx, row.rx, batch.multiplier).saturating_add(rounded);
     for (lease, used) in &row.leases {
         let used = (*used).clamp(0, left);
         left -= used;

@@ -50,6 +50,8 @@ on_both!(
     accounting::the_multiplier_bills_and_a_reset_never_takes_counters_back,
     quotas::slices_never_exceed_the_quota_and_consumption_frees_nothing_twice,
     quotas::a_released_slice_goes_back_but_what_was_used_stays_debited,
+    quotas::a_slice_that_a_node_never_heard_of_is_granted_again,
+    quotas::a_rest_that_moves_no_byte_is_none_and_rounding_leaves_none,
     quotas::device_slots_are_fleet_wide,
     users::time_and_traffic_change_users_and_bring_them_back,
     nodes::silence_makes_a_node_suspect_then_offline_and_a_heartbeat_brings_it_back,

@@ -30,12 +30,14 @@ pub(crate) async fn slices_never_exceed_the_quota_and_consumption_frees_nothing_
         let store = store.clone();
         tokio::spawn(async move {
             let mut granted = Vec::new();
+            let mut hand = None;
             while let Grant::Slice {
                 lease,
                 granted: slice,
                 ..
-            } = grant(&store, node, ann, None, 0).await
+            } = grant(&store, node, ann, hand, 0).await
             {
+                hand = Some(lease);
                 granted.push((lease, slice));
             }
             granted
@@ -59,14 +61,16 @@ pub(crate) async fn slices_never_exceed_the_quota_and_consumption_frees_nothing_
         taken.iter().map(|(_, _, slice)| *slice).max(),
         Some(4 * MIB)
     );
-    assert_eq!(grant(store, nodes[0], ann, None, 0).await, Grant::Exhausted);
+    let hand = taken.iter().filter(|(node, ..)| *node == nodes[0]);
+    let hand = hand.map(|(_, lease, _)| *lease).max();
+    assert_eq!(grant(store, nodes[0], ann, hand, 0).await, Grant::Exhausted);
     // One node uses its first slice up: the quota is used, not free again.
     let (node, lease, slice) = taken[0];
     let mut batch = batch(node, Uuid::from_u128(1), 1, 1, &[(ann.0, slice, 0)]);
     batch.rows[0].leases = vec![(lease, slice + 5)];
     store.ingest(&batch, NOW).await.unwrap();
     assert_eq!(store.user(ann).await.unwrap().used(), slice);
-    assert_eq!(grant(store, nodes[0], ann, None, 0).await, Grant::Exhausted);
+    assert_eq!(grant(store, nodes[0], ann, hand, 0).await, Grant::Exhausted);
     let open = store.open_leases(Some(ann), 100).await.unwrap();
     assert_eq!(open.len(), taken.len() - 1, "a spent lease is closed");
     assert!(open.iter().all(|row| row.consumed == 0));
@@ -75,9 +79,92 @@ pub(crate) async fn slices_never_exceed_the_quota_and_consumption_frees_nothing_
     leases::forfeit(&mut tx, nodes[1], None, NOW).await.unwrap();
     tx.commit().await.unwrap();
     assert!(matches!(
-        grant(store, nodes[0], ann, None, 0).await,
+        grant(store, nodes[0], ann, hand, 0).await,
         Grant::Slice { .. }
     ));
+}
+
+pub(crate) async fn a_slice_that_a_node_never_heard_of_is_granted_again(backend: &Backend) {
+    let store = &backend.store;
+    const MIB: i64 = 1 << 20;
+    let nodes = [node(store, "one").await, node(store, "two").await];
+    let ann = user_with(store, "ann", |user| user.quota_bytes = Some(3 * MIB)).await;
+    for node in nodes {
+        assign(store, ann, node).await;
+    }
+    // The answer is lost, the node asks again with what it had: nothing.
+    let first = grant(store, nodes[0], ann, None, 0).await;
+    assert_eq!(grant(store, nodes[0], ann, None, 0).await, first);
+    let Grant::Slice { lease, granted, .. } = first else {
+        panic!("{first:?}");
+    };
+    // With that in hand, another; which is lost too.
+    let second = grant(store, nodes[0], ann, Some(lease), 0).await;
+    assert_eq!(grant(store, nodes[0], ann, Some(lease), 0).await, second);
+    assert_ne!(first, second);
+    let open = store.open_leases(Some(ann), 100).await.unwrap();
+    assert_eq!(open.len(), 2);
+    // What is used was heard of, and another node hears of nothing of it.
+    let mut batch = batch(nodes[0], Uuid::from_u128(1), 1, 1, &[(ann.0, granted, 0)]);
+    batch.rows[0].leases = vec![(lease, granted)];
+    store.ingest(&batch, NOW).await.unwrap();
+    let Grant::Slice { lease: third, .. } = grant(store, nodes[1], ann, None, 0).await else {
+        panic!("there is a rest");
+    };
+    assert!(open.iter().all(|row| row.id != third));
+    assert_eq!(grant(store, nodes[0], ann, None, 0).await, second);
+}
+
+pub(crate) async fn a_rest_that_moves_no_byte_is_none_and_rounding_leaves_none(backend: &Backend) {
+    let store = &backend.store;
+    let node = node(store, "one").await;
+    let ann = user_with(store, "ann", |user| user.quota_bytes = Some(301)).await;
+    assign(store, ann, node).await;
+    let third = 333_333_333;
+    let ask = async |lease, multiplier| {
+        let want = Want {
+            user: ann,
+            lease,
+            remaining: 0,
+            release: false,
+        };
+        let mut tx = store.begin().await.unwrap();
+        let granted = leases::grant(&mut tx, node, multiplier, want, NOW).await;
+        tx.commit().await.unwrap();
+        granted.unwrap()
+    };
+    let Grant::Slice { lease, granted, .. } = ask(None, third).await else {
+        panic!("a slice");
+    };
+    assert_eq!(granted, 301);
+    // Two raw bytes at a time are less than a byte for the master, and add up for the node.
+    let mut told = 0;
+    for seq in 1..=452_i64 {
+        let mut batch = batch(node, Uuid::from_u128(1), seq, seq, &[(ann.0, 2, 0)]);
+        batch.multiplier = third;
+        let so_far = (seq * 2 * third / 1_000_000_000).min(301);
+        batch.rows[0].leases = vec![(lease, so_far - told)];
+        told = so_far;
+        store.ingest(&batch, NOW).await.unwrap();
+    }
+    assert_eq!(told, 301);
+    assert!(store.open_leases(Some(ann), 100).await.unwrap().is_empty());
+    // What the master's own rounding left can be used, but for less than a byte.
+    let Grant::Slice { granted, .. } = ask(Some(lease), third).await else {
+        panic!("a rest");
+    };
+    assert_eq!(granted, 301);
+    let bob = user_with(store, "bob", |user| user.quota_bytes = Some(4)).await;
+    assign(store, bob, node).await;
+    let want = Want {
+        user: bob,
+        lease: None,
+        remaining: 0,
+        release: false,
+    };
+    let mut tx = store.begin().await.unwrap();
+    let none = leases::grant(&mut tx, node, 5_000_000_000, want, NOW).await;
+    assert_eq!(none.unwrap(), Grant::Exhausted);
 }
 
 pub(crate) async fn a_released_slice_goes_back_but_what_was_used_stays_debited(backend: &Backend) {
@@ -106,7 +193,7 @@ pub(crate) async fn a_released_slice_goes_back_but_what_was_used_stays_debited(b
         .unwrap();
     tx.commit().await.unwrap();
     // 1,000 bytes are used and not reported yet.
-    let Grant::Slice { granted, .. } = grant(store, node, ann, None, 0).await else {
+    let Grant::Slice { granted, .. } = grant(store, node, ann, Some(lease), 0).await else {
         panic!("the rest is free again");
     };
     assert_eq!(granted, MIB - 1000);
