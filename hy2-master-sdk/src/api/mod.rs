@@ -22,6 +22,7 @@ mod events;
 mod extract;
 pub(crate) mod grpc;
 mod idempotency;
+mod linger;
 mod nodes;
 pub mod openapi;
 mod plans;
@@ -178,6 +179,7 @@ pub fn router(state: ApiState) -> Router {
             Problem::from(ServiceError::internal("a handler panicked")).into_response()
         }))
         .layer(middleware::map_response(harden))
+        .layer(middleware::map_request(linger::read_on))
         .with_state(state)
 }
 
