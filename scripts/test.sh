@@ -34,10 +34,10 @@ gofmt_out=$(gofmt -l interop)
 
 step "tests"
 if cargo nextest --version >/dev/null 2>&1; then
-    cargo nextest run --workspace --no-fail-fast
+    cargo nextest run --workspace --no-fail-fast --retries 1
     cargo test --workspace --doc --quiet
 else
-    cargo test --workspace --no-fail-fast
+    scripts/run_tests.py
 fi
 
 step "examples"
