@@ -45,7 +45,8 @@ pub enum FragmentError {
 /// Splits `message` so that no encoded fragment exceeds `max_size` bytes.
 ///
 /// `max_size` comes from the peer and may be anything; the answer is fragments or an error. A
-/// message that fits is returned as it is, whole and with its own packet number. Otherwise all
+/// message that fits is returned as it is, whole and with its own packet number. Otherwise there are
+/// as few fragments as possible, all equally long but for the last, and all
 /// fragments carry `packet_id`, which is to differ from that of the message before it in the same
 /// session; the reference draws it at random from 1 to 65,535.
 ///
@@ -97,7 +98,8 @@ pub fn fragment<'a>(
             ..*message
         },
         rest: data,
-        room,
+        // Even parts: what is as long as its neighbours can leave in one system call with them.
+        room: data.len().div_ceil(needed),
         next: 0,
     })
 }

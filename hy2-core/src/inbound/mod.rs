@@ -95,6 +95,15 @@ pub trait DialerUdp: Send + Sync + 'static {
     ///
     /// Must be cancel safe: a dropped future loses no datagram.
     fn recv(&self) -> impl Future<Output = Option<(Bytes, Address)>> + Send;
+
+    /// As [`Self::recv`], for who does not ask where it came from.
+    ///
+    /// # Cancel safety
+    ///
+    /// As that of [`Self::recv`].
+    fn recv_data(&self) -> impl Future<Output = Option<Bytes>> + Send {
+        async { self.recv().await.map(|(data, _)| data) }
+    }
 }
 
 /// Why the tunnel did not open what was asked for, in the classes that proxy protocols tell apart.

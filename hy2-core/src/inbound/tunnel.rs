@@ -1,6 +1,6 @@
 //! A client as the tunnel behind the inbounds.
 
-use std::{future::Future, io};
+use std::{cell::RefCell, fmt::Write, future::Future, io};
 
 use bytes::Bytes;
 use hy2_proto::address::Address;
@@ -39,13 +39,24 @@ impl Dialer for Client {
     }
 }
 
+thread_local! {
+    /// The target of the datagram that is being sent.
+    static TEXT: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
 impl DialerUdp for UdpSession {
     fn send(
         &self,
         data: &[u8],
         target: &Address,
     ) -> impl Future<Output = Result<(), DialFailure>> + Send {
-        let sent = match Self::send(self, data, &target.to_string()) {
+        let sent = TEXT.with_borrow_mut(|text| {
+            text.clear();
+            // Writing to a string does not fail.
+            let _ = write!(text, "{target}");
+            Self::send(self, data, text)
+        });
+        let sent = match sent {
             Ok(()) => Ok(()),
             Err(UdpSendError::Lost(_)) => Err(DialFailure::TunnelDown),
             Err(error) => {
@@ -54,6 +65,10 @@ impl DialerUdp for UdpSession {
             }
         };
         std::future::ready(sent)
+    }
+
+    async fn recv_data(&self) -> Option<Bytes> {
+        Self::recv(self).await.map(|packet| packet.data)
     }
 
     async fn recv(&self) -> Option<(Bytes, Address)> {

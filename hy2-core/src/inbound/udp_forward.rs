@@ -1,13 +1,24 @@
 //! A local UDP port whose datagrams all go to one target, one session per local source.
 
-use std::{collections::HashMap, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, hash_map::Entry::Occupied},
+    io,
+    net::SocketAddr,
+    pin::pin,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use hy2_proto::address::Address;
 use tokio::{
     net::UdpSocket,
     sync::mpsc,
-    task::JoinSet,
+    task::{JoinError, JoinSet},
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
@@ -20,6 +31,9 @@ const QUEUE: usize = 128;
 
 /// The largest UDP payload.
 const MAX_DATAGRAM: usize = 65_535;
+
+/// Datagrams of either direction before other tasks get a turn.
+const BATCH: usize = 64;
 
 /// Settings of a [`UdpForward`].
 #[derive(Debug, Clone)]
@@ -77,99 +91,200 @@ impl UdpForward {
 
     /// Serves until `stop` is cancelled; sessions end with it.
     pub async fn run<D: Dialer>(self, dialer: D, stop: CancellationToken) {
-        let mut sessions: HashMap<SocketAddr, mpsc::Sender<Bytes>> = HashMap::new();
-        let mut tasks = JoinSet::new();
+        let mut forward = Running {
+            dialer,
+            socket: self.socket,
+            config: Arc::new(self.config),
+            sessions: HashMap::default(),
+            tasks: JoinSet::new(),
+        };
+        let socket = Arc::clone(&forward.socket);
         let mut buffer = vec![0; MAX_DATAGRAM];
         loop {
-            // Every arm is cancel safe: a datagram is returned or stays in the socket.
-            let (len, source) = tokio::select! {
+            // Every arm is cancel safe: datagrams stay in the socket.
+            tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                Some(ended) = tasks.join_next() => {
-                    match ended {
-                        Ok(source) => { sessions.remove(&source); }
-                        // Whose task it was is not known; closed queues tell.
-                        Err(error) => {
-                            listener::report_panic::<()>(Err(error));
-                            sessions.retain(|_, queue| !queue.is_closed());
-                        }
-                    }
-                    continue;
-                }
-                received = self.socket.recv_from(&mut buffer) => match received {
-                    Ok(received) => received,
-                    Err(error) => {
-                        // An ICMP error of an earlier send; the socket stays usable.
+                Some(ended) = forward.tasks.join_next() => forward.remove(ended),
+                ready = socket.readable() => {
+                    if let Err(error) = ready {
                         debug!(%error, "local UDP socket");
-                        tokio::task::yield_now().await;
-                        continue;
+                        break;
                     }
-                },
-            };
-            let data = Bytes::copy_from_slice(buffer.get(..len).unwrap_or_default());
-            if let Some(queue) = sessions.get(&source)
-                && !queue.is_closed()
-            {
-                let _ = queue.try_send(data);
-                continue;
+                    forward.take(&mut buffer);
+                    // Sessions and the tunnel get their turn.
+                    tokio::task::yield_now().await;
+                }
             }
-            if sessions.len() >= self.config.max_sessions {
-                warn!(limit = self.config.max_sessions, "too many UDP sources");
-                continue;
-            }
-            let (queue, waiting) = mpsc::channel(QUEUE);
-            let _ = queue.try_send(data);
-            sessions.insert(source, queue);
-            let session = Session {
-                socket: Arc::clone(&self.socket),
-                source,
-                remote: self.config.remote.clone(),
-                timeout: self.config.timeout,
-            };
-            let dialer = dialer.clone();
-            tasks.spawn(async move {
-                session.run(dialer, waiting).await;
-                source
-            });
         }
-        tasks.shutdown().await;
+        forward.tasks.shutdown().await;
     }
 }
 
-struct Session {
+/// A forward at work.
+struct Running<D: Dialer> {
+    dialer: D,
     socket: Arc<UdpSocket>,
-    source: SocketAddr,
-    remote: Address,
-    timeout: Duration,
+    config: Arc<UdpForwardConfig>,
+    sessions: HashMap<SocketAddr, Local<D::Udp>, ahash::RandomState>,
+    tasks: JoinSet<SocketAddr>,
 }
 
-impl Session {
-    async fn run<D: Dialer>(self, dialer: D, mut waiting: mpsc::Receiver<Bytes>) {
+struct Local<U> {
+    /// What comes before the tunnel is open, or while it does not take anything at once.
+    queue: mpsc::Sender<Bytes>,
+    shared: Arc<Shared<U>>,
+}
+
+struct Shared<U> {
+    tunnel: OnceLock<U>,
+    opened: Instant,
+    /// Milliseconds from `opened` to the latest datagram of either direction.
+    active: AtomicU64,
+}
+
+impl<U> Shared<U> {
+    fn touch(&self) {
+        let since = self.opened.elapsed().as_millis();
+        self.active
+            .store(u64::try_from(since).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    fn idle_at(&self, timeout: Duration) -> Instant {
+        self.opened + Duration::from_millis(self.active.load(Relaxed)) + timeout
+    }
+}
+
+impl<D: Dialer> Running<D> {
+    /// Sends what the socket has, up to a batch.
+    fn take(&mut self, buffer: &mut [u8]) {
+        for _ in 0..BATCH {
+            match self.socket.try_recv_from(buffer) {
+                Ok((len, source)) => self.forward(source, buffer.get(..len).unwrap_or_default()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // An ICMP error of an earlier send; the socket stays usable.
+                Err(error) => debug!(%error, "local UDP socket"),
+            }
+        }
+    }
+
+    fn forward(&mut self, source: SocketAddr, data: &[u8]) {
+        let entry = self.sessions.get(&source);
+        if let Some(Local { queue, shared }) = entry.filter(|entry| !entry.queue.is_closed()) {
+            shared.touch();
+            // What waits goes first.
+            let waits = queue.capacity() < queue.max_capacity();
+            if let Some(tunnel) = shared.tunnel.get().filter(|_| !waits)
+                && let Some(sent) = tunnel.send(data, &self.config.remote).now_or_never()
+            {
+                if let Err(failure) = sent {
+                    debug!(%failure, "UDP session ended");
+                    self.sessions.remove(&source);
+                }
+                return;
+            }
+            let _ = queue.try_send(Bytes::copy_from_slice(data));
+            return;
+        }
+        if self.sessions.len() >= self.config.max_sessions {
+            warn!(limit = self.config.max_sessions, "too many UDP sources");
+            return;
+        }
+        let (queue, waiting) = mpsc::channel(QUEUE);
+        let _ = queue.try_send(Bytes::copy_from_slice(data));
+        let shared = Arc::new(Shared {
+            tunnel: OnceLock::new(),
+            opened: Instant::now(),
+            active: AtomicU64::new(0),
+        });
+        let session = Session {
+            socket: Arc::clone(&self.socket),
+            source,
+            config: Arc::clone(&self.config),
+            shared: Arc::clone(&shared),
+        };
+        self.sessions.insert(source, Local { queue, shared });
+        let dialer = self.dialer.clone();
+        self.tasks.spawn(async move {
+            session.run(dialer, waiting).await;
+            source
+        });
+    }
+
+    fn remove(&mut self, ended: Result<SocketAddr, JoinError>) {
+        match ended {
+            // Another session may have taken its place.
+            Ok(source) => {
+                if let Occupied(entry) = self.sessions.entry(source)
+                    && entry.get().queue.is_closed()
+                {
+                    entry.remove();
+                }
+            }
+            // Whose task it was is not known; closed queues tell.
+            Err(error) => {
+                listener::report_panic::<()>(Err(error));
+                self.sessions.retain(|_, entry| !entry.queue.is_closed());
+            }
+        }
+    }
+}
+
+struct Session<U> {
+    socket: Arc<UdpSocket>,
+    source: SocketAddr,
+    config: Arc<UdpForwardConfig>,
+    shared: Arc<Shared<U>>,
+}
+
+impl<U: DialerUdp> Session<U> {
+    async fn run<D: Dialer<Udp = U>>(self, dialer: D, mut waiting: mpsc::Receiver<Bytes>) {
         let tunnel = match dialer.udp().await {
-            Ok(tunnel) => tunnel,
+            Ok(tunnel) => self.shared.tunnel.get_or_init(|| tunnel),
             Err(failure) => {
                 debug!(%failure, "UDP session not opened");
                 return;
             }
         };
-        let mut expiry = Instant::now() + self.timeout;
+        let timeout = self.config.timeout;
+        self.shared.touch();
+        let mut expiry = pin!(sleep_until(Instant::now() + timeout));
         loop {
             // Every arm is cancel safe: both queues keep what was not returned.
             tokio::select! {
                 data = waiting.recv() => {
                     let Some(data) = data else { return };
-                    if let Err(failure) = tunnel.send(&data, &self.remote).await {
+                    if let Err(failure) = tunnel.send(&data, &self.config.remote).await {
                         debug!(%failure, "UDP session ended");
                         return;
                     }
                 }
-                answer = tunnel.recv() => {
-                    let Some((data, _)) = answer else { return };
-                    let _ = self.socket.send_to(&data, self.source).await;
+                answer = tunnel.recv_data() => {
+                    let Some(data) = answer else { return };
+                    self.answer(&data).await;
+                    for _ in 1..BATCH {
+                        match tunnel.recv_data().now_or_never() {
+                            Some(Some(data)) => self.answer(&data).await,
+                            Some(None) => return,
+                            None => break,
+                        }
+                    }
+                    self.shared.touch();
                 }
-                () = sleep_until(expiry) => return,
+                () = &mut expiry => {
+                    let at = self.shared.idle_at(timeout);
+                    if at <= Instant::now() {
+                        return;
+                    }
+                    expiry.as_mut().reset(at);
+                }
             }
-            expiry = Instant::now() + self.timeout;
+        }
+    }
+
+    async fn answer(&self, data: &[u8]) {
+        if self.socket.try_send_to(data, self.source).is_err() {
+            let _ = self.socket.send_to(data, self.source).await;
         }
     }
 }

@@ -75,8 +75,9 @@ const QUINN_TRANSMIT: usize = 10;
 /// handshake; with one it never grows.
 const QUIET_TRANSMIT: usize = 1;
 
-/// A datagram at least this long is probably one of many, in bytes: QUIC's smallest full packet.
-const LONG_DATAGRAM: usize = 1200;
+/// A datagram at least this long is probably one of many, in bytes: half of QUIC's smallest full packet.
+/// Relayed UDP datagrams make packets of any length, acknowledgements are an eighth of this.
+const LONG_DATAGRAM: usize = 600;
 
 /// Long datagrams that show that the socket is busy; each short one counts against
 /// [`SHORT_WEIGHT`] of them. A handshake, with the probes of the path's MTU behind it, has about

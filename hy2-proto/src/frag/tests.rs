@@ -311,8 +311,11 @@ proptest! {
             Ok(fragments) => {
                 let count = fragments.len();
                 prop_assert!((1..=255).contains(&count));
+                prop_assert_eq!(count, len.div_ceil(max_size - header), "as few as possible");
+                let even = len.div_ceil(count);
                 let mut joined = Vec::new();
                 for (id, part) in fragments.clone().enumerate() {
+                    prop_assert!(part.data.len() == even || id + 1 == count && part.data.len() < even);
                     prop_assert!(part.encoded_len() <= max_size);
                     prop_assert!(!part.data.is_empty());
                     prop_assert_eq!(usize::from(part.frag_id), id);

@@ -1,8 +1,13 @@
 //! The UDP relay of one association. It lives as long as the TCP connection that asked for it
 //! (RFC 1928 §7).
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+};
 
+use futures_util::FutureExt;
+use hy2_proto::address::Address;
 use tokio::{
     io::AsyncReadExt,
     net::{TcpStream, UdpSocket},
@@ -10,10 +15,13 @@ use tokio::{
 use tracing::debug;
 
 use super::wire;
-use crate::inbound::DialerUdp;
+use crate::inbound::{DialFailure, DialerUdp};
 
 /// The largest UDP payload.
 const MAX_DATAGRAM: usize = 65_535;
+
+/// Datagrams of either direction before other tasks get a turn.
+const BATCH: usize = 64;
 
 /// Relays datagrams between the program and the tunnel until the TCP connection or the session
 /// ends. Only datagrams from `program`'s address count, and of those only the ones from the port
@@ -24,9 +32,14 @@ pub(super) async fn run<U: DialerUdp>(
     control: &mut TcpStream,
     program: IpAddr,
 ) {
-    let mut source: Option<SocketAddr> = None;
+    let mut association = Association {
+        socket,
+        tunnel,
+        program,
+        source: None,
+        outgoing: Vec::with_capacity(2048),
+    };
     let mut buffer = vec![0; MAX_DATAGRAM];
-    let mut outgoing = Vec::with_capacity(2048);
     let mut ignored = [0; 256];
     loop {
         // Every arm is cancel safe: sockets and the session keep what was not returned.
@@ -37,41 +50,83 @@ pub(super) async fn run<U: DialerUdp>(
                     return;
                 }
             }
-            received = socket.recv_from(&mut buffer) => {
-                let Ok((len, from)) = received else {
-                    // An ICMP error of an earlier send; the socket stays usable.
-                    tokio::task::yield_now().await;
-                    continue;
-                };
-                let known = source.is_none_or(|source| source == from);
-                if from.ip().to_canonical() != program.to_canonical() || !known {
-                    continue;
-                }
-                let packet = match wire::parse_packet(buffer.get(..len).unwrap_or_default()) {
-                    Ok(packet) => packet,
-                    Err(error) => {
-                        debug!(%error, "SOCKS5 datagram dropped");
-                        continue;
-                    }
-                };
-                source = Some(from);
-                // The format of the tunnel cannot carry an empty payload.
-                if !packet.data.is_empty()
-                    && let Err(failure) = tunnel.send(packet.data, &packet.address).await
-                {
-                    debug!(%failure, "UDP association ended");
+            ready = socket.readable() => {
+                if ready.is_err() || association.take(&mut buffer).await.is_err() {
                     return;
                 }
+                tokio::task::yield_now().await;
             }
             answer = tunnel.recv() => {
                 let Some((data, from)) = answer else { return };
-                // Before the program spoke nobody can have been asked for an answer.
-                let Some(source) = source else { continue };
-                outgoing.clear();
-                wire::encode_packet_header(&from, &mut outgoing);
-                outgoing.extend_from_slice(&data);
-                let _ = socket.send_to(&outgoing, source).await;
+                association.answer(&data, &from).await;
+                for _ in 1..BATCH {
+                    match tunnel.recv().now_or_never() {
+                        Some(Some((data, from))) => association.answer(&data, &from).await,
+                        Some(None) => return,
+                        None => break,
+                    }
+                }
             }
+        }
+    }
+}
+
+struct Association<'a, U> {
+    socket: &'a UdpSocket,
+    tunnel: &'a U,
+    /// Whose datagrams count.
+    program: IpAddr,
+    /// Where the first of them came from.
+    source: Option<SocketAddr>,
+    outgoing: Vec<u8>,
+}
+
+impl<U: DialerUdp> Association<'_, U> {
+    /// Sends what the socket has, up to a batch.
+    async fn take(&mut self, buffer: &mut [u8]) -> Result<(), DialFailure> {
+        for _ in 0..BATCH {
+            match self.socket.try_recv_from(buffer) {
+                Ok((len, from)) => {
+                    let packet = buffer.get(..len).unwrap_or_default();
+                    self.forward(packet, from).await?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // An ICMP error of an earlier send; the socket stays usable.
+                Err(error) => debug!(%error, "SOCKS5 UDP socket"),
+            }
+        }
+        Ok(())
+    }
+
+    async fn forward(&mut self, packet: &[u8], from: SocketAddr) -> Result<(), DialFailure> {
+        let known = self.source.is_none_or(|source| source == from);
+        if from.ip().to_canonical() != self.program.to_canonical() || !known {
+            return Ok(());
+        }
+        let packet = match wire::parse_packet(packet) {
+            Ok(packet) => packet,
+            Err(error) => {
+                debug!(%error, "SOCKS5 datagram dropped");
+                return Ok(());
+            }
+        };
+        self.source = Some(from);
+        // The format of the tunnel cannot carry an empty payload.
+        if packet.data.is_empty() {
+            return Ok(());
+        }
+        let sent = self.tunnel.send(packet.data, &packet.address).await;
+        sent.inspect_err(|failure| debug!(%failure, "UDP association ended"))
+    }
+
+    async fn answer(&mut self, data: &[u8], from: &Address) {
+        // Before the program spoke nobody can have been asked for an answer.
+        let Some(source) = self.source else { return };
+        self.outgoing.clear();
+        wire::encode_packet_header(from, &mut self.outgoing);
+        self.outgoing.extend_from_slice(data);
+        if self.socket.try_send_to(&self.outgoing, source).is_err() {
+            let _ = self.socket.send_to(&self.outgoing, source).await;
         }
     }
 }
