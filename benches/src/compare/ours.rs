@@ -13,7 +13,7 @@ use hy2_core::{
     Bandwidth, Client, ClientConfig, Server,
     authenticator::Password,
     client::ServerAddress,
-    inbound::{UdpForward, UdpForwardConfig},
+    inbound::{InboundLimits, TcpForward, TcpForwardConfig, UdpForward, UdpForwardConfig},
     outbound::{AddressPolicy, Direct},
     quic::QuicConfig,
     server::ServerConfig,
@@ -23,10 +23,11 @@ use hy2_core::{
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpListener,
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
+use tracing::Level;
+use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -155,7 +156,11 @@ async fn forward(config: &Value) -> Result<()> {
     let start = Instant::now();
     let client = Client::connect(settings).await?;
     let connect_ms = start.elapsed().as_secs_f64() * 1e3;
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let tcp = TcpForward::bind(TcpForwardConfig {
+        listen: "127.0.0.1:0".parse()?,
+        remote: target.parse()?,
+        limits: InboundLimits::default(),
+    })?;
     let udp_target = config["udp_target"].as_str().context("udp_target")?;
     let udp = UdpForwardConfig::new("127.0.0.1:0".parse()?, udp_target.parse()?);
     let udp = UdpForward::bind(udp)?;
@@ -163,28 +168,24 @@ async fn forward(config: &Value) -> Result<()> {
         "{}",
         json!({
             "event": "ready",
-            "addr": listener.local_addr()?.to_string(),
+            "addr": tcp.local_addr()?.to_string(),
             "udp": udp.local_addr()?.to_string(),
             "connect_ms": connect_ms,
             "max_datagram": client.info().await?.max_datagram,
         })
     );
-    let mut connections = JoinSet::new();
-    connections.spawn(udp.run(client.clone(), CancellationToken::new()));
-    loop {
-        let (local, _) = listener.accept().await?;
-        local.set_nodelay(true)?;
-        let (client, target) = (client.clone(), target.clone());
-        connections.spawn(async move {
-            if let Ok(stream) = client.tcp(&target).await {
-                // The load generator notices a connection that ends early, but not why.
-                if let Err(error) = stream.relay(local).await {
-                    eprintln!("  a relay of ours ended: {:#}", anyhow::Error::from(error));
-                }
-            }
-        });
-        while connections.try_join_next().is_some() {}
-    }
+    // The load generator notices a connection that ends early, but not why.
+    let broken = Targets::new().with_target("hy2_core::inbound::tcp_forward", Level::DEBUG);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    tracing_subscriber::registry()
+        .with(lines.with_filter(broken))
+        .init();
+    let stop = CancellationToken::new();
+    tokio::join!(
+        tcp.run(client.clone(), stop.clone()),
+        udp.run(client.clone(), stop)
+    );
+    Ok(())
 }
 
 /// Connects, authenticates and disconnects for `seconds`, `at_once` at a time.

@@ -136,7 +136,25 @@ impl Client {
     ///
     /// Dropping the future gives the stream up.
     pub async fn tcp(&self, target: &str) -> Result<TcpStream, OpenError> {
-        let fast_open = self.inner.config.fast_open;
+        self.open(target, self.inner.config.fast_open).await
+    }
+
+    /// As [`Self::tcp`], and always returns before the server answered: for who could not tell
+    /// anybody that the target is not reached, and saves a round trip by sending at once.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::tcp`]; what the server says comes with the first read, see
+    /// [`TcpStream::established`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future gives the stream up.
+    pub async fn tcp_early(&self, target: &str) -> Result<TcpStream, OpenError> {
+        self.open(target, true).await
+    }
+
+    async fn open(&self, target: &str, fast_open: bool) -> Result<TcpStream, OpenError> {
         let session = self.session().await.map_err(OpenError::Connect)?;
         match session.tcp(target, fast_open).await {
             Err(NotOpened {

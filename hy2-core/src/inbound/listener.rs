@@ -2,12 +2,13 @@
 
 use std::{
     future::Future,
-    io,
+    io::{self, Read},
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
 
+use bytes::Bytes;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::{
     net::{TcpListener, TcpStream, UdpSocket},
@@ -73,6 +74,18 @@ fn bind(
         }
         result => result,
     }
+}
+
+/// Most that is read of a connection before its stream is open, in bytes.
+const FIRST: usize = 4 << 10;
+
+/// Takes what a program said right after it connected, without waiting. The runtime does not know
+/// of it yet.
+pub(super) fn read_now(stream: &TcpStream) -> Bytes {
+    let mut first = [0; FIRST];
+    // Whatever is wrong with it shows again.
+    let read = (&*SockRef::from(stream)).read(&mut first).unwrap_or(0);
+    Bytes::copy_from_slice(first.get(..read).unwrap_or_default())
 }
 
 /// Accepts connections until `stop` is cancelled and runs `handle` for each, at most `slots` at

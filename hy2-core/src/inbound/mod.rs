@@ -53,6 +53,15 @@ pub trait Dialer: Clone + Send + Sync + 'static {
         target: &Address,
     ) -> impl Future<Output = Result<Self::Stream, DialFailure>> + Send;
 
+    /// As [`Self::tcp`], for a program that cannot be told whether the target is reached: a tunnel
+    /// that can returns before it knows, so that what the program says goes out at once.
+    fn tcp_early(
+        &self,
+        target: &Address,
+    ) -> impl Future<Output = Result<Self::Stream, DialFailure>> + Send {
+        self.tcp(target)
+    }
+
     /// Opens a UDP session; it ends when it is dropped.
     fn udp(&self) -> impl Future<Output = Result<Self::Udp, DialFailure>> + Send;
 

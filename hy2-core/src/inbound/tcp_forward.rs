@@ -2,7 +2,6 @@
 
 use std::{io, net::SocketAddr};
 
-use bytes::Bytes;
 use hy2_proto::address::Address;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -21,7 +20,8 @@ pub struct TcpForwardConfig {
     pub limits: InboundLimits,
 }
 
-/// Forwards each connection of a local port to a target behind the tunnel.
+/// Forwards each connection of a local port to a target behind the tunnel. What a program says goes
+/// out with the request; a target that is not reached resets the program.
 #[derive(Debug)]
 pub struct TcpForward {
     listener: TcpListener,
@@ -56,10 +56,11 @@ impl TcpForward {
         listener::serve(&self.listener, slots, &stop, |stream, _| {
             let (dialer, remote) = (dialer.clone(), self.config.remote.clone());
             async move {
-                match dialer.tcp(&remote).await {
+                let early = listener::read_now(&stream);
+                // The program is connected already: it waits for no answer.
+                match dialer.tcp_early(&remote).await {
                     Ok(tunnel) => {
-                        if let Err(error) = relay::join::<D, _>(stream, tunnel, Bytes::new()).await
-                        {
+                        if let Err(error) = relay::join::<D, _>(stream, tunnel, early).await {
                             debug!(%error, "forwarded connection broke");
                         }
                     }

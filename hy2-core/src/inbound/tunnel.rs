@@ -4,7 +4,7 @@ use std::{cell::RefCell, fmt::Write, future::Future, io};
 
 use bytes::Bytes;
 use hy2_proto::address::Address;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tracing::debug;
 
 use super::{DialFailure, Dialer, DialerUdp};
@@ -23,6 +23,11 @@ impl Dialer for Client {
         opened.map_err(|error| DialFailure::from(&error))
     }
 
+    async fn tcp_early(&self, target: &Address) -> Result<TcpStream, DialFailure> {
+        let opened = Self::tcp_early(self, &target.to_string()).await;
+        opened.map_err(|error| DialFailure::from(&error))
+    }
+
     async fn udp(&self) -> Result<UdpSession, DialFailure> {
         let opened = Self::udp(self).await;
         opened.map_err(|error| DialFailure::from(&error))
@@ -33,7 +38,7 @@ impl Dialer for Client {
         L: AsyncRead + AsyncWrite + Send + Unpin,
     {
         if !early.is_empty() {
-            stream.write_all(&early).await?;
+            stream.write_chunk(early).await?;
         }
         stream.relay(local).await.map_err(io::Error::other)
     }

@@ -439,10 +439,18 @@ impl Shared {
         let mut errors = 0;
         loop {
             ready!(self.io.poll_recv_ready(cx))?;
+            let mut last = None;
             let received = self.io.try_io(Interest::READABLE, || {
-                self.state.recv((&self.io).into(), bufs, meta)
+                let count = self.state.recv((&self.io).into(), bufs, meta)?;
+                if count == bufs.len() {
+                    return Ok(count);
+                }
+                // There was no more: the next datagram is an event of its own, and asking for it
+                // before that would be a system call for nothing.
+                last = Some(count);
+                Err(io::ErrorKind::WouldBlock.into())
             });
-            match received {
+            match last.map_or(received, Ok) {
                 Ok(count) => {
                     let (datagrams, bytes) = totals(&meta[..count]);
                     self.stats.received(datagrams, bytes);
