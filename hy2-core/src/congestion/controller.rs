@@ -372,3 +372,40 @@ impl Controller for Paced {
 fn nanos_of(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use quinn::{Runtime, TokioRuntime};
+
+    use super::*;
+    use crate::congestion::BbrProfile;
+
+    /// Paths that short are not paced, but while they are measured anew, every ten seconds: with
+    /// nothing on its way there is then no acknowledgement that would end a pause.
+    #[tokio::test(start_paused = true)]
+    async fn a_question_on_a_short_path_never_waits() {
+        // Ever longer: the shortest is not seen again.
+        let mut rtt = Duration::from_micros(300);
+        let runtime: Arc<dyn Runtime> = Arc::new(TokioRuntime);
+        let shared = Arc::new(Shared::new(Algorithm::Bbr(BbrProfile::Standard)));
+        shared.set_attached(&runtime);
+        let mut controller = Paced::new(shared, runtime.now(), 1200);
+        let begun = runtime.now();
+        let mut paced = false;
+        while runtime.now() - begun < Duration::from_secs(35) {
+            let sent = runtime.now();
+            let waited = || sent - begun;
+            assert!(controller.window() > 1200, "closed after {:?}", waited());
+            controller.window();
+            controller.on_sent(sent, 1200, 0);
+            tokio::time::advance(rtt).await;
+            let now = runtime.now();
+            controller.acknowledged(now, sent, 1200, true, rtt);
+            controller.on_end_acks(now, 0, true, None);
+            rtt += Duration::from_nanos(30);
+            paced |= controller.metrics().pacing_rate != Some(0);
+            tokio::time::advance(Duration::from_millis(1)).await;
+        }
+        assert!(paced, "it was never measured anew");
+    }
+}

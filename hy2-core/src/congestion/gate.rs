@@ -57,11 +57,14 @@ impl Gate {
     }
 
     /// Goes on at another rate. What the old one saved up is no part of it beyond what the new one
-    /// may save.
+    /// may save; after no rate there is a burst.
     pub(super) fn set_rate(&mut self, now: u64, rate: u64) {
         self.refill(now);
         let was = std::mem::replace(&mut self.rate, rate);
-        if rate > 0 && rate < was {
+        if was == 0 {
+            let burst = as_signed(BURST_PACKETS * self.mtu);
+            self.tokens.store(burst, Relaxed);
+        } else if rate > 0 && rate < was {
             let tokens = self.tokens.load(Relaxed);
             let most = as_signed(self.cap(CATCH_UP_NANOS));
             self.tokens.store(tokens.min(most), Relaxed);
@@ -75,8 +78,10 @@ impl Gate {
     /// Charges what was really sent.
     pub(super) fn on_sent(&mut self, now: u64, bytes: u64) {
         self.refill(now);
-        let tokens = self.tokens.load(Relaxed).saturating_sub(as_signed(bytes));
-        self.tokens.store(tokens, Relaxed);
+        if self.rate > 0 {
+            let tokens = self.tokens.load(Relaxed).saturating_sub(as_signed(bytes));
+            self.tokens.store(tokens, Relaxed);
+        }
         self.waiting.store(0, Relaxed);
         self.calls.store(0, Relaxed);
     }
@@ -167,4 +172,24 @@ fn scale(value: u64, by: u64, over: u64) -> Option<u64> {
 
 fn as_signed(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_left_without_a_rate_is_owed_by_nobody() {
+        let mut gate = Gate::new(1000);
+        gate.set_rate(5, 0);
+        gate.on_sent(10, 1 << 40);
+        gate.set_rate(20, 1_000_000);
+        assert_eq!(gate.tokens.load(Relaxed), 10_000, "a burst");
+        gate.on_sent(20, 4000);
+        assert_eq!(gate.tokens.load(Relaxed), 6000);
+        // Nor is the time without one saved up.
+        gate.set_rate(30, 0);
+        gate.set_rate(NANOS_PER_SEC, 1_000_000);
+        assert_eq!(gate.tokens.load(Relaxed), 10_000);
+    }
 }
