@@ -297,7 +297,7 @@ impl Actors {
     async fn socket_errors(&self) -> Result<()> {
         let count = &self.tally.socket_errors;
         let mut none = self.config.clone();
-        none.socket_factory = Arc::new(FewSockets::new(0));
+        none.socket_factory = Some(Arc::new(FewSockets::new(0)));
         ensure!(Client::connect(none).await.is_err(), "connected without");
         count.fetch_add(1, Relaxed);
 
@@ -309,7 +309,7 @@ impl Actors {
 
         // Hops that find no socket keep the one there is.
         let mut stays = self.hopping.clone();
-        stays.socket_factory = Arc::new(FewSockets::new(1));
+        stays.socket_factory = Some(Arc::new(FewSockets::new(1)));
         let client = self.connect_with(&stays).await?;
         for _ in 0..8 {
             self.echo(&client, 5_000).await?;

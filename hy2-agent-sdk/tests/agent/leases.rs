@@ -155,7 +155,7 @@ async fn places_go_back_when_devices_leave_and_stay_without_a_master() {
     let base = world.client_config(ALICE);
     let from = |last: u8| {
         let mut config = base.clone();
-        config.socket_factory = Arc::new(From([127, 0, 0, last].into()));
+        config.socket_factory = Some(Arc::new(From([127, 0, 0, last].into())));
         Client::connect(config)
     };
     let lent = |wanted| {
@@ -219,7 +219,7 @@ async fn devices_take_places_that_the_master_lends() {
     let base = world.client_config(ALICE);
     let from = |last: u8| {
         let mut config = base.clone();
-        config.socket_factory = Arc::new(From([127, 0, 0, last].into()));
+        config.socket_factory = Some(Arc::new(From([127, 0, 0, last].into())));
         Client::connect(config)
     };
     // None: nobody.

@@ -9,7 +9,7 @@ use crate::{
     error::ConnectError,
     memory::MemoryBudget,
     quic::QuicConfig,
-    socket::{DirectSocketFactory, HopInterval, Obfuscation, SocketFactory, SocketOptions},
+    socket::{HopInterval, Obfuscation, SocketFactory, SocketOptions},
     tls::ClientTls,
 };
 
@@ -76,10 +76,11 @@ pub struct ClientConfig {
     pub hop: HopInterval,
     /// Returns a TCP stream before the server said that the target is reached.
     pub fast_open: bool,
-    /// Socket buffers and offloads.
+    /// Buffers, offloads, device and mark of the UDP sockets.
     pub socket: SocketOptions,
-    /// Makes the UDP sockets (to protect, mark or bind them).
-    pub socket_factory: Arc<dyn SocketFactory>,
+    /// Makes the UDP sockets in our place, to protect them from the routes of a VPN for instance;
+    /// device and mark of `socket` are then its affair. `None`: ordinary ones.
+    pub socket_factory: Option<Arc<dyn SocketFactory>>,
     /// Carries the datagrams in place of a UDP socket; obfuscation and hopping do not apply.
     pub abstract_socket: Option<Arc<dyn quinn::AsyncUdpSocket>>,
     /// The memory that buffers may take.
@@ -91,7 +92,6 @@ pub struct ClientConfig {
 impl ClientConfig {
     /// Connects to `server` with credential `auth` and the defaults for everything else.
     pub fn new(server: ServerAddress, auth: impl Into<String>) -> Self {
-        let socket = SocketOptions::default();
         Self {
             server,
             auth: auth.into(),
@@ -105,8 +105,8 @@ impl ClientConfig {
             obfuscation: Obfuscation::default(),
             hop: HopInterval::default(),
             fast_open: false,
-            socket_factory: Arc::new(DirectSocketFactory::new(socket.clone())),
-            socket,
+            socket: SocketOptions::default(),
+            socket_factory: None,
             abstract_socket: None,
             memory: MemoryBudget::of_machine(),
             connect_timeout: Duration::from_secs(10),

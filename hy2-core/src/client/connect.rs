@@ -19,7 +19,7 @@ use crate::{
     error::ConnectError,
     h3::client::{AuthError, ClientFront, authenticate},
     quic::{self, Role, close, crypto::ClientCrypto},
-    socket::{self, HopConfig},
+    socket::{self, DirectSocketFactory, HopConfig},
     tls::TlsFailure,
 };
 
@@ -158,15 +158,13 @@ fn open_socket(
     } else {
         None
     };
-    socket::client_socket(
-        remote,
-        hop,
-        Arc::clone(&config.socket_factory),
-        &config.obfuscation,
-        &config.socket,
-    )
-    .map(|socket| socket.socket())
-    .map_err(|error| ConnectError::Socket(Arc::new(error)))
+    let factory = match &config.socket_factory {
+        Some(factory) => Arc::clone(factory),
+        None => Arc::new(DirectSocketFactory::new(config.socket.clone())),
+    };
+    socket::client_socket(remote, hop, factory, &config.obfuscation, &config.socket)
+        .map(|socket| socket.socket())
+        .map_err(|error| ConnectError::Socket(Arc::new(error)))
 }
 
 fn handshake_error(error: ConnectionError, failure: &TlsFailure) -> ConnectError {

@@ -1,4 +1,12 @@
-use std::time::{Duration, Instant};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
 
 use hy2_core::{
     Bandwidth, Client, ClientConfig,
@@ -6,6 +14,7 @@ use hy2_core::{
     congestion::Algorithm,
     error::{ConnectError, OpenError},
     server::ServerConfig,
+    socket::SocketFactory,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -187,6 +196,35 @@ async fn settings_without_sense_are_refused_before_anything_is_sent() {
         assert!(matches!(error, ConnectError::Config(_)), "{error}");
     }
     assert_eq!(pair.server.handle().connection_count(), 0);
+}
+
+/// Opens nothing but what it is asked for, and says how often.
+#[derive(Debug, Default)]
+struct Counted(AtomicUsize);
+
+impl SocketFactory for Counted {
+    fn open(&self, remote: SocketAddr) -> io::Result<std::net::UdpSocket> {
+        self.0.fetch_add(1, Relaxed);
+        std::net::UdpSocket::bind((remote.ip(), 0))
+    }
+}
+
+#[tokio::test]
+async fn sockets_are_made_as_the_embedder_says() {
+    let pair = Pair::start();
+    #[cfg(target_os = "linux")]
+    {
+        let mut config = pair.config.clone();
+        config.socket.bind_device = Some("no-such-dev0".to_owned());
+        let error = Client::connect(config).await.expect_err("no such device");
+        assert!(matches!(error, ConnectError::Socket(_)), "{error}");
+    }
+    let factory = Arc::new(Counted::default());
+    let mut config = pair.config.clone();
+    config.socket_factory = Some(Arc::clone(&factory) as _);
+    let client = Client::connect(config).await.expect("connected");
+    assert_eq!(factory.0.load(Relaxed), 1);
+    client.close().await;
 }
 
 /// Rates at the ends of the range: a peer may say any.

@@ -1,10 +1,10 @@
 //! Turns settings into a client that only needs to connect.
 
-use std::{error::Error, path::Path, sync::Arc};
+use std::{error::Error, path::Path};
 
 use hy2_core::{
     client::{ClientConfig, ServerAddress},
-    socket::{DirectSocketFactory, HopInterval},
+    socket::HopInterval,
     tls::{CertificateError, ClientTls},
 };
 
@@ -84,6 +84,5 @@ fn client_config(settings: &config::Client) -> Result<ClientConfig, Box<dyn Erro
         .bind_device
         .clone_from(&settings.quic.socket.interface);
     client.socket.fwmark = settings.quic.socket.mark;
-    client.socket_factory = Arc::new(DirectSocketFactory::new(client.socket.clone()));
     Ok(client)
 }
