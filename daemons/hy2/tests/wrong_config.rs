@@ -510,6 +510,30 @@ const FILES: &[(&str, &str, &str, &str)] = &[
     (
         "client",
         "c.yaml",
+        "server: a:0-5\nsocks5: {listen: :1}",
+        "server: must be a server address such as \"example.com:443\" (port 0 is no port of a server), not \"a:0-5\"",
+    ),
+    (
+        "client",
+        "c.yaml",
+        "server: hysteria2://secret@a:1,99999/\nsocks5: {listen: :1}",
+        "server: ports in link: ports must be a list such as \"443,20000-50000\", or \"all\"",
+    ),
+    (
+        "client",
+        "c.yaml",
+        "server: hysteria2://secret@a:0/\nsocks5: {listen: :1}",
+        "server: port 0 is no port of a server",
+    ),
+    (
+        "client",
+        "c.yaml",
+        "server: hysteria2://secret@a_b:1/\nsocks5: {listen: :1}",
+        "server: host in link: host is neither an IP address nor a name",
+    ),
+    (
+        "client",
+        "c.yaml",
         "server: '@a:443'\nsocks5: {listen: :1}",
         "server: must be a server address such as \"example.com:443\" (host is neither an IP address nor a name), not \"@a:443\"",
     ),

@@ -68,6 +68,9 @@ impl fmt::Display for Listen {
     }
 }
 
+/// How many ports `all` are.
+const ALL_PORTS: u32 = 1 << 16;
+
 /// Where a client's server is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ServerAddress {
@@ -102,10 +105,19 @@ impl ServerAddress {
             None => PortUnion::from(DEFAULT_PORT),
             Some(ports) => ports.parse().map_err(|error| shape(&error))?,
         };
-        if ports.contains(0) {
-            return Err(shape(&"port 0 is no port of a server"));
-        }
+        let ports = Self::usable(ports).map_err(|reason| shape(&reason))?;
         Ok(Self { host, ports })
+    }
+
+    /// Returns the ports that a server can have: `all` begins at 1; the error is for port 0 where
+    /// it was asked for.
+    pub(super) fn usable(ports: PortUnion) -> Result<PortUnion, &'static str> {
+        const NONE: &str = "port 0 is no port of a server";
+        match (ports.count(), ports.contains(0)) {
+            (ALL_PORTS, _) => "1-65535".parse().map_err(|_| NONE),
+            (_, true) => Err(NONE),
+            (_, false) => Ok(ports),
+        }
     }
 
     /// Returns the host as name lookups and certificates want it, without brackets.
@@ -136,6 +148,13 @@ fn is_digits(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn all_ports_of_a_server_begin_at_1() {
+        let parsed = ServerAddress::parse("example.com:all").expect("all");
+        assert_eq!(parsed.ports.to_string(), "1-65535");
+        assert!(ServerAddress::parse("example.com:0,443").is_err());
+    }
 
     #[tokio::test]
     async fn listening() {

@@ -1,6 +1,6 @@
 //! The file of a client.
 
-use std::time::Duration;
+use std::{error::Error, time::Duration};
 
 use hy2_proto::uri::{self, ShareUri};
 
@@ -93,10 +93,12 @@ impl Section<'_> {
                 None
             }
             // A link holds the password, so it is not repeated.
-            Some(_) => match text.parse() {
+            Some(_) => match text.parse::<ShareUri>() {
                 Ok(link) => Some(Place::Link(Box::new(link))),
                 Err(error) => {
-                    self.mistake("server", error.to_string());
+                    let reason = error.source().map(|reason| format!(": {reason}"));
+                    let reason = reason.unwrap_or_default();
+                    self.mistake("server", format!("{error}{reason}"));
                     None
                 }
             },
@@ -116,8 +118,15 @@ impl Client {
                 "not supported in this version: encrypted ClientHello",
             );
         }
+        let ports = match ServerAddress::usable(link.server_ports().into_owned()) {
+            Ok(ports) => ports,
+            Err(reason) => {
+                root.mistake("server", reason);
+                return None;
+            }
+        };
         self.server = ServerAddress {
-            ports: link.server_ports().into_owned(),
+            ports,
             host: link.host,
         };
         if let Some(auth) = link.auth {
