@@ -1,6 +1,9 @@
 //! `hy2 speedtest`: throughput between client and server, both ways.
 
-use std::io::{self, Write};
+use std::{
+    io::{self, Write},
+    time::Duration,
+};
 
 use anyhow::Context;
 use hy2_core::{
@@ -11,6 +14,9 @@ use hy2_daemon_runtime::{Progress, human_bytes, human_rate};
 
 use super::Prepared;
 use crate::cli;
+
+/// What takes less says nothing of a rate: one burst, or less than a round trip.
+const SHORTEST: Duration = Duration::from_millis(10);
 
 /// Measures and prints the directions that were asked for.
 pub(crate) async fn speedtest(prepared: Prepared, flags: &cli::Speedtest) -> anyhow::Result<()> {
@@ -65,10 +71,14 @@ async fn measure(
         .await;
     progress.finish();
     let result = result.with_context(|| format!("{name} test"))?;
+    let speed = if result.elapsed < SHORTEST {
+        "too little for a rate".to_owned()
+    } else {
+        rate(result.bytes, result.elapsed.as_secs_f64())
+    };
     Ok(format!(
-        "{name}: {} in {:.1?}, {}",
+        "{name}: {} in {:.1?}, {speed}",
         human_bytes(result.bytes),
         result.elapsed,
-        rate(result.bytes, result.elapsed.as_secs_f64()),
     ))
 }
