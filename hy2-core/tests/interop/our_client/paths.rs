@@ -11,8 +11,8 @@ use hy2_core::{
 
 use crate::{
     ours::{
-        Checked, MIB, Through, config_for, config_towards, plain, reference_and_client, soon,
-        udp_echo,
+        Checked, MIB, Through, bytes, config_for, config_towards, plain, reference_and_client,
+        soon, udp_echo,
     },
     peer::{Fan, Obfs, Origin, Server, ServerConfig},
 };
@@ -45,7 +45,7 @@ async fn traffic_passes_under_salamander_and_gecko() -> Checked {
         assert_eq!(down.sha256, up.sha256);
         let session = soon(client.udp()).await?;
         for len in [1, 1000, 1200, 4000] {
-            udp_echo(&session, &origin.udp_echo[0], &vec![1; len]).await?;
+            udp_echo(&session, &origin.udp_echo[0], &bytes(len, 1)).await?;
         }
         println!(
             "{kind}: 20 MiB down in {:?}, up in {:?}",

@@ -3,7 +3,7 @@
 use hy2_core::{error::OpenError, proto::udp::max_payload};
 
 use crate::{
-    ours::{Checked, plain, reference_and_client, soon, udp_echo},
+    ours::{Checked, bytes, plain, reference_and_client, soon, udp_echo},
     peer::Origin,
 };
 
@@ -25,8 +25,7 @@ async fn datagrams_of_every_size_come_back() -> Checked {
         4000,
         max_payload(target.len()),
     ] {
-        let data: Vec<u8> = (0..len).map(|i| (i * 7 % 251) as u8).collect();
-        udp_echo(&session, target, &data).await?;
+        udp_echo(&session, target, &bytes(len, 0)).await?;
     }
     let over = vec![0; max_payload(target.len()) + 1];
     assert!(session.send(&over, target).is_err(), "beyond the format");
@@ -43,7 +42,7 @@ async fn fragments_out_of_order_are_put_together() -> Checked {
     udp_echo(&session, &origin.udp_echo[0], b"first").await?;
     server.tamper(30, 0).await?;
     for len in [1500, 3000, 4000] {
-        udp_echo(&session, &origin.udp_echo[0], &vec![7; len]).await?;
+        udp_echo(&session, &origin.udp_echo[0], &bytes(len, len)).await?;
     }
     Ok(())
 }
@@ -55,7 +54,7 @@ async fn one_session_reaches_several_targets_and_is_full_cone() -> Checked {
     let session = soon(client.udp()).await?;
     for round in 0..5u8 {
         for target in &origin.udp_echo {
-            udp_echo(&session, target, &[round; 200]).await?;
+            udp_echo(&session, target, &bytes(200, round.into())).await?;
         }
     }
     session.send(b"who answers?", &origin.udp_cone)?;
@@ -73,7 +72,7 @@ async fn two_hundred_sessions_live_together() -> Checked {
         sessions.push(soon(client.udp()).await?);
     }
     for (at, session) in sessions.iter().enumerate() {
-        udp_echo(session, &origin.udp_echo[at % 4], &[at as u8; 300]).await?;
+        udp_echo(session, &origin.udp_echo[at % 4], &bytes(300, at)).await?;
     }
     Ok(())
 }

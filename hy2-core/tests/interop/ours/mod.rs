@@ -25,7 +25,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::peer;
 
 pub(crate) use record::{Event, Record};
-pub(crate) use through::{Through, echo_on, udp_echo};
+pub(crate) use through::{Through, bytes, echo_on, udp_echo};
 
 pub(crate) const SECRET: &str = "a secret of the interop tests";
 

@@ -123,6 +123,14 @@ pub(crate) async fn echo_on(stream: TcpStream, bytes: usize, seed: u64) -> Outco
     Ok(())
 }
 
+/// Returns bytes of which no two neighbours of a few hundred are alike, so that what changed places
+/// shows; another `seed`, others.
+pub(crate) fn bytes(len: usize, seed: usize) -> Vec<u8> {
+    (0..len)
+        .map(|at| ((at + seed) * 7 % 251 + at / 251) as u8)
+        .collect()
+}
+
 /// Sends one datagram and waits for its echo, which must come from where it went.
 pub(crate) async fn udp_echo(session: &UdpSession, target: &str, data: &[u8]) -> Outcome<()> {
     session.send(data, target)?;
