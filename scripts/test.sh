@@ -62,6 +62,9 @@ for unit in deployments/systemd/*.service; do
     systemd-analyze security --offline=true --threshold=20 "$unit" | tail -n 1
 done
 
+step "packages"
+scripts/check-packages.sh
+
 step "documentation"
 scripts/check-proof.sh
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet

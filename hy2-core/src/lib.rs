@@ -46,3 +46,8 @@ pub use server::{Server, ServerBuilder, ServerHandle};
 
 /// A boxed future: what the dyn-compatible traits of this crate return.
 pub type BoxFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// The program in the README of the whole project compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
