@@ -528,12 +528,6 @@ const FILES: &[(&str, &str, &str, &str)] = &[
     (
         "client",
         "c.yaml",
-        "server: hysteria2://secret@a_b:1/\nsocks5: {listen: :1}",
-        "server: host in link: host is neither an IP address nor a name",
-    ),
-    (
-        "client",
-        "c.yaml",
         "server: '@a:443'\nsocks5: {listen: :1}",
         "server: must be a server address such as \"example.com:443\" (host is neither an IP address nor a name), not \"@a:443\"",
     ),

@@ -89,10 +89,14 @@ async fn a_server_that_ignores_bandwidth_is_not_sent_to_by_brutal() -> Checked {
 async fn brutal_carries_both_ways_at_the_agreed_rates() -> Checked {
     let origin = Origin::start().await;
     let rate = Bandwidth::from_bytes_per_sec(12_500_000);
-    let (_server, client) = reference_and_client(plain(), |c| {
+    let (server, client) = reference_and_client(plain(), |c| {
         (c.up, c.down) = (Some(rate), Some(rate));
     })
     .await?;
+    let info = client.info().await?;
+    assert_eq!(info.tx, Some(rate));
+    assert_eq!(info.congestion.target_rate, rate.bytes_per_sec());
+    assert_eq!(server.connected("user").await, rate.bytes_per_sec());
     let up = Through(&client).upload(&origin.sink, 10 * MIB, 1).await?;
     let down = Through(&client)
         .download(&origin.source, 10 * MIB, 1)

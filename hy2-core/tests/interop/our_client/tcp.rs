@@ -1,5 +1,8 @@
 //! TCP of our client through the reference server.
 
+use std::time::Duration;
+
+use futures_util::{FutureExt, future::try_join_all};
 use hy2_core::error::OpenError;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -8,7 +11,7 @@ use crate::{
         Checked, MIB, PATIENCE, Through, UNREACHABLE, UNRESOLVABLE, echo_on, plain,
         reference_and_client, soon,
     },
-    peer::Origin,
+    peer::{CallError, Origin},
 };
 
 #[tokio::test]
@@ -49,27 +52,42 @@ async fn a_hundred_mebibytes_arrive_unchanged_each_way() -> Checked {
 #[tokio::test]
 async fn a_thousand_streams_are_open_at_once() -> Checked {
     let origin = Origin::start().await;
-    let (_server, client) = reference_and_client(plain(), |_| ()).await?;
+    let (server, client) = reference_and_client(plain(), |_| ()).await?;
     Through(&client).echo(&origin.echo, 10, 1).await?;
-    let mut streams = Vec::new();
-    for _ in 0..1000 {
-        streams.push(soon(client.tcp(&origin.echo)).await?);
-    }
-    for (seed, stream) in streams.into_iter().enumerate() {
-        echo_on(stream, 300, seed as u64).await?;
-    }
     origin.all_closed(PATIENCE).await?;
+    let opening = (0..1000).map(|_| soon(client.tcp(&origin.echo)));
+    let streams = try_join_all(opening).await?;
+    // The origin may accept what is connected a moment later.
+    soon(async {
+        while origin.ports().await?["echo"].accepted < 1001 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok::<_, CallError>(())
+    })
+    .await?;
+    assert_eq!(origin.ports().await?["echo"].open, 1000);
+    let echoes = (0..).zip(streams);
+    try_join_all(echoes.map(|(seed, stream)| echo_on(stream, 300, seed))).await?;
+    origin.all_closed(PATIENCE).await?;
+    let traffic = server.stats().await?.traffic["user"];
+    assert_eq!((traffic.tx, traffic.rx), (300_010, 300_010));
     Ok(())
 }
 
 #[tokio::test]
 async fn five_thousand_streams_follow_one_another() -> Checked {
     let origin = Origin::start().await;
-    let (_server, client) = reference_and_client(plain(), |_| ()).await?;
+    let (server, client) = reference_and_client(plain(), |_| ()).await?;
     for seed in 0..5000 {
         Through(&client).echo(&origin.echo, 100, seed).await?;
     }
     origin.all_closed(PATIENCE).await?;
+    assert_eq!(origin.ports().await?["echo"].accepted, 5000);
+    let traffic = server.stats().await?.traffic["user"];
+    assert_eq!((traffic.tx, traffic.rx), (500_000, 500_000));
+    server.connected("user").await;
+    let others = server.events_so_far("connect");
+    assert!(others.is_empty(), "one connection carries them: {others:?}");
     Ok(())
 }
 
@@ -98,6 +116,22 @@ async fn fast_open_carries_early_data() -> Checked {
         .expect_err("nobody is there");
     assert!(error.to_string().contains("refused"), "{error}");
     origin.all_closed(PATIENCE).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn early_data_does_not_wait_for_the_answer() -> Checked {
+    let origin = Origin::start().await;
+    let mut config = plain();
+    config.outbound.dial_delay_ms = 1000;
+    let (_server, client) = reference_and_client(config, |c| c.fast_open = true).await?;
+    let mut stream = soon(client.tcp(&origin.echo)).await?;
+    soon(stream.write_all(b"early")).await?;
+    let answered = stream.established().now_or_never();
+    assert!(answered.is_none(), "the server still dials: {answered:?}");
+    let mut back = [0; 5];
+    soon(stream.read_exact(&mut back)).await?;
+    assert_eq!(&back, b"early");
     Ok(())
 }
 
