@@ -465,7 +465,8 @@ impl Hunt {
         // What the nodes' own logs show to an operator.
         for node in &self.fleet.nodes {
             let path = format!("/nodes/{}/logs?lines=1000&level=debug", node.id);
-            let lines = rest.get(&path).await;
+            // A node that has much to write answers when it can.
+            let lines = crate::until("a node's log", || rest.look(&path)).await;
             let all = lines["items"].as_array().expect("a list");
             assert!(all.iter().any(|line| line["level"] == "info"), "{lines}");
             self.said.extend_from_slice(lines.to_string().as_bytes());
