@@ -1,5 +1,7 @@
 //! What belongs to users only, from peers that nobody let in.
 
+use std::time::Duration;
+
 use tokio::task::JoinSet;
 
 use crate::{
@@ -8,7 +10,7 @@ use crate::{
     full,
     honest::{Honest, origin_echo},
     say,
-    server::{ServerProcess, alone, mib},
+    server::{Figures, ServerProcess, alone, mib},
     wire,
 };
 
@@ -110,7 +112,7 @@ async fn single_bytes_in_large_packets_cost_what_a_peer_may_cost() {
         // Byte 0 of all streams is missing, so nothing is ever read; of the rest, every other byte.
         for stream in (0..100u64).flat_map(|index| [index * 4, index * 4 + 2]) {
             if stream % 40 == 2 {
-                most = most.max(server.figures().await.since(&idle).held);
+                most = most.max(held(&mut server, &idle).await);
             }
             for index in 0..bytes {
                 let mut frame = wire::varints(&[STREAM_AT, stream, 1 + 2 * index, 1]);
@@ -133,6 +135,19 @@ async fn single_bytes_in_large_packets_cost_what_a_peer_may_cost() {
     server.is_well().await;
     drop(attackers);
     server.recovers(&before).await;
+}
+
+/// What one peer has the server hold, without what only waits for its turn while the machine is busy.
+async fn held(server: &mut ServerProcess, idle: &Figures) -> u64 {
+    let mut least = u64::MAX;
+    for _ in 0..20 {
+        least = least.min(server.figures().await.since(idle).held);
+        if least < PER_PEER {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    least
 }
 
 /// A visitor of the site who stays is no attacker.
