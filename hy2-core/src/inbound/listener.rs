@@ -81,11 +81,19 @@ const FIRST: usize = 4 << 10;
 
 /// Takes what a program said right after it connected, without waiting. The runtime does not know
 /// of it yet.
-pub(super) fn read_now(stream: &TcpStream) -> Bytes {
+///
+/// # Errors
+///
+/// The program reset the connection, which the system tells once.
+pub(super) fn read_now(stream: &TcpStream) -> io::Result<Bytes> {
     let mut first = [0; FIRST];
-    // Whatever is wrong with it shows again.
-    let read = (&*SockRef::from(stream)).read(&mut first).unwrap_or(0);
-    Bytes::copy_from_slice(first.get(..read).unwrap_or_default())
+    match (&*SockRef::from(stream)).read(&mut first) {
+        Ok(read) => Ok(Bytes::copy_from_slice(
+            first.get(..read).unwrap_or_default(),
+        )),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Bytes::new()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Accepts connections until `stop` is cancelled and runs `handle` for each, at most `slots` at
@@ -203,5 +211,22 @@ mod tests {
         stop.cancel();
         server.await.expect("server ends with its token");
         assert_eq!(second.read(&mut greeting).await.ok(), Some(0));
+    }
+
+    #[tokio::test]
+    async fn what_a_program_says_at_once_is_taken_and_its_reset_is_seen() {
+        let listener = bind_tcp(([127, 0, 0, 1], 0).into()).expect("bind");
+        let address = listener.local_addr().expect("bound");
+        let mut program = std::net::TcpStream::connect(address).expect("connect");
+        let (stream, _) = listener.accept().await.expect("accept");
+        assert!(read_now(&stream).expect("nothing yet").is_empty());
+        io::Write::write_all(&mut program, b"first").expect("write");
+        assert_eq!(read_now(&stream).expect("bytes"), b"first"[..]);
+        SockRef::from(&program)
+            .set_linger(Some(Duration::ZERO))
+            .expect("linger");
+        drop(program);
+        let error = read_now(&stream).expect_err("a reset");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     }
 }

@@ -56,7 +56,10 @@ impl TcpForward {
         listener::serve(&self.listener, slots, &stop, |stream, _| {
             let (dialer, remote) = (dialer.clone(), self.config.remote.clone());
             async move {
-                let early = listener::read_now(&stream);
+                let early = match listener::read_now(&stream) {
+                    Ok(early) => early,
+                    Err(error) => return debug!(%error, "program left at once"),
+                };
                 // The program is connected already: it waits for no answer.
                 match dialer.tcp_early(&remote).await {
                     Ok(tunnel) => {
