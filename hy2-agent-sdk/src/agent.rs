@@ -311,6 +311,7 @@ impl Agent {
     pub async fn shutdown(mut self) {
         let node = Arc::clone(&self.handle.node);
         node.reconciler.stop(node.config.stop_grace).await;
+        node.leases.finish();
         node.cut().await;
         if node.link.borrow().connected_since().is_some() {
             let delivered = async {

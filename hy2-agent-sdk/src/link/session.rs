@@ -284,8 +284,9 @@ async fn handle(
         session_response::Event::Leases(leases) => {
             let (node, leases) = (Arc::clone(node), leases);
             blocking(move || {
-                let traffic = &node.traffic;
-                let concerned = traffic.between_cuts(|| node.leases.grant(&leases, &*node.users));
+                let no_cut = node.traffic.no_cut();
+                let concerned = node.leases.grant(&leases, &*node.users, &no_cut);
+                drop(no_cut);
                 node.users.refresh(concerned);
                 Ok(())
             })
@@ -481,11 +482,10 @@ async fn ask_for_leases(node: Arc<Node>, mut master: Master) -> Result<(), LinkE
             Ok(response) => {
                 let node = Arc::clone(&node);
                 blocking(move || {
-                    let mut concerned = node.traffic.between_cuts(|| {
-                        let concerned = node.leases.grant(&response, &*node.users);
-                        node.leases.settle(&asked);
-                        concerned
-                    });
+                    let no_cut = node.traffic.no_cut();
+                    let mut concerned = node.leases.grant(&response, &*node.users, &no_cut);
+                    node.leases.settle(&asked, &no_cut);
+                    drop(no_cut);
                     concerned.extend(asked);
                     node.users.refresh(concerned);
                     Ok(())

@@ -13,7 +13,7 @@ mod spool;
 use std::{io, path::Path, sync::Arc, time::SystemTime};
 
 use hy2_proto::control::rpc::UserTraffic;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 pub use cells::Cell;
@@ -41,6 +41,18 @@ pub(crate) struct Waiting {
     pub(crate) durable: u64,
     pub(crate) batches: u64,
     pub(crate) bytes: u64,
+}
+
+/// Nothing is cut while it lives.
+#[derive(Debug)]
+pub(crate) struct NoCut<'a> {
+    _spool: Option<MutexGuard<'a, Spool>>,
+}
+
+#[cfg(any(test, feature = "fuzzing"))]
+impl NoCut<'_> {
+    /// Where there are no counters that could be cut.
+    pub(crate) const NO_COUNTERS: Self = Self { _spool: None };
 }
 
 impl Traffic {
@@ -120,10 +132,11 @@ impl Traffic {
         Ok(count)
     }
 
-    /// Does something while nothing is cut.
-    pub(crate) fn between_cuts<T>(&self, work: impl FnOnce() -> T) -> T {
-        let _spool = self.spool.lock();
-        work()
+    /// Lets nothing be cut while the result lives.
+    pub(crate) fn no_cut(&self) -> NoCut<'_> {
+        NoCut {
+            _spool: Some(self.spool.lock()),
+        }
     }
 
     /// Returns how far a user's counter is in the spool.

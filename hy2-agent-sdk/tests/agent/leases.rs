@@ -145,6 +145,30 @@ async fn a_user_is_not_cut_for_the_time_of_an_answer_and_goes_not_far_without_on
 }
 
 #[tokio::test]
+async fn a_node_that_ends_while_it_waits_for_a_slice_delivers_what_went_over() {
+    const LEN: usize = 1000;
+    let mut world = metered(64 << 20, 256 << 10).await;
+    let agent = world.start().await;
+    let echo = Echo::start().await;
+    let alice = world.client(ALICE).await;
+    let mut stream = alice.tcp(&echo.target()).await.expect("a stream");
+    let moved = || {
+        let (tx, rx) = agent.totals();
+        tx + rx
+    };
+    world.master.shared.hold_leases.send_replace(true);
+    let granted: u64 = world.master.shared.quotas.lock().granted.values().sum();
+    while moved() <= granted {
+        round(&mut stream, LEN).await.expect("not cut");
+    }
+    world.shutdown().await;
+    let (tx, rx) = world.master.shared.store.lock().total();
+    assert_eq!(tx + rx, moved());
+    assert!(moved() > granted);
+    world.master.shared.hold_leases.send_replace(false);
+}
+
+#[tokio::test]
 async fn places_go_back_when_devices_leave_and_stay_without_a_master() {
     let mut world = World::with_users(&[]).await;
     let mut entry = user(1, ALICE);

@@ -106,6 +106,10 @@ impl Client {
     ///
     /// [`ConnectError`] tells apart a wrong credential, a certificate that is not trusted or not
     /// the pinned one, silence (perhaps another obfuscation), and failures of our own side.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: the attempt ends with the future, and nothing of it stays.
     pub async fn connect(config: ClientConfig) -> Result<Self, ConnectError> {
         let client = Self::lazy(config);
         client.session().await?;
@@ -175,6 +179,11 @@ impl Client {
     /// # Errors
     ///
     /// [`OpenError::UdpDisabled`] when the server relays none, others when the tunnel failed.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: what is waited for is only the connection, and an attempt at it goes on for others
+    /// who wait.
     pub async fn udp(&self) -> Result<UdpSession, OpenError> {
         let session = self.session().await.map_err(OpenError::Connect)?;
         session.udp()
@@ -185,6 +194,10 @@ impl Client {
     /// # Errors
     ///
     /// As [`Client::connect`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe, as [`Client::udp`].
     pub async fn info(&self) -> Result<ConnectionInfo, ConnectError> {
         Ok(self.session().await?.info())
     }
@@ -205,6 +218,10 @@ impl Client {
     /// # Errors
     ///
     /// [`SpeedtestError`] when the server does not offer the test or the tunnel fails.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends the test at both ends; what was measured is lost.
     pub async fn speed_test(
         &self,
         direction: Direction,
@@ -215,6 +232,10 @@ impl Client {
     }
 
     /// Waits until the present connection is lost; returns at once when there is none.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe; a loss that was not waited for is not told again.
     pub async fn disconnected(&self) {
         let session = self.inner.tunnel.lock().session.clone();
         if let Some(session) = session {

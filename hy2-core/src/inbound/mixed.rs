@@ -45,6 +45,10 @@ impl Mixed {
     }
 
     /// Serves until `stop` is cancelled; connections end with it.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends everything at once, as `stop` does.
     pub async fn run<D: Dialer>(self, dialer: D, stop: CancellationToken) {
         let limits = self.socks5.limits;
         listener::serve(

@@ -90,6 +90,10 @@ impl UdpForward {
     }
 
     /// Serves until `stop` is cancelled; sessions end with it.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends everything at once, as `stop` does.
     pub async fn run<D: Dialer>(self, dialer: D, stop: CancellationToken) {
         let mut forward = Running {
             dialer,

@@ -109,6 +109,10 @@ impl TcpStream {
     /// # Errors
     ///
     /// [`OpenError::Refused`] with the server's words; others when the tunnel failed.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: what came of the answer is kept.
     pub async fn established(&mut self) -> Result<(), OpenError> {
         std::future::poll_fn(|cx| self.poll_established(cx)).await
     }
@@ -178,6 +182,10 @@ impl TcpStream {
     /// # Errors
     ///
     /// [`RelayFailure`] when a side failed before its clean end.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends both connections; the peer sees a reset.
     pub async fn relay<S>(mut self, mut local: S) -> Result<(), RelayFailure>
     where
         S: AsyncRead + AsyncWrite + Unpin,

@@ -109,6 +109,10 @@ impl Server {
     }
 
     /// Waits until the server ends because its sockets failed; normally forever.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future stops everything at once, as dropping the server does.
     pub async fn closed(self) {
         self.accepting_over().await;
     }

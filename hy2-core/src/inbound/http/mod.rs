@@ -67,6 +67,10 @@ impl HttpProxy {
     }
 
     /// Serves until `stop` is cancelled; connections end with it.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends everything at once, as `stop` does.
     pub async fn run<D: Dialer>(self, dialer: D, stop: CancellationToken) {
         let slots = self.config.limits.max_connections;
         listener::serve(&self.listener, slots, &stop, |stream: TcpStream, _| {

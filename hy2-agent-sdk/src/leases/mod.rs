@@ -5,6 +5,11 @@
 //! also after a kill, and no bookkeeping has to be kept in step. A user moves nothing beyond the
 //! end of the last slice, with or without a master.
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     io,
@@ -26,6 +31,7 @@ use tokio::sync::{Notify, watch};
 use crate::{
     clock::{Clock, moment, unix_ms},
     files,
+    traffic::NoCut,
 };
 
 /// Which slices a stretch of a user's counter came out of.
@@ -116,6 +122,8 @@ pub(crate) struct Leases {
     answered: watch::Sender<u64>,
     /// Whether somebody can be asked.
     online: AtomicBool,
+    /// Whether cuts take everything, see [`Self::finish`].
+    finished: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -173,6 +181,7 @@ impl Leases {
             wanted: Notify::new(),
             answered: watch::Sender::new(0),
             online: AtomicBool::new(false),
+            finished: AtomicBool::new(false),
         })
     }
 
@@ -274,6 +283,12 @@ impl Leases {
         self.answered.send_modify(|version| *version += 1);
     }
 
+    /// Lets cuts take everything from now on: the node ends, and no later cut would have what
+    /// waits for a slice.
+    pub(crate) fn finish(&self) {
+        self.finished.store(true, Relaxed);
+    }
+
     pub(crate) fn is_online(&self) -> bool {
         self.online.load(Relaxed)
     }
@@ -359,17 +374,23 @@ impl Leases {
         }
     }
 
-    /// Notes that these users' wants were answered, with something or with nothing.
-    pub(crate) fn settle(&self, users: &[u64]) {
+    /// Notes that these users' wants were answered, with something or with nothing: a cut between
+    /// the answer and this would not know which.
+    pub(crate) fn settle(&self, users: &[u64], _: &NoCut<'_>) {
         let mut inner = self.inner.lock();
         for user in users {
             inner.asked.remove(user);
         }
     }
 
-    /// Takes what the master granted and returns whom it concerns. Nothing may be cut meanwhile:
-    /// see [`Traffic::between_cuts`](crate::traffic::Traffic::between_cuts). Blocks on the disk.
-    pub(crate) fn grant(&self, response: &LeaseResponse, counters: &dyn Counters) -> BTreeSet<u64> {
+    /// Takes what the master granted and returns whom it concerns. A new slice begins where the
+    /// last cut ended, so nothing may be cut meanwhile. Blocks on the disk.
+    pub(crate) fn grant(
+        &self,
+        response: &LeaseResponse,
+        counters: &dyn Counters,
+        _: &NoCut<'_>,
+    ) -> BTreeSet<u64> {
         let now = unix_ms(self.clock.now());
         let mut concerned = BTreeSet::new();
         let mut inner = self.inner.lock();
@@ -478,7 +499,8 @@ impl Intervals for Leases {
         let now = unix_ms(self.clock.now());
         let inner = self.inner.lock();
         let awaited = inner.wants.contains(&user) || inner.asked.contains(&user);
-        if !awaited || !self.is_online() || inner.exhausted.contains(&user) {
+        let is_last = self.finished.load(Relaxed) || !self.is_online();
+        if !awaited || is_last || inner.exhausted.contains(&user) {
             return total;
         }
         let last = inner.slices.get(&user).and_then(|slices| slices.last());
@@ -505,330 +527,4 @@ const WANTS_MAX: usize = 500;
 /// 0 never runs out.
 fn expired(expires_ms: u64, now: u64) -> bool {
     expires_ms != 0 && expires_ms <= now
-}
-
-#[cfg(feature = "fuzzing")]
-pub(crate) mod fuzzing {
-    //! Leases, for the fuzz targets.
-
-    use std::time::Duration;
-
-    use super::*;
-    use crate::clock::{ManualClock, from_unix_ms};
-
-    /// What is lent to a node whose date is moved by hand. Counters stand where each call says, for
-    /// all users alike.
-    #[derive(Debug)]
-    pub struct Loans {
-        leases: Leases,
-        clock: Arc<ManualClock>,
-    }
-
-    struct At(u64);
-
-    impl Counters for At {
-        fn total(&self, _: u64) -> u64 {
-            self.0
-        }
-
-        fn spooled(&self, _: u64) -> u64 {
-            0
-        }
-    }
-
-    impl Loans {
-        /// Opens what is lent in `folder`, at a date.
-        ///
-        /// # Errors
-        ///
-        /// Those of the disk.
-        pub fn open(folder: &Path, now_ms: u64) -> io::Result<Self> {
-            let clock = Arc::new(ManualClock::new(from_unix_ms(now_ms)));
-            let leases = Leases::open(folder, Arc::clone(&clock) as Arc<dyn Clock>)?;
-            Ok(Self { leases, clock })
-        }
-
-        /// Moves the date.
-        pub fn advance(&self, ms: u64) {
-            self.clock.advance(Duration::from_millis(ms));
-        }
-
-        /// See `Leases::set_online`.
-        pub fn set_online(&self, online: bool) {
-            self.leases.set_online(online);
-        }
-
-        /// See `Leases::allowance`.
-        pub fn allowance(&self, user: u64) -> u64 {
-            self.leases.allowance(user)
-        }
-
-        /// Slack, the counter to renew at, when something is due, places and when they are due.
-        pub fn figures(&self, user: u64) -> (u64, u64, Option<u64>, u32, Option<u64>) {
-            let leases = &self.leases;
-            (
-                leases.slack(user),
-                leases.renew_at(user),
-                leases.due(user),
-                leases.places(user),
-                leases.places_due(user),
-            )
-        }
-
-        /// See `Leases::used`.
-        pub fn used(&self, user: u64, from: u64, to: u64) -> Vec<LeaseUse> {
-            self.leases.used(user, from, to)
-        }
-
-        /// See `Leases::want` and `Leases::want_places`.
-        pub fn want(&self, user: u64, places: u32) {
-            self.leases.want(user);
-            self.leases.want_places(user, places, places);
-        }
-
-        /// See `Leases::request`.
-        pub fn request(&self, total: u64) -> Option<LeaseRequest> {
-            self.leases.request(&At(total))
-        }
-
-        /// See `Leases::again`.
-        pub fn again(&self, request: LeaseRequest) {
-            self.leases.again(request);
-        }
-
-        /// See `Leases::grant`.
-        pub fn grant(&self, response: &LeaseResponse, total: u64) {
-            self.leases.grant(response, &At(total));
-        }
-
-        /// See `Leases::recall`.
-        pub fn recall(&self, leases: &[u64], total: u64) {
-            self.leases.recall(leases, &At(total));
-        }
-
-        /// See `Leases::release`.
-        pub fn release(&self, user: u64, total: u64) {
-            self.leases.release(user, total);
-        }
-
-        /// See `Leases::prune`.
-        pub fn prune(&self, spooled: u64) {
-            self.leases.prune(|_| spooled);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::{cell::Cell, time::Duration};
-
-    use hy2_proto::control::rpc::QuotaLease;
-
-    use super::*;
-    use crate::clock::ManualClock;
-
-    /// What was counted, and what of it was cut.
-    struct At(Cell<u64>, Cell<u64>);
-
-    impl At {
-        fn new(total: u64) -> Self {
-            Self(Cell::new(total), Cell::new(0))
-        }
-    }
-
-    impl Counters for At {
-        fn total(&self, _: u64) -> u64 {
-            self.0.get()
-        }
-
-        fn spooled(&self, _: u64) -> u64 {
-            self.1.get()
-        }
-    }
-
-    fn quota(lease_id: u64, granted_bytes: u64, multiplier: u64) -> LeaseResponse {
-        LeaseResponse {
-            quotas: vec![QuotaLease {
-                lease_id,
-                user_id: 1,
-                granted_bytes,
-                expires_at: Some(prost_types::Timestamp {
-                    seconds: 2000,
-                    nanos: 0,
-                }),
-                billing_multiplier: multiplier,
-            }],
-            ..Default::default()
-        }
-    }
-
-    fn open(folder: &Path) -> (Leases, Arc<ManualClock>) {
-        let clock = Arc::new(ManualClock::new(crate::clock::from_unix_ms(1_000_000)));
-        (Leases::open(folder, clock.clone()).unwrap(), clock)
-    }
-
-    #[test]
-    fn slices_follow_each_other_and_uses_add_up_to_what_was_granted() {
-        let folder = tempfile::tempdir().unwrap();
-        let (leases, _) = open(folder.path());
-        let at = At::new(500);
-        assert_eq!(leases.allowance(1), 0);
-        leases.grant(&quota(7, 1000, MULTIPLIER_ONE), &at);
-        assert_eq!((leases.allowance(1), leases.renew_at(1)), (1500, 1000));
-        at.0.set(1600);
-        leases.grant(&quota(8, 3000, 3 * MULTIPLIER_ONE), &at);
-        assert_eq!(leases.allowance(1), 2500);
-        let mut sums = HashMap::new();
-        let cuts = [500, 501, 777, 1499, 1501, 1600, 2000, 2500, 9999];
-        for cut in cuts.windows(2) {
-            for used in leases.used(1, cut[0], cut[1]) {
-                *sums.entry(used.lease_id).or_insert(0) += used.billed_bytes;
-            }
-        }
-        assert_eq!(sums, HashMap::from([(7, 1000), (8, 3000)]));
-        // The same after a restart.
-        drop(leases);
-        let (leases, _) = open(folder.path());
-        assert_eq!(leases.allowance(1), 2500);
-        assert_eq!(
-            leases.used(1, 0, 600),
-            [LeaseUse {
-                lease_id: 7,
-                billed_bytes: 100
-            }]
-        );
-    }
-
-    #[test]
-    fn parts_of_a_fraction_are_not_lost_to_rounding() {
-        let folder = tempfile::tempdir().unwrap();
-        let (leases, _) = open(folder.path());
-        let at = At::new(0);
-        leases.grant(&quota(1, 100, MULTIPLIER_ONE / 3), &at);
-        let end = leases.allowance(1);
-        let sum: u64 = (0..end)
-            .flat_map(|byte| leases.used(1, byte, byte + 1))
-            .map(|used| used.billed_bytes)
-            .sum();
-        assert!((99..=100).contains(&sum), "{sum}");
-    }
-
-    #[test]
-    fn what_goes_over_the_end_waits_for_the_answer_and_is_owed_once() {
-        let folder = tempfile::tempdir().unwrap();
-        let (leases, _) = open(folder.path());
-        let at = At::new(0);
-        leases.set_online(true);
-        leases.grant(&quota(1, 1000, MULTIPLIER_ONE), &at);
-        assert_eq!(leases.complete(1, 1200), 1200, "nobody was asked");
-        leases.want(1);
-        assert_eq!(leases.complete(1, 900), 900);
-        assert_eq!(leases.complete(1, 1200), 1000);
-        let request = leases.request(&at).unwrap();
-        assert_eq!(leases.complete(1, 1200), 1000);
-        leases.set_online(false);
-        assert_eq!(leases.complete(1, 1200), 1200);
-        leases.set_online(true);
-        leases.again(request);
-        assert_eq!(leases.complete(1, 1200), 1000);
-        leases.request(&at).unwrap();
-        leases.settle(&[1]);
-        assert_eq!(leases.complete(1, 1200), 1200, "there was no answer to it");
-        // It was cut, without a slice: the next begins behind it.
-        at.0.set(1300);
-        at.1.set(1200);
-        leases.grant(&quota(2, 1000, MULTIPLIER_ONE), &at);
-        let owed = |lease_id, billed_bytes| LeaseUse {
-            lease_id,
-            billed_bytes,
-        };
-        assert_eq!(leases.used(1, 0, 1200), [owed(1, 1000)]);
-        assert_eq!(leases.used(1, 1200, 9999), [owed(2, 1000)]);
-    }
-
-    #[test]
-    fn what_ran_out_or_was_taken_back_is_worth_nothing() {
-        let folder = tempfile::tempdir().unwrap();
-        let (leases, clock) = open(folder.path());
-        let at = At::new(0);
-        leases.grant(&quota(1, 1000, MULTIPLIER_ONE), &at);
-        at.0.set(300);
-        assert_eq!(leases.recall(&[1], &at), BTreeSet::from([1]));
-        assert_eq!(leases.allowance(1), 0);
-        assert_eq!(
-            leases.used(1, 0, 900),
-            [LeaseUse {
-                lease_id: 1,
-                billed_bytes: 300
-            }]
-        );
-        leases.grant(&quota(2, 1000, MULTIPLIER_ONE), &at);
-        assert_eq!(leases.allowance(1), 1300);
-        clock.advance(Duration::from_secs(1001));
-        assert_eq!(leases.allowance(1), 0);
-    }
-
-    #[test]
-    fn what_a_user_leaves_goes_back_and_counts_no_more() {
-        let folder = tempfile::tempdir().unwrap();
-        let (leases, _) = open(folder.path());
-        let at = At::new(100);
-        leases.grant(&quota(1, 1000, 2 * MULTIPLIER_ONE), &at);
-        assert_eq!(leases.allowance(1), 600);
-        leases.release(1, 250);
-        assert_eq!(leases.allowance(1), 0);
-        let request = leases.request(&at).unwrap();
-        let want = request.quotas[0];
-        assert_eq!(
-            (want.lease_id, want.remaining_bytes, want.release),
-            (1, 700, true)
-        );
-        assert_eq!(leases.used(1, 0, 9999)[0].billed_bytes, 300);
-        leases.again(request.clone());
-        assert_eq!(leases.request(&at), Some(request));
-        assert!(leases.request(&at).is_none());
-    }
-
-    #[test]
-    fn a_file_with_impossible_slices_is_worth_nothing() {
-        let folder = tempfile::tempdir().unwrap();
-        let slice = |start, granted, ended| Slice {
-            lease: 1,
-            user: 1,
-            start,
-            granted,
-            multiplier: MULTIPLIER_ONE,
-            expires_ms: 1,
-            ended,
-        };
-        let stored = Stored {
-            // Ended before it began, and begins where numbers end.
-            slices: vec![slice(1000, 500, 10), slice(u64::MAX, u64::MAX, 0)],
-            places: Vec::new(),
-        };
-        std::fs::write(folder.path().join("leases"), stored.encode_to_vec()).unwrap();
-        let (leases, _) = open(folder.path());
-        assert_eq!((leases.allowance(1), leases.slack(1)), (0, 0));
-        assert_eq!(leases.used(1, 0, u64::MAX), []);
-        assert_eq!(leases.used(1, 9, 3), [], "a counter that went back");
-        let at = At::new(100);
-        leases.grant(&quota(2, 1000, MULTIPLIER_ONE), &at);
-        assert_eq!(leases.allowance(1), 1100);
-    }
-
-    #[test]
-    fn what_is_wanted_is_asked_once_and_again_after_a_failure() {
-        let folder = tempfile::tempdir().unwrap();
-        let (leases, _) = open(folder.path());
-        let at = At::new(0);
-        assert!(leases.request(&at).is_none());
-        leases.want(1);
-        leases.want(1);
-        leases.want_places(2, 1, 2);
-        let request = leases.request(&at).unwrap();
-        assert_eq!((request.quotas.len(), request.devices.len()), (1, 1));
-        assert!(leases.request(&at).is_none());
-        leases.again(request.clone());
-        assert_eq!(leases.request(&at), Some(request));
-    }
 }

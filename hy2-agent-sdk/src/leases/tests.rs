@@ -1,0 +1,228 @@
+use std::{cell::Cell, time::Duration};
+
+use hy2_proto::control::rpc::QuotaLease;
+
+use super::*;
+use crate::clock::ManualClock;
+
+/// What was counted, and what of it was cut.
+struct At(Cell<u64>, Cell<u64>);
+
+impl At {
+    fn new(total: u64) -> Self {
+        Self(Cell::new(total), Cell::new(0))
+    }
+}
+
+impl Counters for At {
+    fn total(&self, _: u64) -> u64 {
+        self.0.get()
+    }
+
+    fn spooled(&self, _: u64) -> u64 {
+        self.1.get()
+    }
+}
+
+fn quota(lease_id: u64, granted_bytes: u64, multiplier: u64) -> LeaseResponse {
+    LeaseResponse {
+        quotas: vec![QuotaLease {
+            lease_id,
+            user_id: 1,
+            granted_bytes,
+            expires_at: Some(prost_types::Timestamp {
+                seconds: 2000,
+                nanos: 0,
+            }),
+            billing_multiplier: multiplier,
+        }],
+        ..Default::default()
+    }
+}
+
+fn open(folder: &Path) -> (Leases, Arc<ManualClock>) {
+    let clock = Arc::new(ManualClock::new(crate::clock::from_unix_ms(1_000_000)));
+    (Leases::open(folder, clock.clone()).unwrap(), clock)
+}
+
+#[test]
+fn slices_follow_each_other_and_uses_add_up_to_what_was_granted() {
+    let folder = tempfile::tempdir().unwrap();
+    let (leases, _) = open(folder.path());
+    let at = At::new(500);
+    assert_eq!(leases.allowance(1), 0);
+    leases.grant(&quota(7, 1000, MULTIPLIER_ONE), &at, &NoCut::NO_COUNTERS);
+    assert_eq!((leases.allowance(1), leases.renew_at(1)), (1500, 1000));
+    at.0.set(1600);
+    leases.grant(&quota(8, 3000, 3 * MULTIPLIER_ONE), &at, &NoCut::NO_COUNTERS);
+    assert_eq!(leases.allowance(1), 2500);
+    let mut sums = HashMap::new();
+    let cuts = [500, 501, 777, 1499, 1501, 1600, 2000, 2500, 9999];
+    for cut in cuts.windows(2) {
+        for used in leases.used(1, cut[0], cut[1]) {
+            *sums.entry(used.lease_id).or_insert(0) += used.billed_bytes;
+        }
+    }
+    assert_eq!(sums, HashMap::from([(7, 1000), (8, 3000)]));
+    // The same after a restart.
+    drop(leases);
+    let (leases, _) = open(folder.path());
+    assert_eq!(leases.allowance(1), 2500);
+    assert_eq!(
+        leases.used(1, 0, 600),
+        [LeaseUse {
+            lease_id: 7,
+            billed_bytes: 100
+        }]
+    );
+}
+
+#[test]
+fn parts_of_a_fraction_are_not_lost_to_rounding() {
+    let folder = tempfile::tempdir().unwrap();
+    let (leases, _) = open(folder.path());
+    let at = At::new(0);
+    leases.grant(&quota(1, 100, MULTIPLIER_ONE / 3), &at, &NoCut::NO_COUNTERS);
+    let end = leases.allowance(1);
+    let sum: u64 = (0..end)
+        .flat_map(|byte| leases.used(1, byte, byte + 1))
+        .map(|used| used.billed_bytes)
+        .sum();
+    assert!((99..=100).contains(&sum), "{sum}");
+}
+
+#[test]
+fn what_goes_over_the_end_waits_for_the_answer_and_is_owed_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let (leases, _) = open(folder.path());
+    let at = At::new(0);
+    leases.set_online(true);
+    leases.grant(&quota(1, 1000, MULTIPLIER_ONE), &at, &NoCut::NO_COUNTERS);
+    assert_eq!(leases.complete(1, 1200), 1200, "nobody was asked");
+    leases.want(1);
+    assert_eq!(leases.complete(1, 900), 900);
+    assert_eq!(leases.complete(1, 1200), 1000);
+    let request = leases.request(&at).unwrap();
+    assert_eq!(leases.complete(1, 1200), 1000);
+    leases.set_online(false);
+    assert_eq!(leases.complete(1, 1200), 1200);
+    leases.set_online(true);
+    leases.again(request);
+    assert_eq!(leases.complete(1, 1200), 1000);
+    leases.request(&at).unwrap();
+    leases.settle(&[1], &NoCut::NO_COUNTERS);
+    assert_eq!(leases.complete(1, 1200), 1200, "there was no answer to it");
+    // It was cut, without a slice: the next begins behind it.
+    at.0.set(1300);
+    at.1.set(1200);
+    leases.grant(&quota(2, 1000, MULTIPLIER_ONE), &at, &NoCut::NO_COUNTERS);
+    let owed = |lease_id, billed_bytes| LeaseUse {
+        lease_id,
+        billed_bytes,
+    };
+    assert_eq!(leases.used(1, 0, 1200), [owed(1, 1000)]);
+    assert_eq!(leases.used(1, 1200, 9999), [owed(2, 1000)]);
+}
+
+#[test]
+fn the_last_cut_of_a_node_that_ends_waits_for_no_slice() {
+    let folder = tempfile::tempdir().unwrap();
+    let (leases, _) = open(folder.path());
+    leases.set_online(true);
+    leases.grant(
+        &quota(1, 1000, MULTIPLIER_ONE),
+        &At::new(0),
+        &NoCut::NO_COUNTERS,
+    );
+    leases.want(1);
+    assert_eq!(leases.complete(1, 1200), 1000);
+    leases.finish();
+    leases.set_online(true);
+    assert_eq!(leases.complete(1, 1200), 1200);
+}
+
+#[test]
+fn what_ran_out_or_was_taken_back_is_worth_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (leases, clock) = open(folder.path());
+    let at = At::new(0);
+    leases.grant(&quota(1, 1000, MULTIPLIER_ONE), &at, &NoCut::NO_COUNTERS);
+    at.0.set(300);
+    assert_eq!(leases.recall(&[1], &at), BTreeSet::from([1]));
+    assert_eq!(leases.allowance(1), 0);
+    assert_eq!(
+        leases.used(1, 0, 900),
+        [LeaseUse {
+            lease_id: 1,
+            billed_bytes: 300
+        }]
+    );
+    leases.grant(&quota(2, 1000, MULTIPLIER_ONE), &at, &NoCut::NO_COUNTERS);
+    assert_eq!(leases.allowance(1), 1300);
+    clock.advance(Duration::from_secs(1001));
+    assert_eq!(leases.allowance(1), 0);
+}
+
+#[test]
+fn what_a_user_leaves_goes_back_and_counts_no_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let (leases, _) = open(folder.path());
+    let at = At::new(100);
+    leases.grant(&quota(1, 1000, 2 * MULTIPLIER_ONE), &at, &NoCut::NO_COUNTERS);
+    assert_eq!(leases.allowance(1), 600);
+    leases.release(1, 250);
+    assert_eq!(leases.allowance(1), 0);
+    let request = leases.request(&at).unwrap();
+    let want = request.quotas[0];
+    assert_eq!(
+        (want.lease_id, want.remaining_bytes, want.release),
+        (1, 700, true)
+    );
+    assert_eq!(leases.used(1, 0, 9999)[0].billed_bytes, 300);
+    leases.again(request.clone());
+    assert_eq!(leases.request(&at), Some(request));
+    assert!(leases.request(&at).is_none());
+}
+
+#[test]
+fn a_file_with_impossible_slices_is_worth_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let slice = |start, granted, ended| Slice {
+        lease: 1,
+        user: 1,
+        start,
+        granted,
+        multiplier: MULTIPLIER_ONE,
+        expires_ms: 1,
+        ended,
+    };
+    let stored = Stored {
+        // Ended before it began, and begins where numbers end.
+        slices: vec![slice(1000, 500, 10), slice(u64::MAX, u64::MAX, 0)],
+        places: Vec::new(),
+    };
+    std::fs::write(folder.path().join("leases"), stored.encode_to_vec()).unwrap();
+    let (leases, _) = open(folder.path());
+    assert_eq!((leases.allowance(1), leases.slack(1)), (0, 0));
+    assert_eq!(leases.used(1, 0, u64::MAX), []);
+    assert_eq!(leases.used(1, 9, 3), [], "a counter that went back");
+    let at = At::new(100);
+    leases.grant(&quota(2, 1000, MULTIPLIER_ONE), &at, &NoCut::NO_COUNTERS);
+    assert_eq!(leases.allowance(1), 1100);
+}
+
+#[test]
+fn what_is_wanted_is_asked_once_and_again_after_a_failure() {
+    let folder = tempfile::tempdir().unwrap();
+    let (leases, _) = open(folder.path());
+    let at = At::new(0);
+    assert!(leases.request(&at).is_none());
+    leases.want(1);
+    leases.want(1);
+    leases.want_places(2, 1, 2);
+    let request = leases.request(&at).unwrap();
+    assert_eq!((request.quotas.len(), request.devices.len()), (1, 1));
+    assert!(leases.request(&at).is_none());
+    leases.again(request.clone());
+    assert_eq!(leases.request(&at), Some(request));
+}
