@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/needs.sh
 
-dir=${CARGO_TARGET_DIR:-target}/run
+dir=${HY2_RUN_DIR:-${CARGO_TARGET_DIR:-target}/run}
 server_port=${HY2_SERVER_PORT:-18443}
 socks_port=${HY2_SOCKS_PORT:-11080}
 http_port=${HY2_HTTP_PORT:-18080}
@@ -47,8 +47,7 @@ need curl curl "to fetch through the tunnel"
 need python3 python3 "a small web server as the origin"
 
 stop_all
-echo "Building (the first time takes a few minutes) ..."
-cargo build --quiet -p hy2
+build hy2
 hy2=${CARGO_TARGET_DIR:-target}/debug/hy2
 
 mkdir -p "$dir/origin"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# `make dev-full` and what make does with a running fleet, each once, in a folder and on ports of its own;
-# at the end nothing is left: no process, no port, no file.
+# `make run`, `make dev-full` and what make does with a running fleet, each once, in a folder and on ports of
+# their own; at the end nothing is left: no process, no port, no file.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -10,9 +10,13 @@ export HY2_DEV_DIR HY2_DEV_MEBIBYTES=4
 export HY2_DEV_REST_PORT=$base HY2_DEV_GRPC_PORT=$((base + 1)) HY2_DEV_PUBLIC_PORT=$((base + 2))
 export HY2_DEV_ORIGIN_PORT=$((base + 3)) HY2_DEV_REDIS_PORT=$((base + 4))
 export HY2_DEV_HYSTERIA_PORT=$((base + 5)) HY2_DEV_SOCKS_PORT=$((base + 10)) HY2_DEV_MANAGER_PORT=$((base + 10000))
+HY2_RUN_DIR=$(mktemp -d)
+export HY2_RUN_DIR HY2_MEBIBYTES=8
+export HY2_SERVER_PORT=$((base + 15)) HY2_SOCKS_PORT=$((base + 16)) HY2_HTTP_PORT=$((base + 17)) HY2_ORIGIN_PORT=$((base + 18))
 ended() {
     make -s dev-stop >/dev/null
-    rm -rf "$HY2_DEV_DIR"
+    make -s stop >/dev/null
+    rm -rf "$HY2_DEV_DIR" "$HY2_RUN_DIR"
 }
 trap ended EXIT
 
@@ -31,6 +35,17 @@ refuse() {
     grep -qF -- "$text" <<<"$said" || { printf 'error: %s does not say "%s":\n%s\n' "$*" "$text" "$said" >&2; exit 1; }
     echo "-- $*: refused"
 }
+
+# The pair: every line that it prints as one to try works.
+expect "checksum right" make -s run
+expect "came through the tunnel" curl -fsS -x "socks5h://127.0.0.1:$HY2_SOCKS_PORT" "http://127.0.0.1:$HY2_ORIGIN_PORT/"
+expect "came through the tunnel" curl -fsS -x "http://127.0.0.1:$HY2_HTTP_PORT" "http://127.0.0.1:$HY2_ORIGIN_PORT/"
+expect "hysteria2://" "${CARGO_TARGET_DIR:-target}/debug/hy2" share -c "$HY2_RUN_DIR/client.yaml" --qr
+pair=$(cat "$HY2_RUN_DIR"/*.pid | paste -sd' ')
+expect "Stopped" make -s stop
+for process in $pair; do
+    ! grep -qs '^State:[[:space:]][^Z]' "/proc/$process/status" || { echo "error: process $process is left" >&2; exit 1; }
+done
 
 rmdir "$HY2_DEV_DIR"
 refuse "make dev-start" make -s health
@@ -67,7 +82,7 @@ done
 python3 - "$base" <<'PYTHON'
 import socket, sys
 base = int(sys.argv[1])
-for port in [*range(base, base + 5), *(base + 10000 + 10 * n for n in range(5))]:
+for port in [*range(base, base + 5), *range(base + 16, base + 19), *(base + 10000 + 10 * n for n in range(5))]:
     with socket.socket() as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         s.bind(("127.0.0.1", port))

@@ -222,4 +222,25 @@ mod tests {
         };
         assert!(bind((Ipv4Addr::LOCALHOST, 0).into(), &options).is_err());
     }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn device_and_mark_are_those_of_the_socket() {
+        let device = SocketOptions {
+            bind_device: Some("lo".into()),
+            ..SocketOptions::default()
+        };
+        let socket = bind((Ipv4Addr::LOCALHOST, 0).into(), &device).unwrap();
+        let bound = SockRef::from(&socket).device().unwrap();
+        assert_eq!(bound.as_deref(), Some(&b"lo"[..]));
+        let marked = SocketOptions {
+            fwmark: Some(0x2b),
+            ..SocketOptions::default()
+        };
+        match bind((Ipv4Addr::LOCALHOST, 0).into(), &marked) {
+            Ok(socket) => assert_eq!(SockRef::from(&socket).mark().unwrap(), 0x2b),
+            // Marks need a capability, and a socket without the mark is never given instead.
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{error}"),
+        }
+    }
 }

@@ -116,6 +116,12 @@ async fn run(stall: &Stall, kind: FlowKind) {
         "the other stream fell to {:.1} of {fair:.1}",
         meanwhile.1
     );
+    // Over 5 s two equal streams differ by a tenth as well.
+    assert!(
+        !room || during.1 >= (part - 0.05) * fair,
+        "the other stream fell to {:.1} of {fair:.1} in the stall",
+        during.1
+    );
     let both = (after.0 + after.1) / (before.0 + before.1);
     assert!(both >= 0.85, "the connection came back with {both:.2}");
     for flow in stalling {

@@ -1,9 +1,12 @@
 //! UDP of our client through the reference server.
 
+use std::collections::BTreeSet;
+
 use hy2_core::{error::OpenError, proto::udp::max_payload};
+use serde_json::Value;
 
 use crate::{
-    ours::{Checked, bytes, plain, reference_and_client, soon, udp_echo},
+    ours::{Checked, bytes, plain, reference_and_client, soon, udp_echo, until},
     peer::Origin,
 };
 
@@ -64,9 +67,11 @@ async fn one_session_reaches_several_targets_and_is_full_cone() -> Checked {
 }
 
 #[tokio::test]
-async fn two_hundred_sessions_live_together() -> Checked {
+async fn two_hundred_sessions_live_together_and_expire() -> Checked {
     let origin = Origin::start().await;
-    let (_server, client) = reference_and_client(plain(), |_| ()).await?;
+    let mut config = plain();
+    config.udp_idle_timeout_ms = 5000;
+    let (server, client) = reference_and_client(config, |_| ()).await?;
     let mut sessions = Vec::new();
     for _ in 0..200 {
         sessions.push(soon(client.udp()).await?);
@@ -74,6 +79,21 @@ async fn two_hundred_sessions_live_together() -> Checked {
     for (at, session) in sessions.iter().enumerate() {
         udp_echo(session, &origin.udp_echo[at % 4], &bytes(300, at)).await?;
     }
+    let mut numbers = BTreeSet::new();
+    let mut ended = Vec::new();
+    until("all sessions have expired", || {
+        let number = |event: &Value| event["session"].as_u64().expect("a number");
+        numbers.extend(server.events_so_far("udp_request").iter().map(number));
+        ended.extend(server.events_so_far("udp_end"));
+        ended.len() == 200
+    })
+    .await;
+    assert_eq!(numbers.len(), 200, "each had a number of its own");
+    for event in &ended {
+        assert!(event.get("error").is_none_or(Value::is_null), "{event}");
+    }
+    // The client keeps them, and each comes back as another.
+    udp_echo(&sessions[0], &origin.udp_echo[0], b"back").await?;
     Ok(())
 }
 
