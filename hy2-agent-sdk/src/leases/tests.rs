@@ -54,7 +54,11 @@ fn slices_follow_each_other_and_uses_add_up_to_what_was_granted() {
     leases.grant(&quota(7, 1000, MULTIPLIER_ONE), &at, &NoCut::NO_COUNTERS);
     assert_eq!((leases.allowance(1), leases.renew_at(1)), (1500, 1000));
     at.0.set(1600);
-    leases.grant(&quota(8, 3000, 3 * MULTIPLIER_ONE), &at, &NoCut::NO_COUNTERS);
+    leases.grant(
+        &quota(8, 3000, 3 * MULTIPLIER_ONE),
+        &at,
+        &NoCut::NO_COUNTERS,
+    );
     assert_eq!(leases.allowance(1), 2500);
     let mut sums = HashMap::new();
     let cuts = [500, 501, 777, 1499, 1501, 1600, 2000, 2500, 9999];
@@ -168,7 +172,11 @@ fn what_a_user_leaves_goes_back_and_counts_no_more() {
     let folder = tempfile::tempdir().unwrap();
     let (leases, _) = open(folder.path());
     let at = At::new(100);
-    leases.grant(&quota(1, 1000, 2 * MULTIPLIER_ONE), &at, &NoCut::NO_COUNTERS);
+    leases.grant(
+        &quota(1, 1000, 2 * MULTIPLIER_ONE),
+        &at,
+        &NoCut::NO_COUNTERS,
+    );
     assert_eq!(leases.allowance(1), 600);
     leases.release(1, 250);
     assert_eq!(leases.allowance(1), 0);

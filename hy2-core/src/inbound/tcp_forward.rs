@@ -117,6 +117,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_a_program_said_before_it_was_accepted_arrives_first_and_once() {
+        let forward = TcpForward::bind(TcpForwardConfig {
+            listen: ([127, 0, 0, 1], 0).into(),
+            remote: echo_server().await.into(),
+            limits: InboundLimits::default(),
+        })
+        .expect("bind");
+        let address = forward.local_addr().expect("bound");
+        let mut stream = TcpStream::connect(address).await.expect("connect");
+        stream.write_all(b"first ").await.expect("write");
+        tokio::spawn(forward.run(Loopback::default(), CancellationToken::new()));
+        let mut seen = vec![0; 6];
+        stream.read_exact(&mut seen).await.expect("read");
+        stream.write_all(b"second").await.expect("write");
+        stream.shutdown().await.expect("half-close");
+        stream.read_to_end(&mut seen).await.expect("read");
+        assert_eq!(seen, b"first second");
+    }
+
+    #[tokio::test]
     async fn a_cut_and_an_end_are_told_apart() {
         let address = forward(Loopback::default(), ending_server().await.into());
         let mut program = TcpStream::connect(address).await.expect("connect");

@@ -5,10 +5,7 @@ use std::{
     io,
     net::SocketAddr,
     pin::pin,
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -25,15 +22,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::{Dialer, DialerUdp, listener};
+use crate::relay::{activity::Activity, udp::BATCH};
 
 /// Datagrams a source may have waiting; more are lost.
 const QUEUE: usize = 128;
 
 /// The largest UDP payload.
 const MAX_DATAGRAM: usize = 65_535;
-
-/// Datagrams of either direction before other tasks get a turn.
-const BATCH: usize = 64;
 
 /// Settings of a [`UdpForward`].
 #[derive(Debug, Clone)]
@@ -142,21 +137,8 @@ struct Local<U> {
 
 struct Shared<U> {
     tunnel: OnceLock<U>,
-    opened: Instant,
-    /// Milliseconds from `opened` to the latest datagram of either direction.
-    active: AtomicU64,
-}
-
-impl<U> Shared<U> {
-    fn touch(&self) {
-        let since = self.opened.elapsed().as_millis();
-        self.active
-            .store(u64::try_from(since).unwrap_or(u64::MAX), Relaxed);
-    }
-
-    fn idle_at(&self, timeout: Duration) -> Instant {
-        self.opened + Duration::from_millis(self.active.load(Relaxed)) + timeout
-    }
+    /// Datagrams of either direction.
+    activity: Activity,
 }
 
 impl<D: Dialer> Running<D> {
@@ -175,7 +157,7 @@ impl<D: Dialer> Running<D> {
     fn forward(&mut self, source: SocketAddr, data: &[u8]) {
         let entry = self.sessions.get(&source);
         if let Some(Local { queue, shared }) = entry.filter(|entry| !entry.queue.is_closed()) {
-            shared.touch();
+            shared.activity.touch();
             // What waits goes first.
             let waits = queue.capacity() < queue.max_capacity();
             if let Some(tunnel) = shared.tunnel.get().filter(|_| !waits)
@@ -198,8 +180,7 @@ impl<D: Dialer> Running<D> {
         let _ = queue.try_send(Bytes::copy_from_slice(data));
         let shared = Arc::new(Shared {
             tunnel: OnceLock::new(),
-            opened: Instant::now(),
-            active: AtomicU64::new(0),
+            activity: Activity::begin(),
         });
         let session = Session {
             socket: Arc::clone(&self.socket),
@@ -251,7 +232,7 @@ impl<U: DialerUdp> Session<U> {
             }
         };
         let timeout = self.config.timeout;
-        self.shared.touch();
+        self.shared.activity.touch();
         let mut expiry = pin!(sleep_until(Instant::now() + timeout));
         loop {
             // Every arm is cancel safe: both queues keep what was not returned.
@@ -273,10 +254,10 @@ impl<U: DialerUdp> Session<U> {
                             None => break,
                         }
                     }
-                    self.shared.touch();
+                    self.shared.activity.touch();
                 }
                 () = &mut expiry => {
-                    let at = self.shared.idle_at(timeout);
+                    let at = self.shared.activity.idle_at(timeout);
                     if at <= Instant::now() {
                         return;
                     }

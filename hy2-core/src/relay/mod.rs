@@ -1,5 +1,6 @@
 //! Joins a relay stream or UDP session on one side with a target on the other.
 
+pub(crate) mod activity;
 pub(crate) mod copy;
 mod cut;
 #[cfg(feature = "fuzzing")]

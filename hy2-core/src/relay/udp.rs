@@ -13,7 +13,7 @@ use std::{
     pin::pin,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -36,7 +36,7 @@ use tokio::{
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
 
-use super::{limiter::RateLimiter, share::UdpShare};
+use super::{activity::Activity, limiter::RateLimiter, share::UdpShare};
 use crate::{
     event::{EventSink, Peer},
     memory::{MemoryBudget, Reservation},
@@ -64,7 +64,7 @@ const ITEM_OVERHEAD: usize = 128;
 const MAX_FRAGMENTS: usize = 1 << 20;
 
 /// Datagrams handled before other tasks get a turn.
-const BATCH: usize = 64;
+pub(crate) const BATCH: usize = 64;
 
 /// The datagrams of a connection.
 pub(crate) trait Datagrams: Send + Sync + 'static {
@@ -226,9 +226,7 @@ struct Waiting {
 /// The part of a session that both directions use.
 struct Session {
     id: u32,
-    opened: Instant,
-    /// Milliseconds from `opened` to the latest datagram.
-    active: AtomicU64,
+    activity: Activity,
     association: OnceLock<Box<dyn UdpAssociation>>,
     destinations: Mutex<Destinations>,
     _place: NodeSession,
@@ -241,16 +239,6 @@ struct Destinations {
 }
 
 impl Session {
-    fn touch(&self) {
-        let since = self.opened.elapsed().as_millis();
-        self.active
-            .store(u64::try_from(since).unwrap_or(u64::MAX), Relaxed);
-    }
-
-    fn idle_at(&self, timeout: Duration) -> Instant {
-        self.opened + Duration::from_millis(self.active.load(Relaxed)) + timeout
-    }
-
     /// Remembers what a destination means; `None` is refused.
     fn remember(&self, text: &str, destination: Option<SocketAddr>) {
         let mut destinations = self.destinations.lock();
@@ -284,7 +272,7 @@ impl<C: Datagrams> Sessions<C> {
             && !message.is_fragment()
             && let Some(association) = session.association.get()
         {
-            session.touch();
+            session.activity.touch();
             self.context
                 .send_out(&**association, message.data, *destination);
             return;
@@ -326,7 +314,7 @@ impl<C: Datagrams> Sessions<C> {
             return;
         };
         let session = &entry.session;
-        session.touch();
+        session.activity.touch();
         if let Some(association) = session.association.get() {
             let destination = match &entry.latest {
                 Some((latest, destination)) if **latest == *text => Some(Some(*destination)),
@@ -383,8 +371,7 @@ impl<C: Datagrams> Sessions<C> {
                 };
                 let session = Arc::new(Session {
                     id,
-                    opened: Instant::now(),
-                    active: AtomicU64::new(0),
+                    activity: Activity::begin(),
                     association: OnceLock::new(),
                     destinations: Mutex::new(Destinations {
                         known: HashMap::new(),
@@ -486,7 +473,7 @@ async fn run<C: Datagrams>(
     let first = tokio::select! {
         first = queue.recv() => first,
         // Fragments that never become a message.
-        () = sleep_until(session.opened + idle.min(Duration::from_secs(10))) => None,
+        () = sleep_until(session.activity.opened() + idle.min(Duration::from_secs(10))) => None,
     };
     let Some(first) = first else {
         return session.id;
@@ -503,7 +490,7 @@ async fn run<C: Datagrams>(
     let _presence = context.counters.enter(Presence::UdpSession);
     deliver(&context, &session, &**association, first).await;
     let mut way_back = WayBack::new(session.id);
-    let mut timer = Box::pin(sleep_until(session.idle_at(idle)));
+    let mut timer = Box::pin(sleep_until(session.activity.idle_at(idle)));
     loop {
         // Each arm is cancel safe: the socket's datagram and the queue's item are taken only
         // when returned.
@@ -514,7 +501,7 @@ async fn run<C: Datagrams>(
             },
             result = way_back.receive(&**association) => match result {
                 Ok((message, header_len)) => {
-                    session.touch();
+                    session.activity.touch();
                     context.send_back(message, header_len, &mut way_back.next_packet);
                 }
                 // A datagram that was too large, or an ICMP answer to an earlier one.
@@ -525,7 +512,7 @@ async fn run<C: Datagrams>(
                 }
             },
             () = &mut timer => {
-                let due = session.idle_at(idle);
+                let due = session.activity.idle_at(idle);
                 if due <= Instant::now() {
                     break;
                 }

@@ -15,13 +15,13 @@ use tokio::{
 use tracing::debug;
 
 use super::wire;
-use crate::inbound::{DialFailure, DialerUdp};
+use crate::{
+    inbound::{DialFailure, DialerUdp},
+    relay::udp::BATCH,
+};
 
 /// The largest UDP payload.
 const MAX_DATAGRAM: usize = 65_535;
-
-/// Datagrams of either direction before other tasks get a turn.
-const BATCH: usize = 64;
 
 /// Relays datagrams between the program and the tunnel until the TCP connection or the session
 /// ends. Only datagrams from `program`'s address count, and of those only the ones from the port
