@@ -31,6 +31,8 @@ enum Fault {
     AgentDiskFull,
     /// SQLite only: the master can write nothing.
     MasterDiskFull,
+    /// PostgreSQL only: the database can write nothing, and ends when its log has no room.
+    DatabaseDiskFull,
     AgentKilled,
 }
 
@@ -70,6 +72,9 @@ async fn run(store: Store) {
     }
     if fleet.disk.is_some() {
         kinds.push(Fault::MasterDiskFull);
+    }
+    if fleet.postgres.as_ref().is_some_and(|it| it.disk.is_some()) {
+        kinds.push(Fault::DatabaseDiskFull);
     }
     let users = [
         fleet.user("alice", json!({})).await,
@@ -209,6 +214,13 @@ async fn happen(fleet: &mut Fleet, fault: Fault, loads: &[Load], random: &mut Ra
             disk.fill();
             tokio::time::sleep(Duration::from_millis(600) + pause).await;
             disk.free();
+            fleet.master_ready().await;
+        }
+        Fault::DatabaseDiskFull => {
+            let postgres = fleet.postgres.as_ref().expect("PostgreSQL");
+            postgres.fill().await;
+            tokio::time::sleep(Duration::from_millis(600) + pause).await;
+            tokio::task::block_in_place(|| postgres.free());
             fleet.master_ready().await;
         }
         Fault::AgentKilled => {

@@ -101,7 +101,8 @@ impl Fleet {
                 .then(|| SmallDisk::mount(&path.join(name), mebibytes))
                 .flatten()
         };
-        let postgres = (store == Store::Postgres).then(|| Postgres::start(&shape.database_options));
+        let postgres = (store == Store::Postgres)
+            .then(|| Postgres::start(&shape.database_options, shape.small_disks));
         let disk = (store == Store::Sqlite)
             .then(|| small("master", 64))
             .flatten();

@@ -5,9 +5,13 @@ use std::{
     process::Command,
 };
 
+use crate::small_disk::SmallDisk;
+
 #[derive(Debug)]
 pub(crate) struct Postgres {
     pub(crate) url: String,
+    /// All of it is there.
+    pub(crate) disk: Option<SmallDisk>,
     dir: PathBuf,
 }
 
@@ -29,13 +33,54 @@ fn script(arguments: &[&str]) -> String {
 }
 
 impl Postgres {
-    /// Starts one, with `options` beside the usual ones.
-    pub(crate) fn start(options: &str) -> Self {
+    /// Starts one, with `options` beside the usual ones, on a small disk if wanted and allowed.
+    pub(crate) fn start(options: &str, small_disk: bool) -> Self {
         let dir = std::env::temp_dir().join(format!("hy2-fleet-{:016x}", rand::random::<u64>()));
+        let mut options = options.to_owned();
+        let disk = small_disk.then(|| SmallDisk::mount(&dir, 256)).flatten();
+        if disk.is_some() {
+            options.push_str(" -c min_wal_size=32MB -c max_wal_size=48MB");
+        }
         let shown = dir.to_str().expect("text");
         let owner = std::process::id().to_string();
-        let url = script(&["start", shown, &owner, "durable", options]);
-        Self { url, dir }
+        let url = script(&["start", shown, &owner, "durable", &options]);
+        Self { url, disk, dir }
+    }
+
+    /// Leaves it no byte to write to, also none that it had put by, until [`Self::free`].
+    pub(crate) async fn fill(&self) {
+        let pool = sqlx::postgres::PgPoolOptions::new()
+            .max_connections(1)
+            .connect(&self.url);
+        let pool = pool.await.expect("it answers");
+        let made = sqlx::query("create table if not exists ballast (x text)").execute(&pool);
+        made.await.expect("a table");
+        self.disk.as_ref().expect("a disk").fill();
+        let more = "insert into ballast select repeat('x', 1000) from generate_series(1, 1000)";
+        let error = loop {
+            if let Err(error) = sqlx::query(more).execute(&pool).await {
+                break error;
+            }
+        };
+        // It says so, or ends itself when the write-ahead log has no room.
+        let is_full = match &error {
+            sqlx::Error::Database(error) => error.code().as_deref() == Some("53100"),
+            error => matches!(error, sqlx::Error::Io(_)),
+        };
+        assert!(is_full, "{error:?}");
+        pool.close().await;
+    }
+
+    /// Ends [`Self::fill`], and starts the server again if that was its end.
+    pub(crate) fn free(&self) {
+        self.disk.as_ref().expect("a disk").free();
+        let postmaster = || -> Option<u32> {
+            let file = std::fs::read_to_string(self.dir.join("data/postmaster.pid")).ok()?;
+            file.lines().next()?.parse().ok()
+        };
+        if !postmaster().is_some_and(alive) {
+            self.resume();
+        }
     }
 
     /// Makes another, empty database and returns its address.
@@ -103,6 +148,10 @@ impl Postgres {
                 std::fs::remove_file(entry.path()).expect("removed");
             }
         }
+        self.resume();
+    }
+
+    fn resume(&self) {
         let log = self.dir.join("data/log");
         let resumed = std::panic::catch_unwind(|| {
             script(&["resume", self.dir.to_str().expect("text")]);
@@ -124,6 +173,10 @@ impl Drop for Postgres {
             let script =
                 Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/test-postgres.sh");
             let _ = Command::new(script).args(["stop", dir]).output();
+        }
+        // What a disk is mounted on stays.
+        if self.disk.take().is_some() {
+            let _ = std::fs::remove_dir(&self.dir);
         }
     }
 }
