@@ -161,12 +161,17 @@ impl Paced {
             .smoothed_rtt_nanos
             .store(nanos_of(self.smoothed_rtt), Relaxed);
         figures.set_in_flight(self.in_flight);
-        figures.window.store(self.own_window(), Relaxed);
+        self.publish_window();
         let wanted = self.shared.send_window_target();
         if wanted.abs_diff(self.announced_send_window) > self.announced_send_window / 4 {
             self.announced_send_window = wanted;
             self.shared.request_send_window_update();
         }
+    }
+
+    fn publish_window(&self) {
+        let window = self.own_window();
+        self.shared.figures.window.store(window, Relaxed);
     }
 
     /// Takes one acknowledged packet. Apart from `on_ack` because only quinn can make an `RttEstimator`.
@@ -305,11 +310,13 @@ impl Controller for Paced {
             State::Bbr(bbr) => bbr.on_loss(lost_bytes, is_persistent_congestion, self.mtu),
             State::Reno(reno) => reno.on_loss(now, sent, is_persistent_congestion, self.mtu),
         }
+        self.publish_window();
     }
 
     fn on_mtu_update(&mut self, new_mtu: u16) {
         self.mtu = new_mtu.into();
         self.gate.set_mtu(self.mtu);
+        self.publish_window();
     }
 
     fn window(&self) -> u64 {
@@ -379,6 +386,21 @@ mod tests {
 
     use super::*;
     use crate::congestion::BbrProfile;
+
+    /// Losses may be found long before anything is acknowledged again.
+    #[test]
+    fn a_loss_shows_in_the_figures_at_once() {
+        let shared = Arc::new(Shared::new(Algorithm::Bbr(BbrProfile::Standard)));
+        let now = Instant::now();
+        let mut controller = Paced::new(Arc::clone(&shared), now, 1200);
+        let window = || shared.figures.window.load(Relaxed);
+        let before = window();
+        assert_eq!(before, controller.metrics().congestion_window);
+        controller.on_sent(now, 12_000, 0);
+        controller.on_congestion_event(now, now, true, 12_000);
+        assert!(window() < before, "{} of {before}", window());
+        assert_eq!(window(), controller.metrics().congestion_window);
+    }
 
     /// Paths that short are not paced, but while they are measured anew, every ten seconds: with
     /// nothing on its way there is then no acknowledgement that would end a pause.
