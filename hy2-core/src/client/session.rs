@@ -8,7 +8,8 @@ use std::{
     time::Duration,
 };
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
 use hy2_proto::{
     address::AddressRef,
     bandwidth::Bandwidth,
@@ -167,7 +168,7 @@ impl Session {
     async fn request(
         self: &Arc<Self>,
         target: &str,
-        (mut send, recv): (SendStream, RecvStream),
+        (send, recv): (SendStream, RecvStream),
         fast_open: bool,
     ) -> Result<TcpStream, OpenError> {
         let noise = padding::fill(padding::TCP_REQUEST, |bytes| rand::fill(bytes));
@@ -177,16 +178,11 @@ impl Session {
         };
         let mut encoded = BytesMut::with_capacity(request.encoded_len());
         request.encode(&mut encoded);
-        send.write_chunk(encoded.freeze())
-            .await
-            .map_err(|error| match error {
-                WriteError::ConnectionLost(error) => OpenError::Lost(error),
-                _ => OpenError::Ended,
-            })?;
+        let send = write_request(send, encoded.freeze()).await?;
         let recv = RelayRecv::new(
             recv,
             0,
-            bytes::Bytes::new(),
+            Bytes::new(),
             &self.memory,
             RoundTrip::of(&self.congestion),
         );
@@ -210,6 +206,38 @@ impl Session {
         let sessions = self.udp.as_ref().ok_or(OpenError::UdpDisabled)?;
         let id = self.next_udp.fetch_add(1, Relaxed);
         Ok(sessions.open(id, Arc::clone(self) as Arc<_>))
+    }
+}
+
+/// Writes the request of a new stream.
+///
+/// Uploads may fill the connection's window. quinn then tells those first of new room who came last, and tasks have their
+/// turn in this order: so a task of its own is in time, where the caller's may come too late again and again, as the
+/// main task of a runtime with one thread does.
+async fn write_request(mut send: SendStream, request: Bytes) -> Result<SendStream, OpenError> {
+    let ended = |error| match error {
+        WriteError::ConnectionLost(error) => OpenError::Lost(error),
+        _ => OpenError::Ended,
+    };
+    let mut rest = [request];
+    while let Some(written) = send.write_chunks(&mut rest).now_or_never() {
+        written.map_err(ended)?;
+        if rest[0].is_empty() {
+            return Ok(send);
+        }
+    }
+    // Ends with this future.
+    let mut task = JoinSet::new();
+    task.spawn(async move {
+        while !rest[0].is_empty() {
+            send.write_chunks(&mut rest).await?;
+        }
+        Ok(send)
+    });
+    match task.join_next().await {
+        Some(Ok(written)) => written.map_err(ended),
+        // It does not panic, and is not aborted while this waits for it.
+        Some(Err(_)) | None => Err(OpenError::Ended),
     }
 }
 

@@ -9,6 +9,7 @@ mod fairness;
 mod flow;
 mod forgotten;
 mod migration;
+mod opening;
 mod origin;
 mod pattern;
 mod sleep;
