@@ -21,7 +21,12 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
 use sha2::{Digest, Sha256};
 
-use super::{ALPN_H3, provider::provider, server::CertificateError};
+use super::{
+    ALPN_H3,
+    anchor::{self, Leaf},
+    provider::provider,
+    server::CertificateError,
+};
 
 /// TLS settings of a client; the keys of the reference's `tls` section.
 #[derive(Clone, Default)]
@@ -133,7 +138,11 @@ impl ClientTls {
             (None, false) => Some(system_roots()),
         };
         let chain = roots
-            .map(|roots| WebPkiServerVerifier::builder_with_provider(roots, provider()).build())
+            .map(|roots| {
+                let built =
+                    WebPkiServerVerifier::builder_with_provider(Arc::clone(&roots), provider());
+                Ok((roots, built.build()?))
+            })
             .transpose()
             .map_err(CertificateError::ClientCa)?;
         let verifier = Verifier {
@@ -233,7 +242,7 @@ fn in_words(error: &rustls::Error) -> String {
 
 #[derive(Debug)]
 struct Verifier {
-    chain: Option<Arc<WebPkiServerVerifier>>,
+    chain: Option<(Arc<RootCertStore>, Arc<WebPkiServerVerifier>)>,
     pin: Option<[u8; 32]>,
     failure: Arc<TlsFailure>,
 }
@@ -255,12 +264,16 @@ impl ServerCertVerifier for Verifier {
             return Err(rustls::CertificateError::ApplicationVerificationFailure.into());
         }
         match &self.chain {
-            Some(chain) => chain
-                .verify_server_cert(leaf, intermediates, name, ocsp, now)
-                .inspect_err(|error| {
+            Some((roots, chain)) => {
+                let judgement = match anchor::judge(roots, leaf, Leaf::Server(name), now) {
+                    Some(judgement) => judgement.map(|()| ServerCertVerified::assertion()),
+                    None => chain.verify_server_cert(leaf, intermediates, name, ocsp, now),
+                };
+                judgement.inspect_err(|error| {
                     // One connection is judged once.
                     let _ = self.failure.chain.set(in_words(error));
-                }),
+                })
+            }
             None => Ok(ServerCertVerified::assertion()),
         }
     }

@@ -1,5 +1,6 @@
 //! TLS settings of servers and clients: certificates that reload, SNI guard, pins, mutual TLS.
 
+mod anchor;
 mod client;
 mod provider;
 mod server;

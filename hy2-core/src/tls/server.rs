@@ -9,13 +9,13 @@ use std::{
 use arc_swap::ArcSwap;
 use rustls::{
     RootCertStore,
-    server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier},
+    server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use super::{ALPN_H3, provider::provider};
+use super::{ALPN_H3, anchor::ClientVerifier, provider::provider};
 
 /// Whether the name in the client's hello must match the certificate (reference: `tls.sniGuard`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -212,11 +212,10 @@ impl ServerTls {
         .map_err(CertificateError::Mismatch)?;
         let builder = match &self.client_ca {
             None => builder.with_no_client_auth(),
-            Some(roots) => builder.with_client_cert_verifier(
-                WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), provider())
-                    .build()
-                    .map_err(CertificateError::ClientCa)?,
-            ),
+            Some(roots) => {
+                let verifier = ClientVerifier::new(roots).map_err(CertificateError::ClientCa)?;
+                builder.with_client_cert_verifier(Arc::new(verifier))
+            }
         };
         let mut config = builder.with_cert_resolver(Arc::new(Resolver {
             current: Arc::clone(&self.current),

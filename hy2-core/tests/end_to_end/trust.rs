@@ -14,7 +14,7 @@ use hy2_core::{
     socket::Obfuscation,
     tls::{ClientIdentity, ServerTls, SniGuard},
 };
-use rcgen::{CertificateParams, Issuer, KeyPair};
+use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair};
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -185,6 +185,64 @@ async fn nothing_global_is_installed() {
     assert!(!tracing::dispatcher::has_been_set());
 }
 
+/// As `openssl req -x509` makes them, at both ends, for servers and for clients.
+#[tokio::test]
+async fn an_authority_that_is_trusted_itself_may_be_shown() {
+    let made = Made::authority("localhost", |_| ());
+    let pair = made.pair(|tls| tls.client_ca((*made.roots()).clone()));
+    let mut config = made.client(&pair);
+    config.tls.identity = Some(made.identity());
+    Client::connect(config.clone()).await.expect("trusted");
+    // Another authority's, of the same name.
+    let mut other = config.clone();
+    other.tls.identity = Some(Made::authority("localhost", |_| ()).identity());
+    let client = Client::connect(other).await;
+    assert!(matches!(client, Err(ConnectError::Tls(_))), "{client:?}");
+    config.tls.roots = Some(Made::authority("localhost", |_| ()).roots());
+    let error = Client::connect(config.clone())
+        .await
+        .expect_err("untrusted");
+    assert!(matches!(error, ConnectError::Tls(_)), "{error}");
+}
+
+#[tokio::test]
+async fn a_root_that_is_shown_is_still_judged_by_name_time_and_purpose() {
+    let cases: [(&str, fn(&mut CertificateParams), &str); 4] = [
+        ("other.example", |_| (), "is not for localhost"),
+        (
+            "localhost",
+            |params| params.not_after = rcgen::date_time_ymd(2020, 1, 1),
+            "has expired",
+        ),
+        (
+            "localhost",
+            |params| params.not_before = rcgen::date_time_ymd(2999, 1, 1),
+            "is not valid yet",
+        ),
+        (
+            "localhost",
+            |params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning],
+            "is not meant for servers",
+        ),
+    ];
+    for (name, change, expected) in cases {
+        let made = Made::authority(name, change);
+        let pair = made.pair(|tls| tls.sni_guard(SniGuard::Disable));
+        let error = Client::connect(made.client(&pair))
+            .await
+            .expect_err(expected);
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+    let made = Made::authority("localhost", |params| {
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    });
+    let pair = made.pair(|tls| tls.client_ca((*made.roots()).clone()));
+    let mut config = made.client(&pair);
+    config.tls.identity = Some(made.identity());
+    let client = Client::connect(config).await;
+    assert!(client.is_err(), "it is not meant for clients");
+}
+
 /// A self-signed certificate.
 struct Made {
     certificate: CertificateDer<'static>,
@@ -197,6 +255,19 @@ impl Made {
         Self {
             certificate: made.cert.der().clone(),
             key: made.signing_key,
+        }
+    }
+
+    /// One that may issue others.
+    fn authority(name: &str, change: impl FnOnce(&mut CertificateParams)) -> Self {
+        let mut params = CertificateParams::new(vec![name.to_owned()]).expect("parameters");
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        change(&mut params);
+        let key = KeyPair::generate().expect("key");
+        let certificate = params.self_signed(&key).expect("certificate");
+        Self {
+            certificate: certificate.der().clone(),
+            key,
         }
     }
 

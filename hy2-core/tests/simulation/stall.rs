@@ -116,9 +116,13 @@ async fn run(stall: &Stall, kind: FlowKind) {
         "the other stream fell to {:.1} of {fair:.1}",
         meanwhile.1
     );
-    // Over 5 s two equal streams differ by a tenth as well.
+    // Bytes arrive behind the oldest gap, which takes up to four round trips longer at one time than at another.
+    let uneven = match stall.loss {
+        0.0 => 0.0,
+        _ => 4.0 * millis(stall.rtt_ms).as_secs_f64() / stall.length.as_secs_f64(),
+    };
     assert!(
-        !room || during.1 >= (part - 0.05) * fair,
+        !room || during.1 >= part * (1.0 - uneven) * fair,
         "the other stream fell to {:.1} of {fair:.1} in the stall",
         during.1
     );
