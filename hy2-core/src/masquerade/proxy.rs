@@ -10,13 +10,15 @@ use http::{
     },
     uri::{Authority, PathAndQuery, Scheme},
 };
+use http_body::Body as _;
 use http_body_util::BodyExt;
+use hyper::body::Incoming;
 use hyper_util::{
-    client::legacy::Client,
+    client::legacy::{Client, Error},
     rt::{TokioExecutor, TokioTimer},
 };
 
-use super::{Body, Masquerade, Peer, empty};
+use super::{Body, Masquerade, Peer, body::unsized_empty, empty};
 use crate::BoxFuture;
 
 mod connect;
@@ -74,9 +76,13 @@ pub enum ProxyConfigError {
 /// Passes every request on to another web server and its answer back; bodies stream both ways.
 ///
 /// An upstream that cannot be reached, or does not begin to answer within 60 s, makes an empty answer with status 502.
+/// A request without a body whose method changes nothing is sent once more, on a new connection, when the first was lost
+/// before the answer began.
 /// Requests to upgrade the connection are passed on without that wish.
 pub struct ReverseProxy {
     client: Client<Connector, Body>,
+    /// Never uses a connection twice: an upstream may close an idle one in the moment of a request.
+    fresh: Client<Connector, Body>,
     target: Target,
     config: ProxyConfig,
 }
@@ -116,13 +122,16 @@ impl ReverseProxy {
             Target::parse(&config.url)?
         };
         let connector = Connector::new(socket, config.insecure).map_err(ProxyConfigError::Tls)?;
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .pool_max_idle_per_host(IDLE_CONNECTIONS)
-            .build(connector);
+        let client = |idle| {
+            Client::builder(TokioExecutor::new())
+                .pool_timer(TokioTimer::new())
+                .pool_idle_timeout(IDLE_TIMEOUT)
+                .pool_max_idle_per_host(idle)
+                .build(connector.clone())
+        };
         Ok(Self {
-            client,
+            client: client(IDLE_CONNECTIONS),
+            fresh: client(0),
             target,
             config,
         })
@@ -132,11 +141,22 @@ impl ReverseProxy {
         let Some(request) = self.rewrite(request) else {
             return bad_gateway();
         };
-        match tokio::time::timeout(ANSWER_TIMEOUT, self.client.request(request)).await {
+        let is_head = request.method() == Method::HEAD;
+        match tokio::time::timeout(ANSWER_TIMEOUT, self.ask(request)).await {
             Ok(Ok(response)) => {
                 let (mut head, body) = response.into_parts();
                 remove_hop_by_hop(&mut head.headers);
-                Response::from_parts(head, body.map_err(Into::into).boxed_unsync())
+                // Some upstreams say it twice, or speak HTTP/1.0.
+                if let Some(length) = head.headers.get(CONTENT_LENGTH).cloned() {
+                    head.headers.insert(CONTENT_LENGTH, length);
+                }
+                head.version = Version::HTTP_11;
+                // How long the page would be only the upstream knows; it need not say so.
+                let body = match is_head {
+                    true => unsized_empty(),
+                    false => body.map_err(Into::into).boxed_unsync(),
+                };
+                Response::from_parts(head, body)
             }
             Ok(Err(error)) => {
                 tracing::warn!(%error, "masquerade upstream failed");
@@ -146,6 +166,18 @@ impl ReverseProxy {
                 tracing::warn!("masquerade upstream is too slow");
                 bad_gateway()
             }
+        }
+    }
+
+    async fn ask(&self, request: Request<Body>) -> Result<Response<Incoming>, Error> {
+        if !is_bare(request.method()) || !request.body().is_end_stream() {
+            return self.client.request(request).await;
+        }
+        let (head, body) = request.into_parts();
+        let again = Request::from_parts(head.clone(), empty());
+        match self.client.request(Request::from_parts(head, body)).await {
+            Err(error) if is_lost(&error) => self.fresh.request(again).await,
+            answered => answered,
         }
     }
 
@@ -183,11 +215,7 @@ impl ReverseProxy {
         head.extensions.clear();
         // A request without a declared length has no body in practice, but only its end would say so. Sending such a
         // one on in chunks confuses servers.
-        let is_bare = matches!(
-            head.method,
-            Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE
-        );
-        let body = if is_bare && !head.headers.contains_key(CONTENT_LENGTH) {
+        let body = if is_bare(&head.method) && !head.headers.contains_key(CONTENT_LENGTH) {
             empty()
         } else {
             body
@@ -213,6 +241,11 @@ impl Target {
         let path = parts
             .path_and_query
             .unwrap_or_else(|| PathAndQuery::from_static("/"));
+        // As the reference, which sends neither a name nor a password that stand in front of the host.
+        let host = authority.as_str().rsplit('@').next();
+        let authority = host
+            .and_then(|host| host.parse().ok())
+            .ok_or_else(invalid)?;
         Ok(Self {
             scheme,
             authority,
@@ -259,6 +292,20 @@ fn add_forwarded(headers: &mut HeaderMap, peer: Option<&Peer>, host: Option<&Hea
     if let Some(host) = host {
         headers.insert(X_FORWARDED_HOST, host.clone());
     }
+}
+
+/// Whether a connection ended before an answer began, rather than that there was none or that it made no sense.
+fn is_lost(error: &Error) -> bool {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref());
+    !error.is_connect() && cause.is_some_and(|cause: &hyper::Error| !cause.is_parse())
+}
+
+/// Whether requests of a method change nothing, and have no body as a rule.
+fn is_bare(method: &Method) -> bool {
+    matches!(
+        *method,
+        Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE
+    )
 }
 
 /// Fields that are about one connection and not about the message (RFC 9110, section 7.6.1).

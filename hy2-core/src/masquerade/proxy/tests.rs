@@ -266,6 +266,113 @@ async fn bodies_stream_in_both_directions() {
     assert_eq!(body.collect().await.expect("a body").to_bytes(), "two");
 }
 
+/// An upstream that says what it is told to, one text per request of a connection, and then closes it.
+async fn scripted(answers: &'static [&'static str]) -> (SocketAddr, JoinSet<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let address = listener.local_addr().expect("bound");
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((mut stream, _)) = listener.accept().await {
+            connections.spawn(async move {
+                let mut seen = Vec::new();
+                for answer in answers {
+                    while !seen.ends_with(b"\r\n\r\n") {
+                        if stream.read_buf(&mut seen).await.unwrap_or(0) == 0 {
+                            return;
+                        }
+                    }
+                    seen.clear();
+                    let _ = stream.write_all(answer.as_bytes()).await;
+                }
+                // It closes in the moment of the next request.
+                let _ = stream.read_buf(&mut seen).await;
+            });
+        }
+    });
+    (address, tasks)
+}
+
+#[tokio::test]
+async fn a_request_that_met_the_end_of_its_connection_is_sent_once_more() {
+    let (address, _upstream) =
+        scripted(&["HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nsite"]).await;
+    let proxy = ReverseProxy::new(ProxyConfig::new(format!("http://{address}"))).expect("valid");
+    for method in ["GET", "OPTIONS", "GET", "GET", "TRACE", "GET"] {
+        let request = request(method, "https://a.example/").body(empty());
+        let (status, _, body) = ask(&proxy, request.expect("a request")).await;
+        assert_eq!((status, body.as_str()), (200, "site"), "{method}");
+    }
+}
+
+/// What may have been done is not done twice.
+#[tokio::test]
+async fn a_request_that_may_change_something_is_sent_once() {
+    let (address, _upstream) =
+        scripted(&["HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nsite"]).await;
+    let proxy = ReverseProxy::new(ProxyConfig::new(format!("http://{address}"))).expect("valid");
+    let post = || request("POST", "https://a.example/").header("content-length", "0");
+    let mut seen = Vec::new();
+    for _ in 0..2 {
+        let request = post().body(empty()).expect("a request");
+        seen.push(ask(&proxy, request).await.0);
+    }
+    assert_eq!(seen, [200, 502]);
+}
+
+#[tokio::test]
+async fn what_upstreams_say_of_lengths_and_versions_is_put_in_order() {
+    for (said, method, length) in [
+        (
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n",
+            "HEAD",
+            None,
+        ),
+        (
+            "HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\n",
+            "HEAD",
+            Some("7"),
+        ),
+        (
+            "HTTP/1.0 200 OK\r\ncontent-length: 4\r\n\r\nsite",
+            "GET",
+            Some("4"),
+        ),
+        (
+            "HTTP/1.1 200 OK\r\ncontent-length: 4\r\ncontent-length: 4\r\n\r\nsite",
+            "GET",
+            Some("4"),
+        ),
+    ] {
+        let (address, _upstream) = scripted(Vec::leak(vec![said])).await;
+        let proxy = ReverseProxy::new(ProxyConfig::new(format!("http://{address}")));
+        let request = request(method, "https://a.example/").body(empty());
+        let answer = proxy
+            .expect("valid")
+            .serve(request.expect("a request"))
+            .await;
+        assert_eq!(answer.version(), Version::HTTP_11, "{said}");
+        let lengths: Vec<_> = answer.headers().get_all(CONTENT_LENGTH).iter().collect();
+        assert_eq!(lengths, Vec::from_iter(length), "{said}");
+        if method == "HEAD" {
+            assert_eq!(answer.body().size_hint().exact(), None, "{said}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_name_and_password_in_the_url_are_told_nobody() {
+    let (address, _upstream) = upstream().await;
+    let config = ProxyConfig {
+        rewrite_host: true,
+        ..ProxyConfig::new(format!("http://name:secret@{address}/"))
+    };
+    let proxy = ReverseProxy::new(config).expect("valid");
+    let request = request("GET", "https://a.example/").body(empty());
+    let (_, _, seen) = ask(&proxy, request.expect("a request")).await;
+    assert_eq!(seen, format!("GET /\nhost: {address}\n\n"));
+}
+
 #[test]
 fn urls_that_are_no_upstream() {
     let error = |url: &str| {

@@ -11,6 +11,13 @@ struct Served {
 }
 
 async fn served(change: impl FnOnce(&mut TcpSiteConfig)) -> Served {
+    served_by(Arc::new(OrdinarySite::new("site.example")), change).await
+}
+
+async fn served_by(
+    masquerade: Arc<dyn Masquerade>,
+    change: impl FnOnce(&mut TcpSiteConfig),
+) -> Served {
     let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).expect("a certificate");
     let key = rustls_pki_types::PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -25,9 +32,7 @@ async fn served(change: impl FnOnce(&mut TcpSiteConfig)) -> Served {
     config.http = Some(loopback);
     config.https = Some((loopback, Arc::new(tls)));
     change(&mut config);
-    let site = TcpSite::bind(config, Arc::new(OrdinarySite::new("site.example")))
-        .await
-        .expect("bound");
+    let site = TcpSite::bind(config, masquerade).await.expect("bound");
 
     let mut roots = rustls::RootCertStore::empty();
     roots.add(made.cert.der().clone()).expect("our certificate");
@@ -104,6 +109,29 @@ async fn a_head_request_gets_the_length_and_no_body() {
     let answer = exchange(served.plain().await, &GET.replace("GET", "HEAD")).await;
     assert!(answer.contains("\r\nContent-Length: "), "{answer}");
     assert!(answer.ends_with("\r\n\r\n"), "{answer}");
+}
+
+/// Answers as a reverse proxy does when its upstream does not say how long a page is.
+#[derive(Debug)]
+struct Unsized(http::StatusCode);
+
+impl Masquerade for Unsized {
+    fn serve(&self, _: Request<Body>) -> crate::BoxFuture<'_, Response<Body>> {
+        let mut response = Response::new(crate::masquerade::unsized_empty());
+        *response.status_mut() = self.0;
+        Box::pin(std::future::ready(response))
+    }
+}
+
+#[tokio::test]
+async fn a_length_that_nobody_knows_is_not_told() {
+    for status in [http::StatusCode::OK, http::StatusCode::NO_CONTENT] {
+        let served = served_by(Arc::new(Unsized(status)), |_| ()).await;
+        let answer = exchange(served.plain().await, &GET.replace("GET", "HEAD")).await;
+        let answer = answer.to_ascii_lowercase();
+        assert!(!answer.contains("content-length"), "{answer}");
+        assert!(answer.ends_with("\r\n\r\n"), "{answer}");
+    }
 }
 
 #[tokio::test]
