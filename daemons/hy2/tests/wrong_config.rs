@@ -165,6 +165,10 @@ const SERVER_ROWS: &[(&str, &str)] = &[
         "masquerade.string.statusCode: must be from 200 to 599, not 100",
     ),
     (
+        "masquerade: {type: string, string: {content: hi, headers: {Content-Length: 99}}}",
+        "masquerade.string.headers.Content-Length: cannot be set: it follows from the content and the connection",
+    ),
+    (
         "masquerade: {type: string, string: {content: hi, headers: {a b: c}}}",
         "masquerade.string.headers.a b: is not an HTTP header",
     ),
@@ -281,6 +285,10 @@ const CLIENT_ROWS: &[(&str, &str)] = &[
     (
         "tls: {ech: AAj+DQAEAAAAAA==}",
         "tls.ech: not supported in this version: encrypted ClientHello",
+    ),
+    (
+        "tls: {sni: a b}",
+        "tls.sni: must be a host name, a name outside ASCII in its xn-- form, not \"a b\"",
     ),
     (
         "tls: {insecure: maybe}",
@@ -554,6 +562,18 @@ const FILES: &[(&str, &str, &str, &str)] = &[
         "c.yaml",
         "server: 'hy2://secret-7@a/?obfs=salamander&obfs-password=abc'\nsocks5: {listen: :1}",
         "server: the obfuscation password must have at least 4 bytes",
+    ),
+    (
+        "server",
+        "c.yaml",
+        "tls: {cert: c.pem, key: k.pem}\nauth: {type: userpass, userpass: {Ä: first, ä: second}}",
+        "auth.userpass.ä: is given twice: names must differ in more than case",
+    ),
+    (
+        "client",
+        "c.yaml",
+        "auth: one\n---\nauth: two",
+        "c.yaml: line 3, column 1: the file holds more than one document",
     ),
     (
         "client",

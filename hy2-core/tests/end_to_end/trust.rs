@@ -207,7 +207,8 @@ async fn an_authority_that_is_trusted_itself_may_be_shown() {
 
 #[tokio::test]
 async fn a_root_that_is_shown_is_still_judged_by_name_time_and_purpose() {
-    let cases: [(&str, fn(&mut CertificateParams), &str); 4] = [
+    type Change = fn(&mut CertificateParams);
+    let cases: [(&str, Change, &str); 4] = [
         ("other.example", |_| (), "is not for localhost"),
         (
             "localhost",

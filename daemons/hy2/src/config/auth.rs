@@ -1,5 +1,7 @@
 //! `auth` of a server: who may connect.
 
+use std::collections::HashSet;
+
 use super::{
     Secret,
     section::{Keys, Section},
@@ -65,8 +67,12 @@ pub(super) fn read(section: &Section<'_>) -> Option<Auth> {
             if users.is_empty() {
                 section.mistake("userpass", "missing: users and their passwords");
             }
+            let mut names = HashSet::new();
             for (name, password) in &users {
                 let key = format!("userpass.{name}");
+                if !names.insert(name.to_lowercase()) {
+                    section.mistake(&key, "is given twice: names must differ in more than case");
+                }
                 if name.is_empty() || name.contains(':') {
                     section.mistake(&key, "a user name must not be empty or contain a colon");
                 }

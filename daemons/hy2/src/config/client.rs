@@ -150,7 +150,8 @@ impl Client {
                 "the obfuscation password must have at least 4 bytes",
             );
         }
-        self.tls.sni = link.sni.or_else(|| self.tls.sni.take());
+        let named = root.parsed("server", link.sni, tls::server_name);
+        self.tls.sni = named.or_else(|| self.tls.sni.take());
         self.tls.insecure |= link.insecure;
         if let Some(pin) = link.pin_sha256 {
             self.tls.pin = Some(root.parsed("server", Some(pin), tls::pin)?);

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use hyper::{
     StatusCode, Uri,
-    header::{HeaderName, HeaderValue},
+    header::{self, HeaderName, HeaderValue},
 };
 
 use super::{Listen, section::Section};
@@ -163,6 +163,16 @@ fn read_proxy(section: &Section<'_>) -> Option<Site> {
     })
 }
 
+/// What a server says about the message or the connection by itself.
+const OF_THE_SERVER: [HeaderName; 6] = [
+    header::CONNECTION,
+    header::CONTENT_LENGTH,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
 fn read_text(section: &Section<'_>) -> Option<Site> {
     let content = section.required("content", "the text to show");
     let code = section.number("statusCode", 200, 200..=599);
@@ -174,7 +184,11 @@ fn read_text(section: &Section<'_>) -> Option<Site> {
     }
     let mut headers = Vec::new();
     for (name, value) in section.pairs("headers") {
-        match (name.parse(), value.parse()) {
+        match (name.parse::<HeaderName>(), value.parse()) {
+            (Ok(field), _) if OF_THE_SERVER.contains(&field) => section.mistake(
+                &format!("headers.{name}"),
+                "cannot be set: it follows from the content and the connection",
+            ),
             (Ok(name), Ok(value)) => headers.push((name, value)),
             _ => section.mistake(&format!("headers.{name}"), "is not an HTTP header"),
         }

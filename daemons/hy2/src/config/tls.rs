@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use hy2_core::rustls::pki_types::ServerName;
 use hy2_proto::uri::normalise_pin;
 
 use super::section::Section;
@@ -78,11 +79,19 @@ pub(super) fn read_client(section: &Section<'_>) -> ClientTls {
         }
     };
     ClientTls {
-        sni: section.text("sni"),
+        sni: section.parsed("sni", section.text("sni"), server_name),
         insecure: section.flag("insecure"),
         pin: section.parsed("pinSHA256", section.text("pinSHA256"), pin),
         ca: section.text("ca").map(PathBuf::from),
         identity,
+    }
+}
+
+/// Checks the name to ask a server for.
+pub(super) fn server_name(text: &str) -> Result<String, String> {
+    match ServerName::try_from(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => Err("must be a host name, a name outside ASCII in its xn-- form".into()),
     }
 }
 

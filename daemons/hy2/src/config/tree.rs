@@ -130,6 +130,11 @@ fn yaml_reason(error: &serde_saphyr::Error) -> String {
         .trim_start_matches("error: ")
         .trim_start_matches(&format!("line {line} column {column}: "))
         .trim_end_matches(&format!(" at line {line}, column {column}"));
+    // The parser goes on with what a programmer may call.
+    let reason = match reason.split_once("multiple YAML documents") {
+        Some(_) => "the file holds more than one document",
+        None => reason,
+    };
     format!("line {line}, column {column}: {reason}")
 }
 
