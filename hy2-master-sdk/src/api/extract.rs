@@ -61,6 +61,11 @@ impl<T: DeserializeOwned, const MAX: usize> FromRequest<ApiState> for Body<T, MA
         if has_nul(&bytes) {
             return Err(Problem::malformed("texts must not contain NUL"));
         }
+        // Fields have names: serde would take a list for them, in their order.
+        if bytes.trim_ascii_start().first() == Some(&b'[') {
+            let issue = FieldIssue::new(String::new(), "expected an object".to_owned());
+            return Err(ServiceError::Invalid(vec![issue]).into());
+        }
         let mut json = serde_json::Deserializer::from_slice(&bytes);
         let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
             let path = error.path().to_string();

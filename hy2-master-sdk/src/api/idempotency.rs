@@ -142,7 +142,9 @@ fn answer_again(
 
 async fn keep(service: &Service, admin: AdminId, key: &str, response: Response) -> Response {
     let (parts, body) = response.into_parts();
-    if !parts.status.is_success() {
+    // Files are not kept: to make one again changes nothing.
+    let is_file = parts.headers.contains_key(header::CONTENT_DISPOSITION);
+    if !parts.status.is_success() || is_file {
         // Nothing has changed: the same key may try again.
         if let Err(error) = idempotency::release(service.store(), admin, key).await {
             tracing::warn!(%error, "an idempotency key was not given back");

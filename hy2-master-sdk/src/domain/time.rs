@@ -29,6 +29,12 @@ impl Timestamp {
     /// Milliseconds of a day.
     pub const DAY: i64 = 24 * Self::HOUR;
 
+    /// Returns the moment `days` times 24 hours later, or the last one there is.
+    #[must_use]
+    pub fn plus_days(self, days: i64) -> Self {
+        Self(self.0.saturating_add(days.saturating_mul(Self::DAY)))
+    }
+
     /// Returns the moment `by` later, or the last one there is.
     #[must_use]
     pub fn plus(self, by: Duration) -> Self {

@@ -29,6 +29,8 @@ pub struct Need {
     pub region: Option<RegionId>,
     /// Nodes that already serve the user.
     pub has: Vec<NodeId>,
+    /// Nodes that the user was taken off.
+    pub never: Vec<NodeId>,
     /// How many should.
     pub wanted: usize,
     /// The only nodes that may; absent: any.
@@ -36,7 +38,7 @@ pub struct Need {
 }
 
 /// Chooses nodes for a user, best first, and counts them in, so that the next choice sees them.
-/// Never chooses a node without weight, full, or already serving the user. The first ones come from
+/// Never chooses a node without weight, full, already serving the user or one that the user was taken off. The first ones come from
 /// the user's region; one is kept from elsewhere when there is room for more than one, so that a
 /// region that fails does not take the user with it.
 pub fn choose(need: &Need, candidates: &mut [Candidate]) -> Vec<(NodeId, f64)> {
@@ -65,6 +67,7 @@ pub fn choose(need: &Need, candidates: &mut [Candidate]) -> Vec<(NodeId, f64)> {
                         .capacity
                         .is_none_or(|capacity| candidate.assigned < capacity)
                     && !need.has.contains(&candidate.node)
+                    && !need.never.contains(&candidate.node)
                     && !chosen.iter().any(|(node, _)| *node == candidate.node)
             })
             .map(|(index, candidate)| (index, score(candidate, need.region, spread)))
@@ -121,6 +124,7 @@ mod tests {
         let need = Need {
             region: Some(RegionId(1)),
             has: vec![],
+            never: vec![],
             wanted: 3,
             among: None,
         };
@@ -142,10 +146,16 @@ mod tests {
         let need = Need {
             region: None,
             has: vec![NodeId(3)],
+            never: vec![],
             wanted: 5,
             among: None,
         };
-        assert_eq!(ids(&choose(&need, &mut nodes)), [5, 4]);
+        assert_eq!(ids(&choose(&need, &mut nodes.clone())), [5, 4]);
+        let need = Need {
+            never: vec![NodeId(5)],
+            ..need
+        };
+        assert_eq!(ids(&choose(&need, &mut nodes)), [4]);
     }
 
     #[test]
@@ -155,6 +165,7 @@ mod tests {
         let need = Need {
             region: None,
             has: vec![],
+            never: vec![],
             wanted: 1,
             among: None,
         };
@@ -175,6 +186,7 @@ mod tests {
         let mut need = Need {
             region: Some(RegionId(1)),
             has: vec![],
+            never: vec![],
             wanted: 3,
             among: Some(Arc::new([NodeId(2), NodeId(3), NodeId(9)].into())),
         };
@@ -189,6 +201,7 @@ mod tests {
         let need = Need {
             region: None,
             has: vec![NodeId(8), NodeId(9)],
+            never: vec![],
             wanted: 2,
             among: None,
         };

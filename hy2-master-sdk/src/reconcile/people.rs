@@ -64,9 +64,13 @@ pub(super) async fn limits(core: Arc<Core>, fence: Option<Fence>) -> Result<(), 
             users::reset_traffic(&mut tx, *user, "a new period", "system", now).await?;
         }
         let started = due::holds(&mut tx, now).await?;
+        let followed = due::next_plans(&mut tx, now).await?;
+        for user in &followed {
+            users::reset_traffic(&mut tx, *user, "the next plan", "system", now).await?;
+        }
         let expired = due::expiry(&mut tx, now).await?;
         let freed = due::quota_again(&mut tx, now).await?;
-        let changed = renewed.len() + started.len() + expired.len() + freed.len();
+        let changed = renewed.len() + started.len() + followed.len() + expired.len() + freed.len();
         if changed == 0 {
             tx.rollback().await?;
             return Ok(());
@@ -75,6 +79,7 @@ pub(super) async fn limits(core: Arc<Core>, fence: Option<Fence>) -> Result<(), 
         tracing::info!(
             renewed = renewed.len(),
             started = started.len(),
+            followed = followed.len(),
             expired = expired.len(),
             freed = freed.len(),
             "users changed by time"
@@ -124,11 +129,13 @@ pub(super) async fn assign(core: Arc<Core>, fence: Option<Fence>) -> Result<(), 
         }
         let ids = short.iter().map(|row| row.id).collect::<Vec<_>>();
         let mut has = due::nodes_of(&mut tx, &ids).await?;
+        let mut never = due::taken_off(&mut tx, &ids).await?;
         let mut chosen = Vec::new();
         for row in &short {
             let need = Need {
                 region: row.home_region_id,
                 has: has.remove(&row.id).unwrap_or_default(),
+                never: never.remove(&row.id).unwrap_or_default(),
                 wanted: usize::try_from(row.wanted).unwrap_or(0),
                 among: row.plan_id.and_then(|plan| pools.get(&plan).cloned()),
             };

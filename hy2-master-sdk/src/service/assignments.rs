@@ -135,7 +135,7 @@ impl Service {
         Ok(row)
     }
 
-    /// Takes a user off a node; connections there end.
+    /// Takes a user off a node; connections there end, and no task assigns it again.
     ///
     /// # Errors
     ///
@@ -149,7 +149,7 @@ impl Service {
         let now = self.now();
         let mut tx = self.store().begin().await?;
         let row = users::get(&mut tx, user).await?;
-        assignments::release(&mut tx, user, node, now).await?;
+        assignments::take_off(&mut tx, user, node, now).await?;
         let pair = json!({"user_id": user.0, "node_id": node.0});
         let written = Record {
             kind: "assignment",

@@ -85,6 +85,20 @@ impl ServiceError {
         }
     }
 
+    /// Puts the place of the whole in front of its fields.
+    #[must_use]
+    pub(super) fn within(self, place: &str) -> Self {
+        match self {
+            Self::Invalid(mut issues) => {
+                for issue in &mut issues {
+                    issue.path.insert_str(0, place);
+                }
+                Self::Invalid(issues)
+            }
+            other => other,
+        }
+    }
+
     /// Wraps a fault of ours.
     pub fn internal(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Internal(error.into())

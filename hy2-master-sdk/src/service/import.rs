@@ -1,7 +1,7 @@
 //! Users from elsewhere: CSV and JSON of ours, exports of Marzban and of 3x-ui.
 //!
 //! Limits, ends and names come along; credentials do not: each user gets new ones, and a new
-//! subscription. Used traffic is taken off the quota.
+//! subscription. Used traffic is taken off a quota of the user's own; what was used of a plan's is not known here.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -19,17 +19,14 @@ use crate::store::users;
 /// Most users of one import.
 pub const MAX_USERS: usize = 10_000;
 
-/// Users made in one transaction.
-const CHUNK: usize = 200;
-
 /// Most rows that are named in a report.
 const MAX_NAMED: usize = 200;
 
 /// Where the users come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 pub enum ImportFormat {
-    /// A header line with any of `username, status, expires_at, quota_bytes, max_devices,
-    /// max_connections, up_bytes_per_s, down_bytes_per_s, email, note, tags`.
+    /// A header line with any of `username, status, plan_id, expires_at, hold_duration_s, quota_bytes, used_bytes,
+    /// max_devices, max_connections, up_bytes_per_s, down_bytes_per_s, email, telegram_id, note, tags`.
     #[serde(rename = "csv")]
     Csv,
     /// A list of objects with the same fields, as `users:export` gives it.
@@ -52,7 +49,7 @@ pub struct ImportUsers {
     /// The export: text for CSV, otherwise JSON or text with JSON in it.
     #[schema(value_type = Object)]
     pub data: Value,
-    /// Plan for all of them.
+    /// Plan for all of them, whatever theirs was.
     #[serde(default)]
     pub plan_id: Option<i64>,
 }
@@ -64,7 +61,7 @@ pub struct ImportReport {
     pub created: usize,
     /// Names that exist already, or twice in the export.
     pub skipped: Vec<String>,
-    /// Names that had to be changed: letters that are not allowed became `-`.
+    /// Names that had to be changed, as `old -> new`: letters that are not allowed became `-`.
     pub renamed: Vec<String>,
     /// Rows that are not valid, and why.
     pub failed: Vec<FieldIssue>,
@@ -76,25 +73,29 @@ pub struct ImportReport {
 struct Row {
     username: String,
     status: Option<String>,
+    plan_id: Option<i64>,
     expires_at: Option<Moment>,
     hold_duration_s: Option<u32>,
     quota_bytes: Option<i64>,
+    used_bytes: Option<i64>,
     max_devices: Option<i64>,
     max_connections: Option<i64>,
     up_bytes_per_s: Option<i64>,
     down_bytes_per_s: Option<i64>,
     email: Option<String>,
+    telegram_id: Option<i64>,
     note: Option<String>,
     tags: Vec<String>,
 }
 
 impl Service {
-    /// Makes the users of an export that do not exist yet. With `dry_run` nothing changes.
+    /// Makes the users of an export that do not exist yet, all at once or, with an error, none. With `dry_run` nothing
+    /// changes, and the report or the error is the one that there would be.
     ///
     /// # Errors
     ///
     /// [`ServiceError::Invalid`] if the export as a whole cannot be read; rows that are not valid
-    /// are in the report.
+    /// are in the report. Others as of making a user.
     pub async fn import_users(
         &self,
         access: Access<'_>,
@@ -112,6 +113,7 @@ impl Service {
         let mut seen = std::collections::HashSet::new();
         let mut wanted = Vec::new();
         for (at, row) in rows.into_iter().enumerate() {
+            let name = row.username.clone();
             let (user, disabled, renamed) = shape(row, import.plan_id);
             if let Err(ServiceError::Invalid(issues)) = check_user(&user, &format!("users[{at}]."))
             {
@@ -119,18 +121,18 @@ impl Service {
                 continue;
             }
             if !seen.insert(user.username.clone()) {
-                report.skipped.push(user.username);
+                report.skipped.push(match renamed {
+                    true => format!("{name} -> {}", user.username),
+                    false => name,
+                });
                 continue;
             }
             if renamed {
-                report.renamed.push(user.username.clone());
+                report.renamed.push(format!("{name} -> {}", user.username));
             }
-            wanted.push((user, disabled));
+            wanted.push((at, user, disabled));
         }
-        for chunk in wanted.chunks(CHUNK) {
-            self.import_chunk(access, chunk, dry_run, &mut report)
-                .await?;
-        }
+        self.make_all(access, &wanted, dry_run, &mut report).await?;
         for names in [&mut report.skipped, &mut report.renamed] {
             names.truncate(MAX_NAMED);
         }
@@ -138,21 +140,22 @@ impl Service {
         Ok(report)
     }
 
-    async fn import_chunk(
+    async fn make_all(
         &self,
         access: Access<'_>,
-        chunk: &[(CreateUser, bool)],
+        wanted: &[(usize, CreateUser, bool)],
         dry_run: bool,
         report: &mut ImportReport,
     ) -> Result<(), ServiceError> {
         let now = self.now();
         let mut tx = self.store().begin().await?;
-        for (user, disabled) in chunk {
+        for (at, user, disabled) in wanted {
             if users::name_is_taken(&mut tx, &user.username).await? {
                 report.skipped.push(user.username.clone());
                 continue;
             }
-            let row = self.create_user_in(&mut tx, access, user, now).await?;
+            let made = self.create_user_in(&mut tx, access, user, now).await;
+            let row = made.map_err(|error| error.within(&format!("users[{at}].")))?;
             if *disabled {
                 let change = users::UserChange {
                     status: Some(UserStatus::Disabled),
@@ -207,19 +210,51 @@ impl Service {
     }
 }
 
-const COLUMNS: [&str; 11] = [
+const COLUMNS: [&str; 15] = [
     "username",
     "status",
+    "plan_id",
     "expires_at",
+    "hold_duration_s",
     "quota_bytes",
+    "used_bytes",
     "max_devices",
     "max_connections",
     "up_bytes_per_s",
     "down_bytes_per_s",
     "email",
+    "telegram_id",
     "note",
     "tags",
 ];
+
+/// What a JSON export says about users beside the columns.
+const OF_EXPORTS: [&str; 11] = [
+    "id",
+    "uid",
+    "status_reason",
+    "admin_id",
+    "tx_bytes",
+    "rx_bytes",
+    "chosen_password",
+    "online_at",
+    "rev",
+    "created_at",
+    "updated_at",
+];
+
+/// Says what of JSON rows is not understood: a misspelt limit would be none.
+fn check_json(rows: &Value) -> Result<(), ServiceError> {
+    for (at, row) in rows.as_array().into_iter().flatten().enumerate() {
+        let known = |name: &str| COLUMNS.contains(&name) || OF_EXPORTS.contains(&name);
+        let names = row.as_object().into_iter().flatten().map(|(name, _)| name);
+        if let Some(name) = names.into_iter().find(|name| !known(name)) {
+            let message = format!("users[{at}].{name}: unknown field");
+            return Err(ServiceError::invalid("data", message));
+        }
+    }
+    Ok(())
+}
 
 fn csv_of(users: &[UserView]) -> Result<String, ServiceError> {
     let mut writer = csv::Writer::from_writer(Vec::new());
@@ -231,15 +266,19 @@ fn csv_of(users: &[UserView]) -> Result<String, ServiceError> {
         let record = [
             plain(&user.username),
             user.status.clone(),
+            number(user.plan_id),
             user.expires_at
                 .map(|at| at.0.to_string())
                 .unwrap_or_default(),
+            number(user.hold_duration_s),
             number(user.quota_bytes),
+            number(Some(user.used_bytes)),
             number(user.max_devices),
             number(user.max_connections),
             number(user.up_bytes_per_s),
             number(user.down_bytes_per_s),
             plain(user.email.as_deref().unwrap_or_default()),
+            number(user.telegram_id),
             plain(&user.note),
             plain(&user.tags.join(";")),
         ];
@@ -276,8 +315,12 @@ fn read(format: ImportFormat, data: Value) -> Result<Vec<Row>, ServiceError> {
         other => other,
     };
     match format {
-        ImportFormat::Csv | ImportFormat::Json => serde_path_to_error::deserialize(data)
-            .map_err(|error| refuse(format!("{}: {}", error.path(), error.inner()))),
+        ImportFormat::Csv | ImportFormat::Json => {
+            check_json(&data)?;
+            let rows: Vec<Row> = serde_path_to_error::deserialize(data)
+                .map_err(|error| refuse(format!("{}: {}", error.path(), error.inner())))?;
+            own(rows)
+        }
         ImportFormat::Marzban => {
             let export: MarzbanExport = serde_path_to_error::deserialize(data)
                 .map_err(|error| refuse(format!("{}: {}", error.path(), error.inner())))?;
@@ -289,6 +332,26 @@ fn read(format: ImportFormat, data: Value) -> Result<Vec<Row>, ServiceError> {
         }
         ImportFormat::ThreeXUi => read_three_x_ui(data),
     }
+}
+
+/// Checks rows of our own, and takes what was used off the quotas.
+fn own(mut rows: Vec<Row>) -> Result<Vec<Row>, ServiceError> {
+    for (at, row) in rows.iter_mut().enumerate() {
+        if let Some(status) = &row.status
+            && UserStatus::ALL.iter().all(|it| it.as_str() != status)
+        {
+            let message = format!("users[{at}].status: there is no status {status:?}");
+            return Err(ServiceError::invalid("data", message));
+        }
+        if let Some(used) = row.used_bytes.filter(|used| *used > 0) {
+            row.quota_bytes = left(row.quota_bytes, used);
+        }
+        // Who has started has an end instead.
+        if row.expires_at.is_some() {
+            row.hold_duration_s = None;
+        }
+    }
+    Ok(rows)
 }
 
 fn read_csv(text: &str) -> Result<Vec<Row>, ServiceError> {
@@ -331,21 +394,31 @@ fn read_csv(text: &str) -> Result<Vec<Row>, ServiceError> {
         rows.push(Row {
             username: field("username").unwrap_or_default(),
             status: field("status"),
+            plan_id: number("plan_id")?,
             expires_at,
-            hold_duration_s: None,
+            hold_duration_s: match number("hold_duration_s")? {
+                Some(seconds) => Some(u32::try_from(seconds).map_err(|_| {
+                    refuse(format!(
+                        "users[{at}].hold_duration_s: not a length in seconds"
+                    ))
+                })?),
+                None => None,
+            },
             quota_bytes: number("quota_bytes")?,
+            used_bytes: number("used_bytes")?,
             max_devices: number("max_devices")?,
             max_connections: number("max_connections")?,
             up_bytes_per_s: number("up_bytes_per_s")?,
             down_bytes_per_s: number("down_bytes_per_s")?,
             email: field("email"),
+            telegram_id: number("telegram_id")?,
             note: field("note"),
             tags: field("tags")
                 .map(|tags| tags.split(';').map(str::to_owned).collect())
                 .unwrap_or_default(),
         });
     }
-    Ok(rows)
+    own(rows)
 }
 
 #[derive(Deserialize)]
@@ -431,7 +504,10 @@ fn read_three_x_ui(data: Value) -> Result<Vec<Row>, ServiceError> {
                 .find(|stat| stat.get("email").and_then(Value::as_str) == Some(email))
                 .map_or(0, |stat| of(stat, "up").saturating_add(of(stat, "down")))
         };
-        for client in clients {
+        // Nobody comes in through an inbound that is switched off.
+        let enabled = inbound.get("enable").and_then(Value::as_bool) != Some(false);
+        for mut client in clients {
+            client.enable &= enabled;
             let used = used(&client.email);
             rows.push(client.into_row(used));
         }
@@ -504,7 +580,7 @@ fn shape(row: Row, plan_id: Option<i64>) -> (CreateUser, bool, bool) {
     let disabled = row.status.as_deref() == Some("disabled");
     let user = CreateUser {
         username: name,
-        plan_id,
+        plan_id: plan_id.or(row.plan_id),
         expires_at: row.expires_at,
         hold_duration_s: row.hold_duration_s,
         quota_bytes: row.quota_bytes,
@@ -513,6 +589,7 @@ fn shape(row: Row, plan_id: Option<i64>) -> (CreateUser, bool, bool) {
         up_bytes_per_s: row.up_bytes_per_s,
         down_bytes_per_s: row.down_bytes_per_s,
         email: row.email,
+        telegram_id: row.telegram_id,
         note: row.note.unwrap_or_default(),
         tags: row.tags,
         ..CreateUser::default()
@@ -556,11 +633,14 @@ mod tests {
             {"email": "bob", "enable": false, "expiryTime": -86_400_000, "totalGB": 0},
         ]});
         let data = json!({"success": true, "obj": [
+            {"id": 2, "enable": false, "settings": {"clients": [{"email": "cy", "enable": true}]}},
             {"id": 1, "settings": settings.to_string(),
              "clientStats": [{"email": "ann/1", "up": 100, "down": 200}]},
         ]});
         let rows = read(ImportFormat::ThreeXUi, data).unwrap();
-        let (ann, disabled, renamed) = shape(rows[0].clone(), Some(7));
+        let (cy, disabled, _) = shape(rows[0].clone(), None);
+        assert_eq!((cy.username.as_str(), disabled), ("cy", true));
+        let (ann, disabled, renamed) = shape(rows[1].clone(), Some(7));
         assert_eq!(
             (ann.username.as_str(), renamed, disabled),
             ("ann-1", true, false)
@@ -569,7 +649,7 @@ mod tests {
             (ann.quota_bytes, ann.max_devices, ann.plan_id),
             (Some(700), Some(2), Some(7))
         );
-        let (bob, disabled, _) = shape(rows[1].clone(), None);
+        let (bob, disabled, _) = shape(rows[2].clone(), None);
         assert_eq!((bob.hold_duration_s, disabled), (Some(86_400), true));
     }
 
@@ -584,11 +664,56 @@ mod tests {
             ("note\nann\n", "no column username"),
             ("username,quota_bytes\nann,lots\n", "users[0].quota_bytes"),
             ("username,expires_at\nann,soon\n", "users[0].expires_at"),
+            ("username,status\nann,bogus\n", "users[0].status"),
         ] {
             let ServiceError::Invalid(issues) = read(text).unwrap_err() else {
                 panic!("{text}")
             };
             assert!(issues[0].message.contains(part), "{:?}", issues[0]);
+        }
+    }
+
+    #[test]
+    fn json_of_ours_comes_back_as_it_left_and_misspelt_names_do_not() {
+        let read = |data: Value| read(ImportFormat::Json, data);
+        let rows = read(
+            json!([{"username": "ann", "status": "limited", "plan_id": 3, "telegram_id": 9,
+            "quota_bytes": 100, "used_bytes": 100, "tx_bytes": 60, "rev": 4}]),
+        )
+        .unwrap();
+        let (ann, _, _) = shape(rows[0].clone(), None);
+        assert_eq!(
+            (ann.plan_id, ann.telegram_id, ann.quota_bytes),
+            (Some(3), Some(9), Some(1)),
+            "a byte is left: none would be no limit"
+        );
+        for (row, part) in [
+            (
+                json!({"username": "ann", "quota": 5}),
+                "users[0].quota: unknown field",
+            ),
+            (
+                json!({"username": "ann", "status": "bogus"}),
+                "users[0].status",
+            ),
+        ] {
+            let ServiceError::Invalid(issues) = read(json!([row])).unwrap_err() else {
+                panic!("{part}")
+            };
+            assert!(issues[0].message.contains(part), "{:?}", issues[0]);
+        }
+    }
+
+    #[test]
+    fn every_field_of_an_export_is_known() {
+        let schema = serde_json::to_value(<UserView as utoipa::PartialSchema>::schema()).unwrap();
+        let fields = schema["properties"].as_object().unwrap();
+        assert!(fields.len() > 20);
+        for name in fields.keys().map(String::as_str) {
+            assert!(
+                COLUMNS.contains(&name) || OF_EXPORTS.contains(&name),
+                "{name}"
+            );
         }
     }
 

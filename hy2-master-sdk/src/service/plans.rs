@@ -83,7 +83,7 @@ pub struct CreatePlan {
     #[serde(default = "never")]
     #[schema(value_type = String, default = "none")]
     pub period: QuotaPeriod,
-    /// How long a user's access lasts.
+    /// How many days the access of a user lasts who is given the plan, if no end of the user's own is set.
     #[serde(default)]
     pub duration_days: Option<i64>,
     /// Devices at once.
@@ -102,7 +102,7 @@ pub struct CreatePlan {
     #[serde(default = "three")]
     #[schema(default = 3)]
     pub nodes_per_user: i64,
-    /// Plan that follows.
+    /// Plan that follows when a user's time is over; the quota starts anew.
     #[serde(default)]
     pub next_plan_id: Option<i64>,
 }
@@ -128,7 +128,7 @@ pub struct UpdatePlan {
     /// When the quota starts anew.
     #[schema(value_type = Option<String>)]
     pub period: Option<QuotaPeriod>,
-    /// How long a user's access lasts.
+    /// How many days access lasts, of users who are given the plan from now on.
     #[serde(deserialize_with = "present")]
     #[schema(value_type = Option<i64>)]
     pub duration_days: Option<Option<i64>>,
@@ -150,7 +150,7 @@ pub struct UpdatePlan {
     pub down_bytes_per_s: Option<Option<i64>>,
     /// Nodes that the assignment task gives a user.
     pub nodes_per_user: Option<i64>,
-    /// Plan that follows.
+    /// Plan that follows when a user's time is over; the quota starts anew.
     #[serde(deserialize_with = "present")]
     #[schema(value_type = Option<i64>)]
     pub next_plan_id: Option<Option<i64>>,

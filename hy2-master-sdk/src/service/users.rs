@@ -4,6 +4,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use super::moment::Moment;
 use super::page::{Page, PageRequest};
 use super::user_rules::{
     check_change, check_reseller, check_reseller_change, check_user, to_store,
@@ -13,16 +14,27 @@ use super::{Record, Service, ServiceError, record};
 use crate::auth::access::Access;
 use crate::domain::{AssignmentSource, NodeId, PlanId, Timestamp, UserId, UserStatus};
 use crate::secrets::{Credential, SubscriptionToken, UserSecrets};
-use crate::store::Tx;
 use crate::store::assignments::{self, AssignmentRow, NewAssignment};
+use crate::store::plans::{self, PlanRow};
 use crate::store::user_list::{self, UserFilter, UserKey, UserSort};
 use crate::store::users::{self, NewUser, UserRow};
+use crate::store::{StoreError, Tx};
 
 /// Most users in one batch.
 pub const MAX_BATCH: usize = 500;
 
 /// Nodes that one user may be assigned to.
 const MAX_NODES: u32 = 1_000;
+
+/// Returns the plan that somebody is to be given.
+async fn plan_of(tx: &mut Tx, id: i64) -> Result<PlanRow, ServiceError> {
+    match plans::get_in(tx, PlanId(id)).await {
+        Err(StoreError::NotFound(_)) => {
+            Err(ServiceError::invalid("plan_id", "there is no such plan"))
+        }
+        found => Ok(found?),
+    }
+}
 
 /// Which users to list.
 #[derive(Debug, Clone, Default)]
@@ -111,6 +123,10 @@ impl Service {
         if let Some(owner) = access.owner() {
             check_reseller(tx, owner, new.quota_bytes).await?;
         }
+        let end = match new.plan_id {
+            Some(plan) => plan_of(tx, plan).await?.end(now),
+            None => None,
+        };
         let uid = Uuid::new_v4();
         let secrets = UserSecrets::generate(self.vault(), uid).map_err(ServiceError::internal)?;
         let chosen = new
@@ -135,7 +151,11 @@ impl Service {
                 .map(|chosen| self.fleet_keys().auth_hash(chosen).to_vec()),
             subscription_hash: secrets.subscription_hash,
             subscription_enc: secrets.subscription_enc,
-            expires_at: new.expires_at.map(|at| at.0),
+            expires_at: match new.expires_at {
+                Some(at) => Some(at.0),
+                // The end of a hold begins with its start.
+                None => end.filter(|_| !on_hold),
+            },
             hold_duration_ms: new
                 .hold_duration_s
                 .map(|seconds| i64::from(seconds) * 1_000),
@@ -188,7 +208,7 @@ impl Service {
         access: Access<'_>,
         id: UserId,
         expected: Option<i64>,
-        change: UpdateUser,
+        mut change: UpdateUser,
     ) -> Result<UserRow, ServiceError> {
         check_change(&change)?;
         let now = self.now();
@@ -196,6 +216,15 @@ impl Service {
         let old = reach(access, users::get_for_update(&mut tx, id).await?)?;
         if let Some(owner) = access.owner() {
             check_reseller_change(&mut tx, owner, &old, &change).await?;
+        }
+        if let Some(Some(plan)) = change.plan_id
+            && old.plan_id != Some(PlanId(plan))
+        {
+            let end = plan_of(&mut tx, plan).await?.end(now);
+            let is_free = change.expires_at.is_none() && old.status != UserStatus::OnHold;
+            if let (Some(end), true) = (end, is_free) {
+                change.expires_at = Some(Some(Moment(end)));
+            }
         }
         let row = users::update(&mut tx, id, expected, &to_store(change, &old, now), now).await?;
         record(

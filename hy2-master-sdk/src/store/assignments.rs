@@ -185,6 +185,30 @@ pub async fn release(
     Ok(())
 }
 
+/// Takes a user off a node for good: the assignment task does not choose the node again, until somebody assigns it.
+///
+/// # Errors
+///
+/// As [`release`].
+pub async fn take_off(
+    tx: &mut Tx,
+    user: UserId,
+    node: NodeId,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    const SQL: &str = "update node_assignments set reason = $3 \
+                       where user_id = $1 and node_id = $2 and released_at is null";
+    let reason = Json(serde_json::json!({"released": "by an operator"}));
+    on!(tx, |ex| sqlx::query(SQL)
+        .bind(user)
+        .bind(node)
+        .bind(&reason)
+        .execute(ex)
+        .await
+        .rows())?;
+    release(tx, user, node, now).await
+}
+
 /// Takes a user off every node.
 ///
 /// # Errors

@@ -115,6 +115,81 @@ pub async fn nodes_of(
     Ok(by_user)
 }
 
+/// Returns the nodes that each of the users was taken off by hand and not assigned to since.
+///
+/// # Errors
+///
+/// The store fails.
+pub async fn taken_off(
+    tx: &mut Tx,
+    users: &[UserId],
+) -> Result<HashMap<UserId, Vec<NodeId>>, StoreError> {
+    let ids = users.iter().map(|user| user.0).collect::<Vec<_>>();
+    let rows: Vec<(UserId, NodeId)> = match tx.connection() {
+        Connection::Pg(tx) => {
+            const SQL: &str = "select a.user_id, a.node_id from node_assignments a where a.user_id = any($1) \
+                               and a.released_at is not null and a.reason is not null \
+                               and not exists (select 1 from node_assignments b where b.user_id = a.user_id \
+                               and b.node_id = a.node_id and b.id > a.id)";
+            sqlx::query_as(SQL).bind(ids).fetch_all(&mut **tx).await?
+        }
+        Connection::Sqlite(tx) => {
+            const SQL: &str = "select a.user_id, a.node_id from node_assignments a where a.user_id in \
+                               (select value from json_each($1)) \
+                               and a.released_at is not null and a.reason is not null \
+                               and not exists (select 1 from node_assignments b where b.user_id = a.user_id \
+                               and b.node_id = a.node_id and b.id > a.id)";
+            sqlx::query_as(SQL)
+                .bind(Json(ids))
+                .fetch_all(&mut **tx)
+                .await?
+        }
+    };
+    let mut by_user = HashMap::<_, Vec<_>>::new();
+    for (user, node) in rows {
+        by_user.entry(user).or_default().push(node);
+    }
+    Ok(by_user)
+}
+
+/// How long before the end of a plan the next one begins: nodes end a user's connections on time by themselves.
+const AHEAD: i64 = 60_000;
+
+/// Lets the next plan follow for users whose time is over but for a minute. No time is lost: the next one lasts from the
+/// end of the one before. Their quotas are to start anew.
+///
+/// # Errors
+///
+/// The store fails.
+pub async fn next_plans(tx: &mut Tx, now: Timestamp) -> Result<Vec<UserId>, StoreError> {
+    const DUE: &str = "select u.id, u.expires_at, n.id, n.duration_days from users u join plans p on p.id = u.plan_id \
+                       join plans n on n.id = p.next_plan_id where u.status in ('active', 'limited') \
+                       and u.expires_at <= $1 order by u.id limit 500";
+    const SQL: &str = "update users set plan_id = $2, expires_at = $3, rev = rev + 1, updated_at = $4 where id = $1";
+    type Due = (UserId, Timestamp, PlanId, Option<i64>);
+    let due = on!(tx, |ex| sqlx::query_as::<_, Due>(DUE)
+        .bind(Timestamp(now.0.saturating_add(AHEAD)))
+        .fetch_all(ex)
+        .await)?;
+    let mut users = Vec::new();
+    for (user, end, plan, days) in due {
+        // Nobody waits for a master that was away.
+        let start = end.max(now);
+        let end = days.map(|days| start.plus_days(days));
+        on!(tx, |ex| sqlx::query(SQL)
+            .bind(user)
+            .bind(plan)
+            .bind(end)
+            .bind(now)
+            .execute(ex)
+            .await
+            .rows())?;
+        users.push(user);
+    }
+    touch(tx, &users, now).await?;
+    Ok(users)
+}
+
 /// Lets users expire whose time is over, and brings those back who were given more.
 ///
 /// # Errors

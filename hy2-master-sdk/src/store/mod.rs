@@ -170,6 +170,19 @@ impl Store {
         path: impl AsRef<Path>,
         options: &StoreOptions,
     ) -> Result<Self, StoreError> {
+        let path = path.as_ref();
+        // For its owner alone, whatever the umask; SQLite gives the files beside it the same mode.
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::OpenOptionsExt as _;
+            let mut file = std::fs::OpenOptions::new();
+            let made = file.write(true).create_new(true).mode(0o600).open(path);
+            if let Err(error) = made
+                && error.kind() != std::io::ErrorKind::AlreadyExists
+            {
+                return Err(sqlx::Error::Io(error).into());
+            }
+        }
         let connect = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)

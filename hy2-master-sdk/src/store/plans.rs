@@ -26,6 +26,13 @@ pub struct PlanRow {
     pub updated_at: Timestamp,
 }
 
+impl PlanRow {
+    /// Returns when access ends that begins at `start`; `None` without an end.
+    pub fn end(&self, start: Timestamp) -> Option<Timestamp> {
+        self.duration_days.map(|days| start.plus_days(days))
+    }
+}
+
 macro_rules! plan_columns {
     () => {
         "id, name, quota_bytes, period, duration_days, max_devices, max_connections, up_bytes_per_s, \

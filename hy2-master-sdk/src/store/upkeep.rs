@@ -131,7 +131,7 @@ pub async fn expire(
         ),
         (
             "delete from node_assignments where id in (select id from node_assignments \
-             where released_at < $1 limit $2)",
+             where released_at < $1 and reason is null limit $2)",
             now.minus(config.keep_released),
         ),
         (

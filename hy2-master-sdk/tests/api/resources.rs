@@ -166,6 +166,75 @@ on_both! {
         fleet.stop().await;
     }
 
+    async fn a_plan_ends_the_access_of_who_is_given_it(fleet) {
+        let owner = fleet.owner().await;
+        let plan = async |name: &str, days: Value| {
+            let plan = json!({"name": name, "duration_days": days});
+            owner.post("/api/v1/plans", &plan).await.expect(201)["id"].clone()
+        };
+        let (month, week) = (plan("month", json!(30)).await, plan("week", json!(7)).await);
+        let free = plan("free", Value::Null).await;
+        let user = async |name: &str, more: Value| {
+            let mut user = json!({"username": name});
+            user.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            owner.post("/api/v1/users", &user).await.expect(201)
+        };
+        let days = |user: &Value| {
+            let at = |text: &str| {
+                time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339).unwrap()
+            };
+            let given = at(user["updated_at"].as_str().unwrap());
+            user["expires_at"].as_str().map(|end| (at(end) - given).as_seconds_f64() / 86_400.0)
+        };
+        let ann = user("ann", json!({"plan_id": month})).await;
+        assert_eq!(days(&ann), Some(30.0));
+        assert_eq!(days(&user("bob", json!({"plan_id": free})).await), None);
+        let own = json!({"plan_id": month, "expires_at": "2090-01-01T00:00:00Z"});
+        assert_eq!(user("cyd", own).await["expires_at"], "2090-01-01T00:00:00Z");
+        let held = user("dan", json!({"plan_id": month, "hold_duration_s": 60})).await;
+        assert_eq!((&held["status"], days(&held)), (&json!("on_hold"), None));
+        // Another plan begins anew; the same one does not.
+        let path = format!("/api/v1/users/{}", ann["id"]);
+        assert_eq!(days(&owner.patch(&path, &json!({"plan_id": week})).await.expect(200)), Some(7.0));
+        let set = json!({"plan_id": week, "expires_at": "2090-01-01T00:00:00Z"});
+        owner.patch(&path, &set).await.expect(200);
+        let kept = owner.patch(&path, &json!({"plan_id": week})).await.expect(200);
+        assert_eq!(kept["expires_at"], "2090-01-01T00:00:00Z");
+        let no_plan = owner.patch(&path, &json!({"plan_id": 999})).await.expect(422);
+        assert_eq!(no_plan["errors"][0]["path"], "plan_id", "{no_plan}");
+        fleet.stop().await;
+    }
+
+    async fn an_import_is_made_as_a_whole_or_not_at_all(fleet) {
+        let owner = fleet.owner().await;
+        let rows: Vec<_> = (0..450).map(|at| json!({"username": format!("user-{at}")})).collect();
+        let mut broken = rows.clone();
+        broken[449]["plan_id"] = json!(77);
+        let import = |data: &Vec<Value>| json!({"format": "json", "data": data});
+        for path in ["/api/v1/users:import?dry_run=true", "/api/v1/users:import"] {
+            let refused = owner.post(path, &import(&broken)).await.expect(422);
+            assert_eq!(refused["errors"][0]["path"], "users[449].plan_id", "{refused}");
+            assert_eq!(owner.get("/api/v1/users").await.expect(200)["items"], json!([]));
+        }
+        let dry = owner.post("/api/v1/users:import?dry_run=true", &import(&rows)).await.expect(200);
+        assert_eq!(dry["created"], 450);
+        assert_eq!(owner.get("/api/v1/users").await.expect(200)["items"], json!([]));
+        assert_eq!(owner.post("/api/v1/users:import", &import(&rows)).await.expect(200)["created"], 450);
+        fleet.stop().await;
+    }
+
+    async fn bodies_are_objects_with_names(fleet) {
+        let owner = fleet.owner().await;
+        for (path, body) in [
+            ("/api/v1/plans", json!(["basic"])),
+            ("/api/v1/admins", json!(["eve", "correct horse battery", "owner"])),
+            ("/api/v1/users", json!([])),
+        ] {
+            owner.post(path, &body).await.problem(422);
+        }
+        fleet.stop().await;
+    }
+
     async fn configurations_are_checked_kept_compared_and_taken_back(fleet) {
         let owner = fleet.owner().await;
         let node = fleet.node("ny").await;

@@ -54,6 +54,8 @@ on_both!(
     quotas::a_rest_that_moves_no_byte_is_none_and_rounding_leaves_none,
     quotas::device_slots_are_fleet_wide,
     users::time_and_traffic_change_users_and_bring_them_back,
+    users::a_plan_that_ends_is_followed_by_the_next_without_a_gap,
+    pools::who_was_taken_off_a_node_stays_off_until_somebody_assigns_it,
     nodes::silence_makes_a_node_suspect_then_offline_and_a_heartbeat_brings_it_back,
     upkeep::a_lease_has_one_holder_and_an_old_token_writes_nothing,
     nodes::configurations_concern_their_nodes_and_going_back_is_going_on,

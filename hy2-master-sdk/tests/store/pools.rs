@@ -1,7 +1,8 @@
 //! Pools of nodes, and alerts.
 
+use hy2_master_sdk::MasterConfig;
 use hy2_master_sdk::domain::{NodeId, PlanId, UserId};
-use hy2_master_sdk::store::{StoreError, alerts, pools};
+use hy2_master_sdk::store::{StoreError, alerts, assignments, due, pools, upkeep};
 
 use crate::backend::Backend;
 use crate::rows::{NOW, assign, node, user_with};
@@ -115,4 +116,39 @@ pub(crate) async fn an_alert_is_open_once_and_news_when_it_gets_worse(backend: &
             .unwrap()
     );
     tx.commit().await.unwrap();
+}
+
+pub(crate) async fn who_was_taken_off_a_node_stays_off_until_somebody_assigns_it(
+    backend: &Backend,
+) {
+    let store = &backend.store;
+    let (one, two) = (node(store, "one").await, node(store, "two").await);
+    let ann = user_with(store, "ann", |_| ()).await;
+    let off = async || {
+        let mut tx = store.begin().await.unwrap();
+        due::taken_off(&mut tx, &[ann]).await.unwrap().remove(&ann)
+    };
+    for node in [one, two] {
+        assign(store, ann, node).await;
+    }
+    let mut tx = store.begin().await.unwrap();
+    assignments::take_off(&mut tx, ann, one, NOW).await.unwrap();
+    // Not by hand.
+    assignments::release(&mut tx, ann, two, NOW).await.unwrap();
+    let again = assignments::take_off(&mut tx, ann, one, NOW).await;
+    assert!(matches!(again, Err(StoreError::NotFound(_))), "{again:?}");
+    tx.commit().await.unwrap();
+    assert_eq!(off().await, Some(vec![one]));
+    // Not forgotten with the other released assignments.
+    let mut tx = store.begin().await.unwrap();
+    let later = NOW.plus_days(4_000);
+    upkeep::expire(&mut tx, &MasterConfig::default(), later)
+        .await
+        .unwrap();
+    tx.commit().await.unwrap();
+    let left = store.assignments(Some(ann), None, true, None, 10).await;
+    assert_eq!(left.unwrap().len(), 1);
+    assert_eq!(off().await, Some(vec![one]));
+    assign(store, ann, one).await;
+    assert_eq!(off().await, None);
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hy2_master_sdk::domain::{Timestamp, UserId, UserStatus};
+use hy2_master_sdk::domain::{PlanId, Timestamp, UserId, UserStatus};
 use hy2_master_sdk::store::nodes::{self, NodeChange};
 use hy2_master_sdk::store::published;
 use hy2_master_sdk::store::users::{self, UserChange};
@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use crate::backend::Backend;
 use crate::rows::{NOW, assign, batch, new_node, new_user, node, revs, user, user_with};
+use crate::upkeep::execute;
 
 pub(crate) async fn a_taken_name_is_named_the_same_way(backend: &Backend) {
     let store = &backend.store;
@@ -30,7 +31,7 @@ pub(crate) async fn a_taken_name_is_named_the_same_way(backend: &Backend) {
     tx.rollback().await.unwrap();
     let mut tx = store.begin().await.unwrap();
     let mut wrong = new_user("bob");
-    wrong.plan_id = Some(hy2_master_sdk::domain::PlanId(77));
+    wrong.plan_id = Some(PlanId(77));
     let error = users::create(&mut tx, &wrong, NOW).await.unwrap_err();
     assert!(matches!(error, StoreError::Reference(_)), "{error:?}");
 }
@@ -206,9 +207,47 @@ pub(crate) async fn time_and_traffic_change_users_and_bring_them_back(backend: &
     );
 }
 
+pub(crate) async fn a_plan_that_ends_is_followed_by_the_next_without_a_gap(backend: &Backend) {
+    let store = &backend.store;
+    let node = node(store, "one").await;
+    for plan in [
+        "insert into plans (name, duration_days, created_at, updated_at) values ('free', null, 1, 1)",
+        "insert into plans (name, duration_days, next_plan_id, created_at, updated_at) values ('month', 30, 1, 1, 1)",
+        "insert into plans (name, duration_days, next_plan_id, created_at, updated_at) values ('trial', 7, 2, 1, 1)",
+        "insert into plans (name, duration_days, created_at, updated_at) values ('short', 1, 1, 1)",
+    ] {
+        execute(store, plan).await;
+    }
+    let end = NOW.plus_days(7);
+    let with = |plan| {
+        user_with(store, plan, move |user| {
+            user.plan_id = Some(PlanId(if plan == "trial" { 3 } else { 4 }));
+            user.expires_at = Some(end);
+        })
+    };
+    let (trial, short) = (with("trial").await, with("short").await);
+    assign(store, trial, node).await;
+    run_due(store, Timestamp(end.0 - 60_001)).await;
+    assert_eq!(store.user(trial).await.unwrap().plan_id, Some(PlanId(3)));
+    let before = store.node(node).await.unwrap().desired_rev;
+    run_due(store, Timestamp(end.0 - 60_000)).await;
+    let row = store.user(trial).await.unwrap();
+    assert_eq!(row.plan_id, Some(PlanId(2)));
+    assert_eq!(row.expires_at, Some(end.plus_days(30)), "no time is lost");
+    assert!(store.node(node).await.unwrap().desired_rev > before);
+    // After a master that was away for long, and into a plan without an end.
+    let late = end.plus_days(90);
+    run_due(store, late).await;
+    let row = store.user(trial).await.unwrap();
+    assert_eq!((row.plan_id, row.expires_at), (Some(PlanId(1)), None));
+    run_due(store, late.plus_days(900)).await;
+    assert_eq!(statuses(store, [trial, short]).await, ["active", "expired"]);
+}
+
 async fn run_due(store: &Store, now: Timestamp) {
     let mut tx = store.begin().await.unwrap();
     due::holds(&mut tx, now).await.unwrap();
+    due::next_plans(&mut tx, now).await.unwrap();
     due::expiry(&mut tx, now).await.unwrap();
     due::quota_again(&mut tx, now).await.unwrap();
     due::used_up(&mut tx, None, now).await.unwrap();
