@@ -400,7 +400,8 @@ impl Leases {
             let slices = inner.slices.entry(quota.user_id).or_default();
             for slice in slices.iter_mut() {
                 if slice.ended == 0 && expired(slice.expires_ms, now) {
-                    let first = slice.start.saturating_add(1);
+                    // An end of 0 means none.
+                    let first = slice.start.max(1);
                     slice.ended = total.clamp(first, slice.end().max(first));
                 }
             }

@@ -167,6 +167,27 @@ fn what_ran_out_or_was_taken_back_is_worth_nothing() {
     assert_eq!(leases.allowance(1), 0);
 }
 
+/// Found by fuzzing: the byte behind the counter belonged to both.
+#[test]
+fn a_slice_that_ran_out_unused_leaves_every_byte_to_the_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let (leases, clock) = open(folder.path());
+    let at = At::new(7);
+    leases.grant(&quota(1, 1000, MULTIPLIER_ONE), &at, &NoCut::NO_COUNTERS);
+    clock.advance(Duration::from_secs(1001));
+    let mut next = quota(2, 1000, MULTIPLIER_ONE);
+    next.quotas[0].expires_at = None;
+    leases.grant(&next, &at, &NoCut::NO_COUNTERS);
+    let used = leases.used(1, 0, 9999);
+    assert_eq!(
+        used,
+        [LeaseUse {
+            lease_id: 2,
+            billed_bytes: 1000
+        }]
+    );
+}
+
 #[test]
 fn what_a_user_leaves_goes_back_and_counts_no_more() {
     let folder = tempfile::tempdir().unwrap();
