@@ -113,7 +113,7 @@ async fn a_head_request_gets_the_length_and_no_body() {
 
 /// Answers as a reverse proxy does when its upstream does not say how long a page is.
 #[derive(Debug)]
-struct Unsized(http::StatusCode);
+struct Unsized(StatusCode);
 
 impl Masquerade for Unsized {
     fn serve(&self, _: Request<Body>) -> crate::BoxFuture<'_, Response<Body>> {
@@ -125,7 +125,7 @@ impl Masquerade for Unsized {
 
 #[tokio::test]
 async fn a_length_that_nobody_knows_is_not_told() {
-    for status in [http::StatusCode::OK, http::StatusCode::NO_CONTENT] {
+    for status in [StatusCode::OK, StatusCode::NO_CONTENT] {
         let served = served_by(Arc::new(Unsized(status)), |_| ()).await;
         let answer = exchange(served.plain().await, &GET.replace("GET", "HEAD")).await;
         let answer = answer.to_ascii_lowercase();
