@@ -24,6 +24,7 @@ step() { printf '\n== %s\n' "$*"; }
 
 step "formatting and lints"
 cargo fmt --all --check
+scripts/check-proof.sh
 cargo clippy --workspace --all-targets --quiet -- -D warnings
 
 step "the reference peer"
@@ -66,7 +67,6 @@ step "packages"
 scripts/check-packages.sh
 
 step "documentation"
-scripts/check-proof.sh
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
 
 echo
