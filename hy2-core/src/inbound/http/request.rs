@@ -48,8 +48,10 @@ pub(super) fn plain_target(uri: &Uri) -> Option<(Address, Uri)> {
         Some("" | ":") => Address::new(uri.host()?.parse::<Host>().ok()?, 80),
         _ => place.parse().ok()?,
     };
+    // An empty path, as of `http://a#b`, calls itself "/" and writes nothing.
     let path = uri
         .path_and_query()
+        .filter(|path| path.as_str() != "/")
         .cloned()
         .unwrap_or_else(|| PathAndQuery::from_static("/"));
     Some((target, Uri::from(path)))
@@ -130,12 +132,14 @@ mod tests {
             ("http://[2001:db8::1]:81/", "[2001:db8::1]:81", "/"),
             ("http://127.0.0.1/?q", "127.0.0.1:80", "/?q"),
             ("http://example.com:/", "example.com:80", "/"),
+            ("http://example.com#part", "example.com:80", "/"),
+            ("http://example.com?q#part", "example.com:80", "/?q"),
         ] {
             let (address, path) = plain_target(&uri(text)).expect(text);
             assert_eq!(
-                (address.to_string().as_str(), path),
-                (target, uri(rest)),
-                "{text}"
+                (address.to_string().as_str(), path.to_string().as_str()),
+                (target, rest),
+                "as it is written: {text}"
             );
         }
         for text in [
