@@ -4,9 +4,11 @@ use std::{fmt, sync::Arc};
 
 use aws_lc_rs::{digest, hmac};
 use quinn::{EndpointConfig, TransportConfig};
-use quinn_proto::{ConnectionId, ConnectionIdGenerator, HashedConnectionIdGenerator};
 
-use super::server_crypto::{ServerCrypto, Vigil};
+use super::{
+    identifiers::Identifiers,
+    server_crypto::{ServerCrypto, Vigil},
+};
 
 /// Tells whether a connection identifier is one that the server gave out.
 pub(crate) type Recogniser = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
@@ -36,18 +38,15 @@ impl ResetKey {
     /// Returns a check whether a connection identifier is one that an endpoint under this key
     /// gave out.
     pub(crate) fn recogniser(&self) -> Recogniser {
-        let generator = HashedConnectionIdGenerator::from_key(self.identifier_key());
-        Arc::new(move |identifier| generator.validate(&ConnectionId::new(identifier)).is_ok())
+        let identifiers = self.identifiers();
+        Arc::new(move |identifier| identifiers.recognise(identifier))
     }
 
     /// Identifiers carry a keyed check, so that a packet for another identifier is ignored
     /// silently and one of an earlier run is answered by a reset.
-    fn identifier_key(&self) -> u64 {
-        let hash = digest::digest(&digest::SHA256, &[b"hy2 cid".as_slice(), &self.0].concat());
-        hash.as_ref()
-            .iter()
-            .take(8)
-            .fold(0, |key, byte| (key << 8) | u64::from(*byte))
+    fn identifiers(&self) -> Identifiers {
+        let key = digest::digest(&digest::SHA256, &[b"hy2 cid".as_slice(), &self.0].concat());
+        Identifiers::new(key.as_ref())
     }
 }
 
@@ -68,9 +67,9 @@ pub(crate) fn endpoint_config(reset_key: Option<&ResetKey>) -> EndpointConfig {
         }
     };
     let mut config = EndpointConfig::new(Arc::new(key.hmac()));
-    let identifier_key = key.identifier_key();
+    let identifiers = key.identifiers();
     config
-        .cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(identifier_key)))
+        .cid_generator(move || Box::new(identifiers.clone()))
         .supported_versions(vec![1])
         .grease_quic_bit(false);
     config

@@ -4,6 +4,7 @@
 mod config;
 pub(crate) mod crypto;
 mod endpoint;
+mod identifiers;
 mod parameters;
 mod send_window;
 mod server_crypto;

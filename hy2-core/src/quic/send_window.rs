@@ -96,6 +96,11 @@ impl SendWindow {
         self.reservation.bytes()
     }
 
+    /// Tells whether nothing is held, and hardly anything moved lately.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        self.moved < SENDING && self.reservation.budget().used() == 0
+    }
+
     /// Tells whether the connection holds more than left it in the last [`TURNOVER`] seconds.
     pub(crate) fn is_stagnant(&self) -> bool {
         self.reservation.budget().used() as u64 > self.moved

@@ -263,6 +263,10 @@ const CONTENDED: u32 = 30;
 /// is no more of it.
 const STAGNANT_PART: u64 = 4;
 
+/// Seconds between two looks at a connection at rest: of many thousands, most are, and each look
+/// fetches memory that nobody else touches.
+const REST: u64 = 4;
+
 /// What the supervisor remembers from one second to the next.
 #[derive(Debug, Default)]
 struct Pressure {
@@ -299,25 +303,32 @@ impl Pressure {
     }
 }
 
-/// Once a second, fits the send windows of all connections into the memory budget and, when there
+/// Once a second, fits the send windows of all connections that move into the memory budget and, when there
 /// has been too little left for newcomers for some time, resets the connection that holds most:
 /// of those whose memory does not move, when that is what is missing.
 pub(super) async fn supervise(shared: Arc<Shared>) {
     let mut pressure = Pressure::default();
     let mut tick = interval(Duration::from_secs(1));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
+    for second in 0_u64.. {
         tick.tick().await;
         let memory = &shared.config.memory;
         let turned_away = shared.counts.turned_away.swap(false, Relaxed);
         memory.set_contended(pressure.is_contended(turned_away));
         let mut stagnant = Vec::new();
         shared.registry.for_each(|member| {
+            let turn = member.peer.connection.as_u64().wrapping_add(second);
+            if member.at_rest && !turn.is_multiple_of(REST) {
+                return;
+            }
             let mut window = member.send_window.lock();
             window.adjust(&member.congestion);
+            let at_rest = window.is_at_rest();
             if window.is_stagnant() {
                 stagnant.push(member.clone());
             }
+            drop(window);
+            member.at_rest = at_rest;
         });
         let held = stagnant.iter().map(Member::held).sum();
         let limit = memory.limit() as u64;

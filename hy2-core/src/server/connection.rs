@@ -508,6 +508,7 @@ impl Gate {
                 &memory,
                 &self.congestion,
             ))),
+            at_rest: false,
             memory,
             user,
         });

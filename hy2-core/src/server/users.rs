@@ -44,6 +44,8 @@ pub(crate) struct Member {
     /// Where this connection counts. A later grant with other cells does not move them.
     pub(crate) counters: Arc<UserCounters>,
     pub(crate) send_window: Arc<Mutex<SendWindow>>,
+    /// The supervisor found nothing that moves or is held; true of the copy in the registry only.
+    pub(crate) at_rest: bool,
     pub(crate) user: Arc<User>,
 }
 
@@ -170,8 +172,8 @@ impl Registry {
     }
 
     /// Looks at every connection; `look` must be short and must not come back here.
-    pub(crate) fn for_each(&self, look: impl FnMut(&Member)) {
-        self.inner.lock().members.values().for_each(look);
+    pub(crate) fn for_each(&self, look: impl FnMut(&mut Member)) {
+        self.inner.lock().members.values_mut().for_each(look);
     }
 
     pub(crate) fn members(&self) -> Vec<Member> {

@@ -163,8 +163,26 @@ impl<T: DeserializeOwned> FromRequestParts<ApiState> for Params<T> {
             .map_err(|error| {
                 let message = std::error::Error::source(&error)
                     .map_or_else(|| error.to_string(), ToString::to_string);
-                ServiceError::Invalid(vec![FieldIssue::new("query", message)]).into()
+                ServiceError::Invalid(vec![parameter_issue(message)]).into()
             })
+    }
+}
+
+/// Takes the parameter's name out of what the reader says: `size: invalid digit` and so on.
+fn parameter_issue(message: String) -> FieldIssue {
+    let is_name = |name: &str| {
+        !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+    };
+    if let Some((name, reason)) = message.split_once(": ")
+        && is_name(name)
+    {
+        return FieldIssue::new(name, reason);
+    }
+    let quoted = message.split('`').nth(1).filter(|name| is_name(name));
+    let about_it = ["unknown field `", "missing field `", "duplicate field `"];
+    match quoted.filter(|_| about_it.iter().any(|start| message.starts_with(start))) {
+        Some(name) => FieldIssue::new(name, message.clone()),
+        None => FieldIssue::new("query", message),
     }
 }
 

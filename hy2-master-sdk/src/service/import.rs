@@ -65,6 +65,8 @@ pub struct ImportReport {
     pub renamed: Vec<String>,
     /// Rows that are not valid, and why.
     pub failed: Vec<FieldIssue>,
+    /// What users are made without because it is told otherwise here, and how.
+    pub ignored: Vec<FieldIssue>,
 }
 
 /// A user as it came, before it is checked.
@@ -86,6 +88,9 @@ struct Row {
     telegram_id: Option<i64>,
     note: Option<String>,
     tags: Vec<String>,
+    /// The field that says how the quota starts anew, and what it says.
+    #[serde(skip)]
+    renewal: Option<(&'static str, String)>,
 }
 
 impl Service {
@@ -114,6 +119,13 @@ impl Service {
         let mut wanted = Vec::new();
         for (at, row) in rows.into_iter().enumerate() {
             let name = row.username.clone();
+            if let Some((field, period)) = row.renewal.clone().filter(|_| import.plan_id.is_none())
+            {
+                report.ignored.push(FieldIssue::new(
+                    format!("users[{at}].{field}"),
+                    format!("{period}: a quota starts anew by its plan; import with a plan_id"),
+                ));
+            }
             let (user, disabled, renamed) = shape(row, import.plan_id);
             if let Err(ServiceError::Invalid(issues)) = check_user(&user, &format!("users[{at}]."))
             {
@@ -137,6 +149,7 @@ impl Service {
             names.truncate(MAX_NAMED);
         }
         report.failed.truncate(MAX_NAMED);
+        report.ignored.truncate(MAX_NAMED);
         Ok(report)
     }
 
@@ -440,6 +453,9 @@ struct MarzbanUser {
     data_limit: Option<i64>,
     #[serde(default)]
     used_traffic: Option<i64>,
+    /// `no_reset`, `day`, `week`, `month` or `year`.
+    #[serde(default)]
+    data_limit_reset_strategy: Option<String>,
     /// Seconds from the first connection.
     #[serde(default)]
     on_hold_expire_duration: Option<i64>,
@@ -458,6 +474,10 @@ impl MarzbanUser {
             expires_at: seconds(self.expire),
             hold_duration_s: hold.and_then(|seconds| u32::try_from(seconds).ok()),
             quota_bytes: left(self.data_limit, self.used_traffic.unwrap_or(0)),
+            renewal: self
+                .data_limit_reset_strategy
+                .filter(|strategy| strategy != "no_reset")
+                .map(|strategy| ("data_limit_reset_strategy", strategy)),
             status: self.status,
             note: self.note,
             ..Row::default()
@@ -529,6 +549,9 @@ struct ThreeXUiClient {
     total_gb: i64,
     #[serde(default)]
     limit_ip: i64,
+    /// Days after which the quota starts anew; 0: never.
+    #[serde(default)]
+    reset: i64,
     #[serde(default)]
     comment: String,
 }
@@ -546,6 +569,7 @@ impl ThreeXUiClient {
             expires_at: (self.expiry_time > 0).then_some(Moment(Timestamp(self.expiry_time))),
             hold_duration_s: hold.and_then(|seconds| u32::try_from(seconds).ok()),
             quota_bytes: left(Some(self.total_gb), used),
+            renewal: (self.reset > 0).then(|| ("reset", format!("{} days", self.reset))),
             max_devices: Some(self.limit_ip).filter(|limit| *limit > 0),
             note: Some(self.comment).filter(|note| !note.is_empty()),
             ..Row::default()
@@ -633,13 +657,16 @@ mod tests {
             {"email": "bob", "enable": false, "expiryTime": -86_400_000, "totalGB": 0},
         ]});
         let data = json!({"success": true, "obj": [
-            {"id": 2, "enable": false, "settings": {"clients": [{"email": "cy", "enable": true}]}},
+            {"id": 2, "enable": false, "settings": {"clients": [
+                {"email": "cy", "enable": true, "reset": 30}]}},
             {"id": 1, "settings": settings.to_string(),
              "clientStats": [{"email": "ann/1", "up": 100, "down": 200}]},
         ]});
         let rows = read(ImportFormat::ThreeXUi, data).unwrap();
         let (cy, disabled, _) = shape(rows[0].clone(), None);
         assert_eq!((cy.username.as_str(), disabled), ("cy", true));
+        let renewal = Some(("reset", "30 days".to_owned()));
+        assert_eq!((&rows[0].renewal, &rows[1].renewal), (&renewal, &None));
         let (ann, disabled, renamed) = shape(rows[1].clone(), Some(7));
         assert_eq!(
             (ann.username.as_str(), renamed, disabled),

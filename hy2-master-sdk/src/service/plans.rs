@@ -11,6 +11,7 @@ use crate::auth::access::Access;
 use crate::domain::{PlanId, QuotaPeriod, Timestamp};
 use crate::store::nodes::check_rev;
 use crate::store::plans::{self, PlanRow};
+use crate::store::{StoreError, Tx};
 
 /// A plan as the API shows it.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -215,6 +216,7 @@ impl Service {
         };
         check(&plan)?;
         let mut tx = self.store().begin().await?;
+        check_next(&mut tx, plan.next_plan_id).await?;
         let row = plans::create(&mut tx, &plan, now).await?;
         record(
             &mut tx,
@@ -245,6 +247,7 @@ impl Service {
         check_rev("plan", expected, old.rev)?;
         let plan = changed(&old, change, now);
         check(&plan)?;
+        check_next(&mut tx, plan.next_plan_id).await?;
         let row = plans::update(&mut tx, &plan, now).await?;
         record(
             &mut tx,
@@ -308,6 +311,20 @@ fn changed(old: &PlanRow, change: UpdatePlan, now: Timestamp) -> PlanRow {
         rev: old.rev,
         created_at: old.created_at,
         updated_at: now,
+    }
+}
+
+/// Fails unless the plan that follows exists.
+async fn check_next(tx: &mut Tx, next: Option<PlanId>) -> Result<(), ServiceError> {
+    let Some(next) = next else {
+        return Ok(());
+    };
+    match plans::get_in(tx, next).await {
+        Err(StoreError::NotFound(_)) => Err(ServiceError::invalid(
+            "next_plan_id",
+            "there is no such plan",
+        )),
+        found => Ok(found.map(drop)?),
     }
 }
 

@@ -5,6 +5,7 @@ use secrecy::ExposeSecret;
 use super::user_view::{CreateUser, UpdateUser};
 use super::{FieldIssue, ServiceError};
 use crate::domain::{AdminId, PlanId, Timestamp, UserStatus};
+use crate::store::due::TIME_IS_OVER;
 use crate::store::users::{UserChange, UserRow};
 use crate::store::{Tx, admins};
 
@@ -193,13 +194,20 @@ pub(super) fn to_store(change: UpdateUser, old: &UserRow, now: Timestamp) -> Use
     let status = match (change.status, old.status) {
         (None, UserStatus::Expired) if expires_at.is_some() && !over => Some(UserStatus::Active),
         (Some(UserStatus::Active), _) if over => Some(UserStatus::Expired),
+        // Who is ended by hand stays so: the plan's successor follows an end that came by itself.
+        (None, UserStatus::Active | UserStatus::Limited) if expires_at.is_some() && over => {
+            Some(UserStatus::Expired)
+        }
         (status, _) => status,
     };
     UserChange {
         username: change.username,
         admin_id: None,
         plan_id: change.plan_id.map(|plan| plan.map(PlanId)),
-        status_reason: status.map(|_| String::new()),
+        status_reason: status.map(|status| match status {
+            UserStatus::Expired => TIME_IS_OVER.to_owned(),
+            _ => String::new(),
+        }),
         status,
         expires_at,
         quota_bytes: change.quota_bytes,

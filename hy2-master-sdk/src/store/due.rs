@@ -11,6 +11,9 @@ use crate::domain::{
     NodeId, ObservedState, PlanId, QuotaPeriod, RegionId, Timestamp, UserId, UserStatus,
 };
 
+/// Why a user is expired.
+pub(crate) const TIME_IS_OVER: &str = "the time is over";
+
 /// A user who has fewer nodes than wanted.
 #[derive(Debug, Clone, FromRow)]
 #[allow(missing_docs, reason = "the columns are described in the migration")]
@@ -202,7 +205,7 @@ pub async fn expiry(tx: &mut Tx, now: Timestamp) -> Result<Vec<UserId>, StoreErr
         .bind(now)
         .fetch_all(ex)
         .await)?;
-    set_status(tx, &over, UserStatus::Expired, "the time is over", now).await?;
+    set_status(tx, &over, UserStatus::Expired, TIME_IS_OVER, now).await?;
     const BACK: &str = "select id from users where status = 'expired' and (expires_at is null or expires_at > $1) \
                         order by id limit 1000";
     let back = on!(tx, |ex| sqlx::query_scalar::<_, UserId>(BACK)

@@ -12,6 +12,7 @@ mod harness;
 mod hostile;
 #[path = "../support/postgres.rs"]
 mod postgres;
+mod reconciled;
 #[cfg(feature = "redis")]
 mod redis;
 #[cfg(feature = "redis")]

@@ -50,8 +50,26 @@ on_both! {
         assert_eq!(answer["errors"][0], json!({"path": "username", "message": "expected a string"}));
         owner.send_raw("POST", "/api/v1/users", "application/json", "{".into()).await.problem(400);
         owner.send_raw("POST", "/api/v1/users", "text/plain", "{}".into()).await.problem(415);
-        owner.get("/api/v1/users?size=0").await.problem(422);
-        owner.get("/api/v1/users?nonsense=1").await.problem(422);
+        let parameters = [
+            ("users?size=0", "size"),
+            ("users?size=many", "size"),
+            ("users?nonsense=1", "nonsense"),
+            ("users:export", "format"),
+            ("assignments?node_id=ny", "node_id"),
+        ];
+        for (query, path) in parameters {
+            let answer = owner.get(&format!("/api/v1/{query}")).await.expect(422);
+            assert_eq!(paths(answer), [path], "{query}");
+        }
+        let nowhere = json!({"name": "p", "next_plan_id": 99});
+        let answer = owner.post("/api/v1/plans", &nowhere).await.expect(422);
+        assert_eq!(paths(answer), ["next_plan_id"]);
+        let nowhere = json!({"region_id": 99});
+        let answer = owner.post("/api/v1/enrolment-tokens", &nowhere).await.expect(422);
+        assert_eq!(paths(answer), ["region_id"]);
+        let node = fleet.node("ny").await.0;
+        let answer = owner.patch(&format!("/api/v1/nodes/{node}"), &nowhere).await.expect(422);
+        assert_eq!(paths(answer), ["region_id"]);
         owner.get("/api/v1/users?after=garbage").await.problem(422);
         owner.get("/api/v1/users/abc").await.problem(404);
         owner.get("/nowhere").await.problem(404);
@@ -134,6 +152,39 @@ on_both! {
         assert_eq!(ann.post("/api/v1/users", &other).await.problem(409), "duplicate");
         fleet.clock.advance(Duration::from_secs(86_401));
         assert_eq!(ids(&fleet.owner().await, "/api/v1/users").await.len(), 2);
+        fleet.stop().await;
+    }
+
+    async fn a_file_is_made_again_for_a_repeated_request(fleet) {
+        let owner = fleet.owner().await.with("idempotency-key", "nightly");
+        let secret = json!({"passphrase": "a passphrase for backups"});
+        let mut files = Vec::new();
+        for _ in 0..2 {
+            let file = owner.post("/api/v1/backups", &secret).await;
+            assert_eq!((file.status, file.headers.contains_key("idempotency-replayed")), (200, false));
+            files.push(file.body);
+        }
+        // Sealed anew: not the first one out of the store.
+        assert!(files[0] != files[1] && files[0].len() > 1_000);
+        fleet.stop().await;
+    }
+
+    async fn an_import_tells_what_it_leaves_out(fleet) {
+        let owner = fleet.owner().await;
+        let import = |plan: Value| json!({"format": "marzban", "plan_id": plan, "data": {"users": [
+            {"username": "ann", "data_limit": 100, "data_limit_reset_strategy": "no_reset"},
+            {"username": "bob", "data_limit": 100, "data_limit_reset_strategy": "month"},
+        ]}});
+        let dry = "/api/v1/users:import?dry_run=true";
+        let report = owner.post(dry, &import(Value::Null)).await.expect(200);
+        assert_eq!(report["created"], 2);
+        let message = "month: a quota starts anew by its plan; import with a plan_id";
+        let path = "users[1].data_limit_reset_strategy";
+        assert_eq!(report["ignored"], json!([{"path": path, "message": message}]));
+        let plan = json!({"name": "monthly", "quota_bytes": 100, "period": "month"});
+        let plan = owner.post("/api/v1/plans", &plan).await.expect(201)["id"].clone();
+        let report = owner.post(dry, &import(plan)).await.expect(200);
+        assert_eq!((&report["created"], &report["ignored"]), (&json!(2), &json!([])));
         fleet.stop().await;
     }
 

@@ -383,3 +383,22 @@ async fn postgres_schema(backend: &Backend) -> BTreeMap<String, Table> {
     }
     schema
 }
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_new_store_is_readable_for_its_owner_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("new.db");
+    let options = hy2_master_sdk::store::StoreOptions::default();
+    let store = hy2_master_sdk::store::Store::open_sqlite(&path, &options);
+    store.await.unwrap().migrate().await.unwrap();
+    let mut names = Vec::new();
+    for file in std::fs::read_dir(directory.path()).unwrap() {
+        let file = file.unwrap();
+        let mode = file.metadata().unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, 0o600, "{:?}", file.file_name());
+        names.push(file.file_name());
+    }
+    assert!(names.len() >= 2, "the log is beside it: {names:?}");
+}
