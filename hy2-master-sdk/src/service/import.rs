@@ -429,6 +429,7 @@ fn read_csv(text: &str) -> Result<Vec<Row>, ServiceError> {
             tags: field("tags")
                 .map(|tags| tags.split(';').map(str::to_owned).collect())
                 .unwrap_or_default(),
+            renewal: None,
         });
     }
     own(rows)

@@ -1,5 +1,6 @@
 //! What the master does by itself with what operators decided.
 
+use hy2_master_sdk::{domain::ObservedState, store::nodes};
 use serde_json::{Value, json};
 
 use crate::harness::{Client, on_both};
@@ -47,7 +48,12 @@ on_both! {
 
     async fn who_was_taken_off_a_node_is_not_put_there_by_the_master(fleet) {
         let owner = fleet.owner().await;
-        let node = fleet.node("ny").await.0;
+        let node = fleet.node("ny").await;
+        let mut tx = fleet.master.store().begin().await.unwrap();
+        let (seen, now) = (ObservedState::Enrolling, fleet.master.now());
+        nodes::set_observed_state(&mut tx, node, seen, "", now).await.unwrap();
+        tx.commit().await.unwrap();
+        let node = node.0;
         let ann = make(&owner, &json!({"username": "ann"})).await;
         let nodes_of = async |at: &str| {
             let answer = owner.get(&format!("{at}/assignments")).await.expect(200);

@@ -54,7 +54,7 @@ on_both! {
             ("users?size=0", "size"),
             ("users?size=many", "size"),
             ("users?nonsense=1", "nonsense"),
-            ("users:export", "format"),
+            ("users:export?format=", "format"),
             ("assignments?node_id=ny", "node_id"),
         ];
         for (query, path) in parameters {
