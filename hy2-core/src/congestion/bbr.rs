@@ -20,6 +20,9 @@ const MIN_RTT_EXPIRY: Duration = Duration::from_secs(10);
 const PROBE_RTT: Duration = Duration::from_millis(200);
 /// Packets in flight meanwhile, and at least.
 const MIN_PACKETS: u64 = 4;
+/// With fewer packets than these in flight nobody asks what the path carries: whoever only receives
+/// sends acknowledgements and renews windows.
+const FEW_PACKETS: u64 = 2;
 /// Growth per round below which start-up is over, after some rounds of it.
 const STARTUP_GROWTH: f64 = 1.25;
 /// Lost share of a round that ends start-up when the queue grows too.
@@ -160,12 +163,17 @@ impl Bbr {
         self.newest = None;
     }
 
-    pub(super) fn on_sent(&mut self, now: Instant, in_flight_before: u64) {
+    pub(super) fn on_sent(&mut self, now: Instant, in_flight_before: u64, mtu: u64) {
         if in_flight_before == 0 {
             self.first_sent = now;
             self.delivered_at = now;
         }
-        if self.records.back().is_some_and(|last| last.sent == now) {
+        let few = in_flight_before < FEW_PACKETS * mtu;
+        if let Some(last) = self.records.back_mut()
+            && last.sent == now
+        {
+            // What goes out at once counts as a whole.
+            last.app_limited &= few || self.app_limited;
             return;
         }
         if self.records.len() >= MAX_RECORDS {
@@ -176,7 +184,7 @@ impl Bbr {
             delivered: self.delivered,
             delivered_at: self.delivered_at,
             first_sent: self.first_sent,
-            app_limited: self.app_limited,
+            app_limited: self.app_limited || few,
         });
     }
 
@@ -401,10 +409,15 @@ impl Bbr {
     }
 
     /// The rate in bytes per second; 0 leaves it to the window.
-    pub(super) fn pacing_rate(&self, smoothed_rtt: Duration) -> u64 {
+    pub(super) fn pacing_rate(&self, smoothed_rtt: Duration, mtu: u64) -> u64 {
         if self.is_short() {
             return 0;
         }
+        // Start-up is never slower than at its beginning, however little was to be sent since.
+        let first = || {
+            let rtt = smoothed_rtt.max(Duration::from_millis(1)).as_secs_f64();
+            (INITIAL_PACKETS * mtu) as f64 / rtt * self.gains.startup
+        };
         let gain = match self.mode {
             Mode::Startup => self.gains.startup,
             Mode::Drain => 1.0 / self.gains.startup,
@@ -412,11 +425,10 @@ impl Bbr {
             Mode::ProbeRtt => 1.0,
         };
         let bandwidth = self.bandwidth.get();
-        let rate = if bandwidth > 0.0 {
-            bandwidth * MARGIN * gain
-        } else {
-            let rtt = smoothed_rtt.max(Duration::from_millis(1)).as_secs_f64();
-            self.window as f64 / rtt * self.gains.startup
+        let rate = match self.mode {
+            Mode::Startup => first().max(bandwidth * MARGIN * gain),
+            _ if bandwidth > 0.0 => bandwidth * MARGIN * gain,
+            _ => first(),
         };
         rate.max(MIN_RATE) as u64
     }

@@ -147,7 +147,11 @@ impl Paced {
                 let rate = brutal.pacing_rate();
                 (brutal.target(), rate, brutal.ack_rate().as_f64())
             }
-            State::Bbr(bbr) => (bbr.target(), bbr.pacing_rate(self.smoothed_rtt), 1.0),
+            State::Bbr(bbr) => (
+                bbr.target(),
+                bbr.pacing_rate(self.smoothed_rtt, self.mtu),
+                1.0,
+            ),
             State::Reno(_) => (self.reno_rate(), 0, 1.0),
         };
         self.gate.set_rate(self.shared.nanos(now), pacing);
@@ -220,7 +224,7 @@ impl Controller for Paced {
     fn on_sent(&mut self, now: Instant, bytes: u64, _last_packet_number: u64) {
         self.follow_command(now);
         if let State::Bbr(bbr) = &mut self.state {
-            bbr.on_sent(now, self.in_flight);
+            bbr.on_sent(now, self.in_flight, self.mtu);
         }
         self.in_flight += bytes;
         self.gate.on_sent(self.shared.nanos(now), bytes);

@@ -33,6 +33,29 @@ async fn standard_uses_a_clean_link_and_wastes_little() {
     }
 }
 
+/// A connection that has only received knows nothing of what it may send: what it acknowledged
+/// meanwhile must not count as what the path carries.
+#[tokio::test(start_paused = true)]
+async fn a_direction_that_comes_second_starts_like_a_new_connection() {
+    for rtt in [20, 100, 200] {
+        for first in [3, 12] {
+            let algorithm = Algorithm::Bbr(BbrProfile::Standard);
+            let mut setup = Setup::new(algorithm, 100.0, millis(rtt), millis(rtt));
+            setup.other_first = seconds(first);
+            let transfer = Transfer::start(&setup).await;
+            let begin = millis(12 * rtt);
+            let before = transfer.until(begin).await.received;
+            let after = transfer.until(begin + seconds(3)).await.received;
+            let used = (after - before) as f64 * 8.0 / 3.0 / 100e6;
+            println!(
+                "{rtt} ms, after {first} s of the other: {:.1} %",
+                used * 100.0
+            );
+            assert!(used >= 0.80, "{rtt} ms, {first} s: {used}");
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn random_loss_does_not_stop_it() {
     let (used, _) = measure(BbrProfile::Standard, 100, 0.05).await;

@@ -18,7 +18,7 @@ use hy2_link_emulator::{
 use tokio::{
     sync::watch,
     task::JoinSet,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout},
 };
 
 pub(crate) const CLIENT: &str = "10.0.0.2:40000";
@@ -37,6 +37,8 @@ pub(crate) struct Setup {
     pub(crate) link: LinkConfig,
     pub(crate) late: Duration,
     pub(crate) seed: u64,
+    /// For how long the other side sends before; the link is the same both ways then.
+    pub(crate) other_first: Duration,
 }
 
 impl Setup {
@@ -48,6 +50,7 @@ impl Setup {
             link: LinkConfig::clean(mbps, rtt / 2, buffer),
             late: Duration::ZERO,
             seed: 7,
+            other_first: Duration::ZERO,
         }
     }
 
@@ -91,9 +94,13 @@ pub(crate) struct Reading {
 impl Transfer {
     pub(crate) async fn start(setup: &Setup) -> Self {
         let network = Network::new(setup.seed);
-        let back = LinkConfig {
-            delay: setup.link.delay,
-            ..LinkConfig::default()
+        let back = if setup.other_first.is_zero() {
+            LinkConfig {
+                delay: setup.link.delay,
+                ..LinkConfig::default()
+            }
+        } else {
+            setup.link
         };
         let (data, path) = if setup.download {
             (Direction::Down, network.path(back, setup.link))
@@ -107,6 +114,7 @@ impl Transfer {
         };
         let (mut server_config, client_crypto) = crypto();
         let handle = CongestionHandle::new(setup.algorithm);
+        let transport = || transport(!setup.other_first.is_zero());
         let mut sending = transport();
         sending.congestion_controller_factory(handle.factory());
         let (client_transport, server_transport) = if setup.download {
@@ -148,8 +156,14 @@ impl Transfer {
         };
         let (report, received) = watch::channel(0);
         let mut tasks = JoinSet::new();
-        tasks.spawn(receive(receiver, report));
         let pacing = handle.attach(&sender, runtime);
+        if !setup.other_first.is_zero() {
+            let (report, _) = watch::channel(0);
+            tasks.spawn(receive(sender.clone(), report));
+            // Ends by being dropped, which resets the stream.
+            let _ = timeout(setup.other_first, send(receiver.clone())).await;
+        }
+        tasks.spawn(receive(receiver, report));
         tasks.spawn(send(sender.clone()));
         Self {
             handle,
@@ -213,11 +227,16 @@ async fn receive(connection: Connection, report: watch::Sender<u64>) {
     }
 }
 
-fn transport() -> TransportConfig {
+/// Windows that no transfer fills; or ours, which must be renewed again and again.
+fn transport(renewed: bool) -> TransportConfig {
+    let (stream, connection) = match renewed {
+        true => (8 << 20, 20 << 20),
+        false => (256 << 20, 256 << 20),
+    };
     let mut transport = TransportConfig::default();
     transport
-        .stream_receive_window(VarInt::from_u32(256 << 20))
-        .receive_window(VarInt::from_u32(256 << 20))
+        .stream_receive_window(VarInt::from_u32(stream))
+        .receive_window(VarInt::from_u32(connection))
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(30_000))));
     tune(&mut transport);
     transport

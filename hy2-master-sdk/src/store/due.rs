@@ -95,27 +95,11 @@ pub async fn nodes_of(
     tx: &mut Tx,
     users: &[UserId],
 ) -> Result<HashMap<UserId, Vec<NodeId>>, StoreError> {
-    let ids = users.iter().map(|user| user.0).collect::<Vec<_>>();
-    let rows: Vec<(UserId, NodeId)> = match tx.connection() {
-        Connection::Pg(tx) => {
-            const SQL: &str = "select user_id, node_id from node_assignments \
-                               where user_id = any($1) and released_at is null order by user_id, node_id";
-            sqlx::query_as(SQL).bind(ids).fetch_all(&mut **tx).await?
-        }
-        Connection::Sqlite(tx) => {
-            const SQL: &str = "select user_id, node_id from node_assignments where user_id in \
-                               (select value from json_each($1)) and released_at is null order by user_id, node_id";
-            sqlx::query_as(SQL)
-                .bind(Json(ids))
-                .fetch_all(&mut **tx)
-                .await?
-        }
-    };
-    let mut by_user = HashMap::<_, Vec<_>>::new();
-    for (user, node) in rows {
-        by_user.entry(user).or_default().push(node);
-    }
-    Ok(by_user)
+    const PG: &str = "select user_id, node_id from node_assignments \
+                      where user_id = any($1) and released_at is null order by user_id, node_id";
+    const SQLITE: &str = "select user_id, node_id from node_assignments where user_id in \
+                          (select value from json_each($1)) and released_at is null order by user_id, node_id";
+    by_user(tx, users, PG, SQLITE).await
 }
 
 /// Returns the nodes that each of the users was taken off by hand and not assigned to since.
@@ -127,25 +111,34 @@ pub async fn taken_off(
     tx: &mut Tx,
     users: &[UserId],
 ) -> Result<HashMap<UserId, Vec<NodeId>>, StoreError> {
+    const PG: &str = "select a.user_id, a.node_id from node_assignments a where a.user_id = any($1) \
+                      and a.released_at is not null and a.reason is not null \
+                      and not exists (select 1 from node_assignments b where b.user_id = a.user_id \
+                      and b.node_id = a.node_id and b.id > a.id)";
+    const SQLITE: &str = "select a.user_id, a.node_id from node_assignments a where a.user_id in \
+                          (select value from json_each($1)) \
+                          and a.released_at is not null and a.reason is not null \
+                          and not exists (select 1 from node_assignments b where b.user_id = a.user_id \
+                          and b.node_id = a.node_id and b.id > a.id)";
+    by_user(tx, users, PG, SQLITE).await
+}
+
+/// Asks for pairs of a user among `$1` and a node: in PostgreSQL an array, in SQLite JSON.
+async fn by_user(
+    tx: &mut Tx,
+    users: &[UserId],
+    postgres: &'static str,
+    sqlite: &'static str,
+) -> Result<HashMap<UserId, Vec<NodeId>>, StoreError> {
     let ids = users.iter().map(|user| user.0).collect::<Vec<_>>();
     let rows: Vec<(UserId, NodeId)> = match tx.connection() {
         Connection::Pg(tx) => {
-            const SQL: &str = "select a.user_id, a.node_id from node_assignments a where a.user_id = any($1) \
-                               and a.released_at is not null and a.reason is not null \
-                               and not exists (select 1 from node_assignments b where b.user_id = a.user_id \
-                               and b.node_id = a.node_id and b.id > a.id)";
-            sqlx::query_as(SQL).bind(ids).fetch_all(&mut **tx).await?
+            let query = sqlx::query_as(postgres).bind(ids);
+            query.fetch_all(&mut **tx).await?
         }
         Connection::Sqlite(tx) => {
-            const SQL: &str = "select a.user_id, a.node_id from node_assignments a where a.user_id in \
-                               (select value from json_each($1)) \
-                               and a.released_at is not null and a.reason is not null \
-                               and not exists (select 1 from node_assignments b where b.user_id = a.user_id \
-                               and b.node_id = a.node_id and b.id > a.id)";
-            sqlx::query_as(SQL)
-                .bind(Json(ids))
-                .fetch_all(&mut **tx)
-                .await?
+            let query = sqlx::query_as(sqlite).bind(Json(ids));
+            query.fetch_all(&mut **tx).await?
         }
     };
     let mut by_user = HashMap::<_, Vec<_>>::new();
