@@ -19,6 +19,8 @@ use tokio::{
 
 use crate::BoxFuture;
 
+mod own;
+
 /// A TCP connection to a target. Vectored writes are used when supported.
 pub trait TcpConnection: AsyncRead + AsyncWrite + Send + Unpin + 'static {
     /// Makes the coming drop a cut that the target can tell from an end.
@@ -176,15 +178,20 @@ impl From<io::Error> for DialError {
     }
 }
 
+/// Where mail servers take mail from each other.
+const MAIL: u16 = 25;
+
 /// Which addresses [`Direct`] may dial.
 #[derive(Debug, Clone, Default)]
 pub struct AddressPolicy {
     allow_private: bool,
+    allow_mail: bool,
     allowed: Vec<IpNet>,
 }
 
 impl AddressPolicy {
-    /// Refuses every range that is not globally routable; the default.
+    /// Refuses every range that is not globally routable, every address of this machine's own, and TCP to port 25;
+    /// the default.
     pub fn public_only() -> Self {
         Self::default()
     }
@@ -193,11 +200,18 @@ impl AddressPolicy {
     pub fn allow_all() -> Self {
         Self {
             allow_private: true,
+            allow_mail: true,
             allowed: Vec::new(),
         }
     }
 
-    /// Also allows `net`, though it is private.
+    /// Also allows TCP to port 25: users may send mail from this machine's address.
+    pub fn allow_mail(mut self) -> Self {
+        self.allow_mail = true;
+        self
+    }
+
+    /// Also allows `net`, though it is private or this machine's own.
     pub fn allow(mut self, net: IpNet) -> Self {
         self.allowed.push(net);
         self
@@ -205,7 +219,13 @@ impl AddressPolicy {
 
     /// Tells whether `ip` may be dialled.
     pub fn permits(&self, ip: IpAddr) -> bool {
-        self.allow_private || is_public(ip) || self.allowed.iter().any(|net| net.contains(&ip))
+        self.allow_private
+            || (is_public(ip) && !own::is_own(ip.to_canonical()))
+            || self.allowed.iter().any(|net| net.contains(&ip))
+    }
+
+    fn permits_tcp_port(&self, port: u16) -> bool {
+        self.allow_mail || port != MAIL
     }
 }
 
@@ -244,6 +264,9 @@ impl Direct {
     }
 
     async fn dial(&self, target: &Address) -> Result<TcpStream, DialError> {
+        if !self.policy.permits_tcp_port(target.port) {
+            return Err(DialError::Denied);
+        }
         let addresses = self.addresses(target).await?;
         // The usual case needs no race, and no task for it.
         if let [address] = *addresses {
@@ -561,6 +584,17 @@ mod tests {
         assert!(policy.permits("10.1.2.3".parse().expect("ip")));
         assert!(!policy.permits("10.2.2.3".parse().expect("ip")));
         assert!(AddressPolicy::allow_all().permits("127.0.0.1".parse().expect("ip")));
+    }
+
+    #[tokio::test]
+    async fn nobody_sends_mail_from_here_unless_allowed() {
+        let target: Address = "127.0.0.1:25".parse().expect("address");
+        let local = || AddressPolicy::public_only().allow("127.0.0.0/8".parse().expect("net"));
+        let refused = Direct::new(local()).tcp(&target).await;
+        assert!(matches!(refused, Err(DialError::Denied)));
+        // Nobody listens there.
+        let dialled = Direct::new(local().allow_mail()).tcp(&target).await;
+        assert!(matches!(dialled, Err(DialError::Refused(_))));
     }
 
     #[tokio::test]

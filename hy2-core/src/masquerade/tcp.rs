@@ -2,6 +2,7 @@
 
 mod idle;
 mod prompt;
+mod unread;
 
 use std::{fmt, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
@@ -30,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 use self::{
     idle::{Counted, Requests},
     prompt::Prompt,
+    unread::ReadOn,
 };
 use super::{Body, Masquerade, Peer, empty, entity::put, full};
 
@@ -367,7 +369,10 @@ impl Site {
             return redirect(&request, port);
         }
         let is_head = request.method() == Method::HEAD;
-        let mut request = request.map(|body| body.map_err(Into::into).boxed_unsync());
+        let mut request = request.map(|body| {
+            let body = ReadOn::new(body);
+            body.map_err(Into::into).boxed_unsync()
+        });
         complete_uri(&mut request, peer.encrypted);
         request.extensions_mut().insert(peer);
         let mut response = self.masquerade.serve(request).await;

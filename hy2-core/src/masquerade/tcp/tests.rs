@@ -366,3 +366,43 @@ async fn a_head_request_over_http2_gets_the_length_and_no_body() {
     }
     assert_eq!(lengths[0], lengths[1]);
 }
+
+/// Answers before it has heard what is asked.
+#[derive(Debug)]
+struct Hasty;
+
+impl Masquerade for Hasty {
+    fn serve(&self, _: Request<Body>) -> crate::BoxFuture<'_, Response<Body>> {
+        Box::pin(async { Response::new(full("no")) })
+    }
+}
+
+#[tokio::test]
+async fn what_a_client_still_sends_after_its_answer_is_read() {
+    let served = served_by(Arc::new(Hasty), |_| ()).await;
+    let stream = served.encrypted(b"h2").await;
+    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+        .await
+        .expect("HTTP/2");
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let _ = connection.await;
+    });
+    let (chunks, mut sent) = tokio::sync::mpsc::channel::<bytes::Bytes>(1);
+    let body = futures_util::stream::poll_fn(move |cx| sent.poll_recv(cx));
+    let body = futures_util::StreamExt::map(body, |chunk| {
+        Ok::<_, std::convert::Infallible>(http_body::Frame::data(chunk))
+    });
+    let request = Request::post("https://site.example/")
+        .body(http_body_util::StreamBody::new(body))
+        .expect("a request");
+    let response = sender.send_request(request).await.expect("an answer");
+    let answer = response.into_body().collect().await.expect("a whole body");
+    assert_eq!(answer.to_bytes(), "no");
+    // Sixteen times the window of a stream: who does not read resets it, or holds it up for good.
+    for _ in 0..64 {
+        let chunk = chunks.send(vec![b'a'; 16 << 10].into());
+        let sent = timeout(Duration::from_secs(60), chunk).await;
+        sent.expect("goes on").expect("not reset");
+    }
+}
