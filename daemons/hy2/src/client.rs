@@ -46,12 +46,13 @@ pub(crate) async fn run(prepared: Prepared, flags: &cli::Run) -> anyhow::Result<
 
     let _figures = metrics.is_some().then(|| figures::export(client.clone()));
     let stop = CancellationToken::new();
-    let serving = bound.run(&Tunnel::new(client.clone()), &stop);
+    let tunnel = Tunnel::new(client.clone(), lazy);
+    let serving = bound.run(&tunnel, &stop);
     let watching = async {
-        if lazy {
-            std::future::pending::<()>().await;
+        match lazy {
+            true => tunnel.watch_lazy().await,
+            false => stay_connected(&client).await,
         }
-        stay_connected(&client).await;
     };
     tokio::select! {
         () = ended(&mut signals) => {}

@@ -13,7 +13,7 @@ use std::{
     pin::pin,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -113,6 +113,23 @@ pub(crate) struct UdpContext<C = Connection> {
     pub(crate) memory: Arc<MemoryBudget>,
     /// Sessions of all connections.
     pub(crate) node_sessions: Arc<NodeSessions>,
+    /// The log has said that sessions are refused.
+    pub(crate) refusal_said: AtomicBool,
+}
+
+impl<C> UdpContext<C> {
+    /// Counts a session that finds no room, and says so once a connection.
+    fn refuse_session(&self, limit_of: &'static str) {
+        metrics::counter!("hy2_udp_sessions_refused_total").increment(1);
+        if !self.refusal_said.swap(true, Relaxed) {
+            tracing::warn!(
+                conn = %self.peer.connection,
+                user = %self.peer.user,
+                limit_of,
+                "too many UDP sessions, the next ones wait until some have been idle"
+            );
+        }
+    }
 }
 
 /// Counts the UDP sessions of a server, each of which needs a socket.
@@ -279,7 +296,7 @@ impl<C: Datagrams> Sessions<C> {
         }
         let known = entry.is_some();
         if !known && self.open.len() >= MAX_SESSIONS {
-            metrics::counter!("hy2_udp_sessions_refused_total").increment(1);
+            self.context.refuse_session("connection");
             return;
         }
         if !message.is_fragment() {
@@ -366,7 +383,7 @@ impl<C: Datagrams> Sessions<C> {
             Occupied(entry) => entry.into_mut(),
             Vacant(vacant) => {
                 let Some(place) = context.node_sessions.enter() else {
-                    metrics::counter!("hy2_udp_sessions_refused_total").increment(1);
+                    context.refuse_session("server");
                     return None;
                 };
                 let session = Arc::new(Session {

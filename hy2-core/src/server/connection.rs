@@ -361,6 +361,7 @@ fn serve_udp(relays: &Arc<Relays>, first: Bytes, tasks: &mut JoinSet<StreamEnd>)
         _owner: Arc::clone(relays) as Arc<_>,
         memory: relays.memory.part(udp::MEMORY),
         node_sessions: Arc::clone(&shared.udp_sessions),
+        refusal_said: AtomicBool::new(false),
     };
     tasks.spawn(async move {
         udp::serve(context, first).await;

@@ -2,7 +2,10 @@
 
 use std::{
     io,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -15,10 +18,13 @@ use hy2_core::{
     relay::TcpStream,
 };
 use metrics::counter;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tracing::{debug, warn};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::Notify,
+};
+use tracing::{debug, info, warn};
 
-use super::figures;
+use super::{announce, figures};
 use crate::failure;
 
 /// Programs retry; the log need not.
@@ -29,13 +35,46 @@ const QUIET: Duration = Duration::from_secs(5);
 pub(super) struct Tunnel {
     client: Client,
     last_warning: Arc<Mutex<Option<Instant>>>,
+    connected: Arc<Connected>,
+}
+
+/// Whether the log says that there is a connection.
+#[derive(Debug)]
+struct Connected {
+    said: AtomicBool,
+    news: Notify,
 }
 
 impl Tunnel {
-    pub(super) fn new(client: Client) -> Self {
+    /// Works through `client`, which connects when a program needs it if it is `lazy`.
+    pub(super) fn new(client: Client, lazy: bool) -> Self {
+        let connected = Connected {
+            said: AtomicBool::new(!lazy),
+            news: Notify::new(),
+        };
         Self {
             client,
             last_warning: Arc::default(),
+            connected: Arc::new(connected),
+        }
+    }
+
+    /// Says when the connection of a lazy client is lost, for ever.
+    pub(super) async fn watch_lazy(&self) {
+        loop {
+            self.connected.news.notified().await;
+            self.client.disconnected().await;
+            self.connected.said.store(false, Relaxed);
+            info!("connection ended; connecting when a program needs it");
+        }
+    }
+
+    fn opened(&self) {
+        if !self.connected.said.swap(true, Relaxed)
+            && let Some(info) = self.client.connection()
+        {
+            announce("connected", &info);
+            self.connected.news.notify_one();
         }
     }
 
@@ -44,6 +83,9 @@ impl Tunnel {
         match error {
             OpenError::Connect(error) if self.may_warn() => {
                 warn!(kind = failure::kind(error), %error, "cannot connect");
+            }
+            OpenError::UdpDisabled | OpenError::Limit if self.may_warn() => {
+                warn!(%error, "not opened");
             }
             error => debug!(%error, "not opened"),
         }
@@ -70,14 +112,20 @@ impl Dialer for Tunnel {
     async fn tcp(&self, target: &Address) -> Result<TcpStream, DialFailure> {
         let opened = self.client.tcp(&target.to_string()).await;
         opened
-            .inspect(|_| counter!(figures::STREAMS).increment(1))
+            .inspect(|_| {
+                counter!(figures::STREAMS).increment(1);
+                self.opened();
+            })
             .map_err(|error| self.failure(&error))
     }
 
     async fn udp(&self) -> Result<UdpSession, DialFailure> {
         let opened = self.client.udp().await;
         opened
-            .inspect(|_| counter!(figures::SESSIONS).increment(1))
+            .inspect(|_| {
+                counter!(figures::SESSIONS).increment(1);
+                self.opened();
+            })
             .map_err(|error| self.failure(&error))
     }
 

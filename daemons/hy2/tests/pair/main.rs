@@ -191,6 +191,9 @@ fn a_lazy_client_waits_for_its_first_program() {
     server.address("quic");
     assert_eq!(round_trip(socks5(socks, tcp_echo()).0, b"first"), b"first");
     server.expect("client connected");
+    client.expect("connected");
+    server.signal("TERM");
+    client.expect("connection ended; connecting when a program needs it");
 }
 
 #[test]

@@ -3,7 +3,10 @@
 use std::{
     collections::HashMap,
     future::poll_fn,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -158,6 +161,7 @@ impl Surroundings {
             _owner: Arc::new(()),
             memory: Arc::clone(&self.memory),
             node_sessions: Arc::clone(node),
+            refusal_said: AtomicBool::new(false),
         }
     }
 
