@@ -58,8 +58,8 @@ impl AgentConfig {
         }
     }
 
-    /// Names everything that is wrong.
-    pub(crate) fn mistakes(&self) -> Vec<String> {
+    /// Names everything that is wrong, each with its field; nothing works with such settings.
+    pub fn mistakes(&self) -> Vec<String> {
         let mut mistakes = Vec::new();
         if self.masters.is_empty() {
             mistakes.push("masters: at least one address is needed".to_owned());

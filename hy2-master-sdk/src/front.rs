@@ -168,6 +168,9 @@ impl Front {
             targets: config.targets,
             authenticator: config.authenticator,
         });
+        // Before anything is made: a start that fails later would keep the first password to itself.
+        let api_listener = bind(config.api).await?;
+        let public_listener = bind(config.public).await?;
         let first_admin = service.bootstrap_admins().await?;
         let hub = EventHub::default();
         let stop = master.shutdown_token().child_token();
@@ -195,20 +198,14 @@ impl Front {
         let metrics = config.metrics;
         let proxies = config.trusted_proxies;
         let state = ApiState::new(service.clone(), hub, proxies.clone(), move || metrics());
-        let api = match config.api {
-            Some(address) => {
-                let router = api::router(state.clone()).merge(api::grpc::router(state));
-                Some(serve(&mut tasks, address, config.api_tls, router, &stop).await?)
-            }
-            None => None,
-        };
-        let public = match config.public {
-            Some(address) => {
-                let router = subscription::router(service.clone(), proxies);
-                Some(serve(&mut tasks, address, config.public_tls, router, &stop).await?)
-            }
-            None => None,
-        };
+        let api = api_listener.map(|listener| {
+            let router = api::router(state.clone()).merge(api::grpc::router(state));
+            serve(&mut tasks, listener, config.api_tls, router, &stop)
+        });
+        let public = public_listener.map(|listener| {
+            let router = subscription::router(service.clone(), proxies);
+            serve(&mut tasks, listener, config.public_tls, router, &stop)
+        });
         Ok(Self {
             service,
             api,
@@ -304,17 +301,27 @@ impl KeepTokenKeys {
     }
 }
 
-/// Serves a router until `stop`; then requests may finish for a short while.
-async fn serve(
-    tasks: &mut JoinSet<()>,
-    address: SocketAddr,
-    tls: Option<ListenerTls>,
-    router: Router,
-    stop: &CancellationToken,
-) -> Result<SocketAddr, FrontError> {
+/// Binds a port, if there is to be one; returns where as well.
+async fn bind(
+    address: Option<SocketAddr>,
+) -> Result<Option<(TcpListener, SocketAddr)>, FrontError> {
+    let Some(address) = address else {
+        return Ok(None);
+    };
     let bind = |source| FrontError::Bind { address, source };
     let listener = TcpListener::bind(address).await.map_err(bind)?;
     let bound = listener.local_addr().map_err(bind)?;
+    Ok(Some((listener, bound)))
+}
+
+/// Serves a router until `stop`; then requests may finish for a short while.
+fn serve(
+    tasks: &mut JoinSet<()>,
+    (listener, bound): (TcpListener, SocketAddr),
+    tls: Option<ListenerTls>,
+    router: Router,
+    stop: &CancellationToken,
+) -> SocketAddr {
     let encrypted = tls.is_some();
     let router = router
         .layer(middleware::map_request(note_peer))
@@ -344,7 +351,7 @@ async fn serve(
             () = late => {}
         }
     });
-    Ok(bound)
+    bound
 }
 
 /// Tells routers where a connection comes from, in the form that any listener of axum gives.

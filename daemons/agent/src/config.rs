@@ -1,13 +1,14 @@
 //! The configuration file.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use anyhow::Context;
+use anyhow::bail;
 use hy2_agent_sdk::AgentConfig;
+use hy2_daemon_runtime::configuration;
 use serde::Deserialize;
 
 /// What the file says. Every key but `dataDir` and `masters` has a default.
@@ -58,10 +59,21 @@ impl TryFrom<String> for Interval {
 impl Config {
     /// Reads a file.
     pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
-        serde_saphyr::from_str(&text)
-            .map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))
+        let config: Self = configuration(path)?;
+        let mut mistakes = config.agent().mistakes();
+        if config.data_dir.as_os_str().is_empty() {
+            mistakes.push("dataDir: must be a folder".to_owned());
+        }
+        let is_host = |host: &str| host.parse::<IpAddr>().is_ok() || url::Host::parse(host).is_ok();
+        if !config.public_host.is_empty() && !is_host(&config.public_host) {
+            mistakes.push("publicHost: must be a host name or an address".to_owned());
+        }
+        if mistakes.is_empty() {
+            return Ok(config);
+        }
+        // As the file calls them.
+        let mistakes = mistakes.join("; ").replace("spool_cap", "spoolMebibytes");
+        bail!("{}: {mistakes}", path.display());
     }
 
     /// Returns what the agent is configured with.
@@ -114,12 +126,28 @@ mod tests {
                 "listenPort",
             ),
             ("dataDir: /x\nmasters: ['a:1']\nloopback: here", "loopback"),
+            ("dataDir: ''\nmasters: ['a:1']", "dataDir: must be a folder"),
+            ("dataDir: /x\nmasters: []", "masters: at least one"),
+            ("dataDir: /x\nmasters: ['a:1', nohost]", "masters[1]"),
+            (
+                "dataDir: /x\nmasters: ['a:1']\nloopback: 0.0.0.0:50051",
+                "loopback: 0.0.0.0",
+            ),
+            (
+                "dataDir: /x\nmasters: ['a:1']\nspoolMebibytes: 0",
+                "spoolMebibytes: must",
+            ),
+            (
+                "dataDir: /x\nmasters: ['a:1']\npublicHost: 'bad host!/'",
+                "publicHost",
+            ),
             (
                 "dataDir: /x\nmasters: ['a:1']\nreconnectMax: 2h",
                 "between 100ms and 60m",
             ),
         ] {
             let error = read(text).expect_err(text);
+            assert!(!error.contains('\n'), "{error}");
             assert!(
                 error.to_lowercase().contains(&wanted.to_lowercase()),
                 "{wanted} not in {error}"

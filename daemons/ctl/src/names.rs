@@ -35,9 +35,10 @@ pub(crate) async fn id(client: &Client, kind: Kind, text: &str) -> Result<i64, F
     let mut after = None::<String>;
     loop {
         let mut query = vec![("size", "500".to_owned())];
-        if !matches!(kind, Kind::Plan) {
-            query.push(("search", name.to_owned()));
-        }
+        query.push(match kind {
+            Kind::Plan => ("archived", "true".to_owned()),
+            Kind::User | Kind::Node => ("search", name.to_owned()),
+        });
         query.extend(after.take().map(|after| ("after", after)));
         let page = client.get(path, &query).await?;
         let items = page["items"].as_array().map_or(&[][..], Vec::as_slice);

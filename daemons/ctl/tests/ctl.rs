@@ -698,8 +698,8 @@ async fn plans_assignments_traffic_and_sessions_are_shown_and_changed() {
             .len(),
         2
     );
-    let id = plan["id"].to_string();
-    assert_eq!(ctl.run(&["plans", "unarchive", &id]).code, 0);
+    assert!(ctl.run(&["plans", "show", "huge"]).ok().contains("huge"));
+    assert_eq!(ctl.run(&["plans", "unarchive", "huge"]).code, 0);
     assert!(ctl.run(&["plans", "list"]).ok().contains("huge"));
     assert_eq!(
         ctl.run(&["plans", "create", "huge"]).code,

@@ -2,13 +2,14 @@
 
 use std::{
     fmt,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use anyhow::{Context, bail};
-use hy2_master_sdk::{Builder, Master, MasterConfig, front::FrontConfig};
+use hy2_daemon_runtime::configuration;
+use hy2_master_sdk::{Builder, Master, MasterConfig, front::FrontConfig, redis::Redis};
 use ipnet::IpNet;
 use serde::Deserialize;
 use url::Url;
@@ -151,13 +152,15 @@ impl TryFrom<String> for Database {
     }
 }
 
+/// Tells whether a text is a host name or an address, of IPv6 in brackets or without.
+fn is_host(text: &str) -> bool {
+    text.parse::<IpAddr>().is_ok() || url::Host::parse(text).is_ok()
+}
+
 impl Config {
     /// Reads a file.
     pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
-        let config: Self = serde_saphyr::from_str(&text)
-            .map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))?;
+        let config: Self = configuration(path)?;
         // What is loopback is for this host; anything else wants TLS in front of it.
         let api = &config.api;
         let guarded = api.tls.is_some() || !api.trusted_proxies.is_empty();
@@ -169,7 +172,36 @@ impl Config {
                 api.listen
             );
         }
+        config.check().with_context(|| path.display().to_string())?;
         Ok(config)
+    }
+
+    /// Judges what the types of the values do not.
+    fn check(&self) -> anyhow::Result<()> {
+        let listen = self.agents.listen.rsplit_once(':');
+        let is_address = listen.is_some_and(|(host, port)| {
+            !host.is_empty() && port.parse::<u16>().is_ok() && is_host(host)
+        });
+        if !is_address {
+            bail!("agents.listen: must be an address and a port, such as 0.0.0.0:50052");
+        }
+        if let Some(at) = self.agents.names.iter().position(|name| !is_host(name)) {
+            bail!("agents.names[{at}]: must be a host name or an address");
+        }
+        if let Database::Postgres(url) = &self.database
+            && !Url::parse(url).is_ok_and(|url| url.has_host())
+        {
+            bail!("database: must be postgres://user:password@host/name");
+        }
+        if !matches!(self.public.url.scheme(), "http" | "https") {
+            bail!("public.url: must begin with https://, or http:// behind a proxy of your own");
+        }
+        if let Some(url) = self.redis()
+            && Redis::new(url, "hy2:").is_err()
+        {
+            bail!("redis: must be redis://:password@host:port");
+        }
+        Ok(())
     }
 
     /// Describes the master.
@@ -187,6 +219,12 @@ impl Config {
             config.heartbeat_interval = interval;
         }
         builder.key_file(&self.key_file).config(config)
+    }
+
+    /// Tells whether all users come from a proxy on this host that is not named as one: limits per
+    /// address would count them as one.
+    pub(crate) fn hides_addresses(&self) -> bool {
+        self.public.listen.ip().is_loopback() && self.api.trusted_proxies.is_empty()
     }
 
     /// Returns where the master key is.
@@ -267,13 +305,35 @@ mod tests {
                 "between 100ms and 60m",
             ),
             (
+                "database: postgres://\nkeyFile: a\npublic: {url: 'https://a/'}",
+                "database: must be postgres://",
+            ),
+            (
+                "database: sqlite:/x\nkeyFile: a\npublic: {url: 'ftp://a/'}",
+                "public.url",
+            ),
+            (&format!("{LEAST}redis: nonsense\n"), "redis: must be"),
+            (&format!("{LEAST}redis: [1]\n"), "redis: "),
+            (
+                &format!("{LEAST}agents:\n  listen: nonsense\n"),
+                "agents.listen",
+            ),
+            (
+                &format!("{LEAST}agents:\n  listen: '127.0.0.1:99999'\n"),
+                "agents.listen",
+            ),
+            (
+                &format!("{LEAST}agents:\n  names: [a.example.org, 'bad name !!']\n"),
+                "agents.names[1]",
+            ),
+            (
                 &format!("{LEAST}agents:\n  heartbeatInterval: 5ms\n"),
                 "between 100ms and 60m",
             ),
         ];
         for (text, wanted) in cases {
             let error = read(text).expect_err(text);
-            assert!(error.contains(wanted), "{error}");
+            assert!(error.contains(wanted) && !error.contains('\n'), "{error}");
         }
     }
 

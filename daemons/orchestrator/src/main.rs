@@ -20,7 +20,7 @@ use hy2_master_sdk::{
     service::admins::Credentials,
 };
 use secrecy::ExposeSecret;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::{
     certificates::Certificates,
@@ -45,6 +45,7 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> anyhow::Result<()> {
     let config = Config::read(&cli.config)?;
     if let Command::Check = cli.command {
+        Certificates::read(config.tls())?;
         return say(&format!("{}: ok", cli.config.display()));
     }
     logging::init(cli.log_level, cli.log_format)?;
@@ -72,6 +73,11 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     let mut signals = Signals::install()?;
     let recorder = Recorder::install()?;
     let master = config.master().agents(config.agents()).start().await?;
+    if config.hides_addresses() {
+        warn!(
+            "public.listen is on loopback and api.trustedProxies names no proxy: all users count as one address"
+        );
+    }
     let mut front = config.front();
     front.metrics = std::sync::Arc::new(move || recorder.render());
     if let Some(url) = config.redis() {

@@ -4,6 +4,7 @@
 //! process to install what receives them; that is done here.
 #![forbid(unsafe_code)]
 
+mod configuration;
 mod exposition;
 mod interval;
 pub mod logging;
@@ -14,6 +15,7 @@ pub mod service;
 mod signals;
 mod watch;
 
+pub use configuration::configuration;
 pub use exposition::{Exposition, Recorder};
 pub use interval::interval;
 pub use new_file::NewFile;

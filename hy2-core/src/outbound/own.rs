@@ -50,6 +50,7 @@ mod tests {
     const INSIDE: &str = "HY2_TEST_HAS_PUBLIC_ADDRESS";
 
     #[test]
+    #[allow(clippy::print_stdout, reason = "says why it is not tried")]
     fn a_public_address_of_an_interface_is_refused() {
         let (own, other): (IpAddr, IpAddr) = ([8, 8, 4, 4].into(), [8, 8, 8, 8].into());
         let policy = AddressPolicy::public_only();

@@ -1,12 +1,15 @@
 //! What an embedder brings along: administrators of its own, and an ear for what happens.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use hy2_master_sdk::BoxFuture;
 use hy2_master_sdk::auth::external::{Authenticator, Undecided};
+use hy2_master_sdk::auth::password::Cost;
 use hy2_master_sdk::events::{Event, EventSink};
+use hy2_master_sdk::front::{Front, FrontConfig, FrontError};
+use hy2_master_sdk::secrets::MasterKeys;
 use hy2_master_sdk::store::{Store, StoreOptions};
+use hy2_master_sdk::{BoxFuture, Master};
 use serde_json::json;
 use tokio::sync::mpsc;
 
@@ -132,4 +135,33 @@ async fn a_sink_hears_every_event_in_order_from_where_it_left_off() {
         assert_eq!(usize::try_from(seq), Ok(topics.len()), "without a gap");
     }
     fleet.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_that_fails_for_a_port_leaves_the_first_password_to_the_next() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = crate::harness::empty_sqlite(directory.path()).await;
+    let master = Master::with_store(store)
+        .keys(MasterKeys::generate().unwrap())
+        .start()
+        .await
+        .unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let free = SocketAddr::from(([127, 0, 0, 1], 0));
+    let config = |public| {
+        let mut config = FrontConfig::new("https://sub.example.org/".parse().unwrap());
+        config.api = Some(free);
+        config.public = Some(public);
+        config.password_cost = Cost {
+            memory_kib: 64,
+            passes: 1,
+        };
+        config
+    };
+    let failed = Front::start(&master, config(taken.local_addr().unwrap())).await;
+    assert!(matches!(failed, Err(FrontError::Bind { .. })), "{failed:?}");
+    let front = Front::start(&master, config(free)).await.unwrap();
+    assert!(front.first_admin().is_some());
+    drop(front);
+    master.shutdown().await;
 }
