@@ -60,13 +60,13 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
 async fn serve(config: AgentConfig, logs: LogRing, flags: &Run) -> anyhow::Result<()> {
     let mut signals = Signals::install()?;
     let metrics = flags.metrics.map(Exposition::install).transpose()?;
-    let stop = tokio_util::sync::CancellationToken::new();
-    let exposing = metrics.map(|metrics| tokio::spawn(metrics.run(stop.clone())));
     let panics = PanicCount::default();
     let counted = panics.clone();
     on_panic(move || counted.note());
     let agent = Agent::builder(config).logs(logs).panics(panics);
     let agent = agent.spawn().await?;
+    let stop = tokio_util::sync::CancellationToken::new();
+    let exposing = metrics.map(|metrics| tokio::spawn(metrics.run(stop.clone())));
     service::ready();
     let watchdog = service::watchdog();
     // What can change comes from the master: SIGHUP is ignored.

@@ -1,4 +1,4 @@
-//! Figures for Prometheus on an address of their own: `/metrics` and `/healthz`.
+//! Figures for Prometheus on an address of their own: `/metrics`, `/healthz`, `/readyz`.
 
 use std::{convert::Infallible, io, net::SocketAddr, time::Duration};
 
@@ -137,8 +137,9 @@ impl Recorder {
 fn answer(recorder: &PrometheusHandle, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     let (status, text) = match (request.method(), request.uri().path()) {
         (&Method::GET | &Method::HEAD, "/metrics") => (StatusCode::OK, recorder.render()),
-        (&Method::GET | &Method::HEAD, "/healthz") => (StatusCode::OK, "ok\n".into()),
-        (_, "/metrics" | "/healthz") => (StatusCode::METHOD_NOT_ALLOWED, String::new()),
+        // It runs; an agent serves this from when it is ready on.
+        (&Method::GET | &Method::HEAD, "/healthz" | "/readyz") => (StatusCode::OK, "ok\n".into()),
+        (_, "/metrics" | "/healthz" | "/readyz") => (StatusCode::METHOD_NOT_ALLOWED, String::new()),
         _ => (StatusCode::NOT_FOUND, String::new()),
     };
     let mut response = Response::new(Full::from(text));
@@ -180,7 +181,10 @@ mod tests {
             "{figures}"
         );
         assert!(figures.contains("\nhy2_test_things_total 3\n"), "{figures}");
-        assert!(get(address, "GET /healthz").await.ends_with("\r\n\r\nok\n"));
+        for path in ["/healthz", "/readyz"] {
+            let answer = get(address, &format!("GET {path}")).await;
+            assert!(answer.ends_with("\r\n\r\nok\n"), "{answer}");
+        }
         assert!(
             get(address, "POST /metrics")
                 .await

@@ -1,5 +1,7 @@
 //! Configuration of nodes: bodies for the fleet, a region or a node, kept for ever, never changed.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::ToSchema;
@@ -15,6 +17,10 @@ use crate::store::{StoreError, Tx, config_list};
 
 /// What passwords in a body read as; written back, they stay what they are.
 const HIDDEN: &str = "***";
+
+/// For how long an obfuscation is accepted beside the one that follows it: by then clients have
+/// fetched their subscriptions.
+const OBFUSCATION_KEPT: Duration = Duration::from_secs(86_400);
 
 /// A revision as the API shows it.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -193,7 +199,10 @@ impl Service {
             return Err(ServiceError::Stale("configuration"));
         }
         let mut body = put.body;
-        keep_hidden(&mut body, newest.as_ref().map(|row| &row.body.0), "body")?;
+        let old = newest.as_ref().map(|row| &row.body.0);
+        keep_hidden(&mut body, old, "body")?;
+        self.keep_obfuscation(&mut tx, scope, old, &mut body)
+            .await?;
         self.append(
             tx,
             access,
@@ -220,9 +229,16 @@ impl Service {
         config_list::lock(&mut tx).await?;
         let message = format!("back to revision {id}");
         let scope = (old.scope, old.scope_id);
-        let row = self
-            .append(tx, access, scope, old.body.0, message, false)
+        let newest = config_list::newest(&mut tx, old.scope, old.scope_id).await?;
+        let mut body = old.body.0;
+        if let Some(fields) = body.as_object_mut() {
+            // The window of then was for what was before it then.
+            fields.remove("previous_obfs");
+        }
+        let newest = newest.as_ref().map(|row| &row.body.0);
+        self.keep_obfuscation(&mut tx, old.scope, newest, &mut body)
             .await?;
+        let row = self.append(tx, access, scope, body, message, false).await?;
         row.ok_or_else(|| ServiceError::internal("a rollback is no dry run"))
     }
 
@@ -265,6 +281,56 @@ impl Service {
         record(&mut tx, access, written, now).await?;
         tx.commit().await?;
         Ok(Some(row))
+    }
+
+    /// Lets clients use the obfuscation of now for a day more when `body` brings another one, unless it says itself
+    /// what is accepted beside it; and keeps such a window that is open.
+    async fn keep_obfuscation(
+        &self,
+        tx: &mut Tx,
+        scope: ConfigScope,
+        old: Option<&Value>,
+        body: &mut Value,
+    ) -> Result<(), ServiceError> {
+        let fleet = match scope {
+            ConfigScope::Fleet => None,
+            _ => config_list::newest(tx, ConfigScope::Fleet, 0).await?,
+        };
+        let inherited = fleet.as_ref().and_then(|row| row.body.0.get("obfs"));
+        let of = |body: Option<&Value>| {
+            let own = body.and_then(|body| body.get("obfs"));
+            own.or(inherited)
+                .filter(|obfs| !obfs.is_null())
+                .cloned()
+                .unwrap_or(Value::Null)
+        };
+        let (before, after) = (of(old), of(Some(body)));
+        let open = |mut obfs: Value| {
+            config::open(self.vault(), &mut obfs).map_err(ServiceError::internal)?;
+            Ok::<_, ServiceError>(obfs)
+        };
+        let changes = open(before.clone())? != open(after)?;
+        // Where nothing runs yet, nobody uses anything.
+        let is_used = old.is_some() || !config_list::nodes(tx, None, None).await?.is_empty();
+        let now = self.now();
+        let window = match old.and_then(|old| old.get("previous_obfs")) {
+            _ if changes && !is_used => None,
+            _ if changes => {
+                let until = now.plus(OBFUSCATION_KEPT);
+                Some(match before {
+                    Value::Null => json!({"until": until}),
+                    before => json!({"obfs": before, "until": until}),
+                })
+            }
+            Some(window) if window["until"].as_i64().is_some_and(|until| until > now.0) => {
+                Some(window.clone())
+            }
+            _ => None,
+        };
+        if let (Some(window), Some(fields)) = (window, body.as_object_mut()) {
+            fields.entry("previous_obfs").or_insert(window);
+        }
+        Ok(())
     }
 
     /// Checks the body by itself and merged with the others for every node concerned.

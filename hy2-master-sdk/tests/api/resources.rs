@@ -319,6 +319,42 @@ on_both! {
         fleet.stop().await;
     }
 
+    async fn a_new_obfuscation_leaves_the_old_one_for_a_day(fleet) {
+        let owner = fleet.owner().await;
+        let path = "/api/v1/configs/fleet/0";
+        let put = async |body: Value| {
+            owner.put(path, &json!({"body": body})).await.expect(200)
+        };
+        let obfs = |password: &str| json!({"salamander": {"password": password}});
+        // No node yet: nobody to leave anything to.
+        let first = put(json!({"obfs": obfs("first-password-1234")})).await;
+        assert_eq!(first["body"].get("previous_obfs"), None);
+        fleet.node("ny").await;
+        let second = put(json!({"obfs": obfs("second-password-1234")})).await;
+        // The clock stands at 2027-01-15 08:00.
+        let window = json!({"obfs": obfs("***"), "until": 1_800_086_400_000_i64});
+        assert_eq!(second["body"]["previous_obfs"], window);
+        // Another change keeps it open, and does not lengthen it.
+        fleet.clock.advance(Duration::from_secs(3_600));
+        let owner = fleet.owner().await;
+        let put = async |body: Value| {
+            owner.put(path, &json!({"body": body})).await.expect(200)
+        };
+        let third = put(json!({"obfs": obfs("***"), "speed_test": true})).await;
+        assert_eq!(third["body"]["previous_obfs"], window);
+        // A rollback is a change like others.
+        let back = format!("/api/v1/revisions/{}/rollback", first["id"]);
+        let back = owner.post(&back, &Value::Null).await.expect(200);
+        let window = json!({"obfs": obfs("***"), "until": 1_800_090_000_000_i64});
+        assert_eq!(back["body"]["previous_obfs"], window);
+        // Who wants no window says so: the old password is known to somebody.
+        let none = put(json!({"obfs": obfs("leaked-no-more-1234"), "previous_obfs": null})).await;
+        assert_eq!(none["body"]["previous_obfs"], Value::Null);
+        let plain = put(json!({})).await;
+        assert_eq!(plain["body"]["previous_obfs"]["obfs"], obfs("***"));
+        fleet.stop().await;
+    }
+
     async fn nodes_are_cordoned_revoked_and_asked_when_away(fleet) {
         let owner = fleet.owner().await;
         let node = fleet.node("ny").await;
