@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use hy2_daemon_runtime::configuration;
-use hy2_master_sdk::{Builder, Master, MasterConfig, front::FrontConfig, redis::Redis};
+use hy2_master_sdk::{Builder, Master, MasterConfig, front::FrontConfig};
 use ipnet::IpNet;
 use serde::Deserialize;
 use url::Url;
@@ -197,7 +197,7 @@ impl Config {
             bail!("public.url: must begin with https://, or http:// behind a proxy of your own");
         }
         if let Some(url) = self.redis()
-            && Redis::new(url, "hy2:").is_err()
+            && !Url::parse(url).is_ok_and(|url| matches!(url.scheme(), "redis" | "rediss" | "unix"))
         {
             bail!("redis: must be redis://:password@host:port");
         }
