@@ -189,7 +189,10 @@ impl Config {
             bail!("agents.names[{at}]: must be a host name or an address");
         }
         if let Database::Postgres(url) = &self.database
-            && !Url::parse(url).is_ok_and(|url| url.has_host())
+            && !Url::parse(url).is_ok_and(|url| {
+                // A socket's folder is a parameter.
+                url.has_host() || url.query_pairs().any(|(key, _)| key == "host")
+            })
         {
             bail!("database: must be postgres://user:password@host/name");
         }
