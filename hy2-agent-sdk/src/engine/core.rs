@@ -286,6 +286,13 @@ impl Engine for CoreEngine {
         handle.as_ref().map_or(0, |handle| handle.kick(&name(user)))
     }
 
+    fn hold_user(&self, user: u64, held: bool) -> bool {
+        let handle = self.handle.load();
+        handle
+            .as_ref()
+            .is_some_and(|handle| handle.hold(&name(user), held))
+    }
+
     fn kick_connection(&self, connection: u64) -> bool {
         let handle = self.handle.load();
         handle

@@ -105,6 +105,13 @@ pub trait Engine: Send + Sync + 'static {
     /// relay when a quota ends: must not wait.
     fn kick_user(&self, user: u64) -> usize;
 
+    /// Holds back what is relayed for a user, or lets it go on, without ending anything; `false`
+    /// when this engine cannot or the user is not there. Called inline from the relay while more of
+    /// a quota is asked for: must not wait. Without it such a user's connections are closed.
+    fn hold_user(&self, _user: u64, _held: bool) -> bool {
+        false
+    }
+
     /// Closes one connection; `false` when there is none of this number.
     fn kick_connection(&self, connection: u64) -> bool;
 

@@ -270,6 +270,12 @@ impl Leases {
         Some(places.expires_ms.saturating_sub(PLACES_RENEWED_MS))
     }
 
+    /// Whether the master is being asked for a slice, or will be next.
+    pub(crate) fn is_awaited(&self, user: u64) -> bool {
+        let inner = self.inner.lock();
+        inner.wants.contains(&user) || inner.asked.contains(&user)
+    }
+
     pub(crate) fn is_exhausted(&self, user: u64) -> bool {
         self.inner.lock().exhausted.contains(&user)
     }

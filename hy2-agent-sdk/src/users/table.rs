@@ -92,6 +92,8 @@ pub(crate) struct User {
     asked: AtomicBool,
     /// The user was stopped at the present limit.
     stopped: AtomicBool,
+    /// Since when the user is held back at the end of the allowance, while more is asked for.
+    held: Mutex<Option<u64>>,
     /// When the last connection ended, by the clock.
     idle_since: AtomicU64,
 }
@@ -99,6 +101,9 @@ pub(crate) struct User {
 /// After this long without a connection, what is left of a user's slices goes back, so that other
 /// nodes can have it.
 const IDLE_MS: u64 = 60_000;
+
+/// How long a user is held back at the end of a slice while the master does not answer.
+const HELD_MAX_MS: u64 = 10_000;
 
 /// After this long without its device, a place goes back; a device that only connects anew finds
 /// it.
@@ -171,6 +176,11 @@ impl User {
     /// Whether nobody has been connected for long.
     fn is_idle(&self, now_ms: u64) -> bool {
         now_ms.saturating_sub(self.idle_since.load(Relaxed)) >= IDLE_MS
+    }
+
+    fn is_held_too_long(&self, now_ms: u64) -> bool {
+        let since = *self.held.lock();
+        since.is_some_and(|since| now_ms.saturating_sub(since) >= HELD_MAX_MS)
     }
 
     fn device_count(&self) -> u32 {
@@ -310,6 +320,7 @@ impl UserTable {
                     renew_at: AtomicU64::new(u64::MAX),
                     asked: AtomicBool::new(false),
                     stopped: AtomicBool::new(false),
+                    held: Mutex::default(),
                     idle_since: AtomicU64::new(u64::MAX),
                 });
                 inner.by_id.insert(id, Arc::clone(&user));
@@ -354,6 +365,7 @@ impl UserTable {
             forget_verifier(inner, &user.entry.load().verifier, id);
             // The master takes the slices of a user who is gone back by itself.
             actions.push(Action::Kick(id));
+            actions.push(Action::LetGo(user));
         }
     }
 
@@ -375,6 +387,7 @@ impl UserTable {
             user.limit.store(u64::MAX, Release);
             user.renew_at.store(u64::MAX, Relaxed);
             user.stopped.store(false, Release);
+            actions.push(Action::LetGo(Arc::clone(user)));
             return;
         }
         let allowance = self.leases.allowance(user.id);
@@ -393,9 +406,60 @@ impl UserTable {
             user.asked.store(false, Release);
             user.stopped.store(false, Release);
         }
-        // Whoever asks here has the answer, or there is nobody to answer.
-        if total >= allowance && !user.live.lock().is_empty() {
-            actions.push(Action::Kick(user.id));
+        if total < allowance {
+            actions.push(Action::LetGo(Arc::clone(user)));
+        } else if !user.live.lock().is_empty() {
+            let awaited = self.leases.is_awaited(user.id);
+            let answered = user.asked.load(Acquire) && !awaited;
+            if answered || !self.may_wait(user) || user.is_held_too_long(unix_ms(self.clock.now()))
+            {
+                actions.push(Action::Kick(user.id));
+                actions.push(Action::LetGo(Arc::clone(user)));
+                return;
+            }
+            user.asked.store(true, Release);
+            if !awaited {
+                self.leases.want(user.id);
+            }
+            actions.push(Action::Hold(Arc::clone(user)));
+        }
+    }
+
+    /// Whether the master may still give a user who is at the end of the allowance more.
+    fn may_wait(&self, user: &User) -> bool {
+        self.leases.is_online() && !self.leases.is_exhausted(user.id)
+    }
+
+    /// Holds a user back until there is an answer; `false` when the engine cannot.
+    fn hold_back(&self, user: &User) -> bool {
+        let Some(engine) = self.engine() else {
+            return false;
+        };
+        let mut held = user.held.lock();
+        if !engine.hold_user(user.id, true) {
+            return false;
+        }
+        if held.is_none() {
+            let now = unix_ms(self.clock.now());
+            *held = Some(now);
+            drop(held);
+            let until = now + HELD_MAX_MS;
+            self.inner.write().due.insert((until, user.id));
+            // The answer may have come before the hold.
+            if user.has_allowance(self.total(user.id)) {
+                self.let_go(user);
+            }
+        }
+        true
+    }
+
+    /// Lets a user go on who was held back.
+    fn let_go(&self, user: &User) {
+        let mut held = user.held.lock();
+        if held.take().is_some()
+            && let Some(engine) = self.engine()
+        {
+            engine.hold_user(user.id, false);
         }
     }
 
@@ -511,6 +575,12 @@ impl UserTable {
                 Action::Kick(user) => {
                     engine.kick_user(user);
                 }
+                Action::Hold(user) => {
+                    if !self.hold_back(&user) {
+                        engine.kick_user(user.id);
+                    }
+                }
+                Action::LetGo(user) => self.let_go(&user),
                 Action::Limits(user) => engine.set_limits(user.id, user.limits()),
                 Action::Idle(user) => {
                     let live = user.live.lock();
@@ -601,8 +671,14 @@ impl UserTable {
         {
             self.leases.want(user.id);
         }
-        if total >= allowance && !user.asked.swap(true, AcqRel) {
+        if total < allowance {
+            return;
+        }
+        if !user.asked.swap(true, AcqRel) {
             self.leases.want(user.id);
+        }
+        if self.may_wait(user) && self.hold_back(user) {
+            return;
         }
         if total >= user.limit.load(Acquire)
             && !user.stopped.swap(true, AcqRel)
@@ -648,6 +724,8 @@ fn forget_verifier(inner: &mut Inner, verifier: &Verifier, id: u64) {
 /// What a change does to live connections, once the table is unlocked.
 enum Action {
     Kick(u64),
+    Hold(Arc<User>),
+    LetGo(Arc<User>),
     Limits(Arc<User>),
     Devices(Arc<User>),
     Idle(Arc<User>),

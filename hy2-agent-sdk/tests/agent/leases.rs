@@ -1,16 +1,23 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr, UdpSocket},
-    sync::{Arc, atomic::Ordering::SeqCst},
-    time::Duration,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
+    time::{Duration, SystemTime},
 };
 
 use hy2_agent_sdk::{
+    clock::ManualClock,
     hy2_core::{Client, relay::TcpStream, socket::SocketFactory},
     hy2_proto::control::rpc::{LeaseRecall, session_response},
 };
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    task::JoinHandle,
+};
 
 use crate::{
     fleet::{World, user},
@@ -110,38 +117,92 @@ async fn round(stream: &mut TcpStream, len: usize) -> io::Result<()> {
     Ok(())
 }
 
+/// Rounds through an echo until the stream ends; returns how many there were.
+fn rounds(mut stream: TcpStream, len: usize) -> (Arc<AtomicU64>, JoinHandle<()>) {
+    let done = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&done);
+    let task = tokio::spawn(async move {
+        while round(&mut stream, len).await.is_ok() {
+            counted.fetch_add(1, SeqCst);
+        }
+    });
+    (done, task)
+}
+
+async fn until(what: &str, is: impl Fn() -> bool) {
+    soon(what, async {
+        while !is() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
-async fn a_user_is_not_cut_for_the_time_of_an_answer_and_goes_not_far_without_one() {
+async fn a_user_waits_for_the_answer_at_the_end_of_a_slice_and_is_cut_when_none_comes() {
     const LEN: usize = 1000;
     let slice = 256 << 10;
     let mut world = metered(64 << 20, slice).await;
-    let agent = world.start().await;
+    let clock = Arc::new(ManualClock::new(SystemTime::now()));
+    let ticking = Arc::clone(&clock);
+    world.start_with(|builder| builder.clock(ticking)).await;
+    world.master.acked(1).await;
     let echo = Echo::start().await;
     let alice = world.client(ALICE).await;
-    let mut stream = alice.tcp(&echo.target()).await.expect("a stream");
+    let stream = alice.tcp(&echo.target()).await.expect("a stream");
+    let agent = world.agent.as_ref().expect("runs").handle();
     let moved = || {
         let (tx, rx) = agent.totals();
         tx + rx
     };
     let granted = || -> u64 { world.master.shared.quotas.lock().granted.values().sum() };
+    let (done, task) = rounds(stream, LEN);
     world.master.shared.hold_leases.send_replace(true);
-    let first = granted();
-    while moved() <= first {
-        round(&mut stream, LEN).await.expect("not cut");
+    for _ in 0..2 {
+        until("the end of the slice", || moved() >= granted()).await;
+        // Nothing moves, and nothing ends, for as long as the answer takes.
+        let stopped = moved();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(
+            moved() <= stopped + 2 * LEN as u64,
+            "{stopped}: {}",
+            moved()
+        );
+        assert!(!task.is_finished());
+        let (before, had) = (done.load(SeqCst), granted());
+        world.master.shared.hold_leases.send_replace(false);
+        until("the answer", || granted() > had).await;
+        world.master.shared.hold_leases.send_replace(true);
+        until("the rest", || done.load(SeqCst) > before + 10).await;
     }
-    world.master.shared.hold_leases.send_replace(false);
-    // Let in means that the answer is in force.
-    world.client(ALICE).await.close().await;
-    while moved() <= first + slice / 2 {
-        round(&mut stream, LEN).await.expect("not cut");
-    }
-    // No answer for long: a quarter of a slice, and what was on its way.
-    world.master.shared.hold_leases.send_replace(true);
-    let cut = async { while round(&mut stream, LEN).await.is_ok() {} };
-    soon("the end", cut).await;
-    let most = granted() + slice / 4 + 2 * LEN as u64;
+    until("the end of the slice", || moved() >= granted()).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!task.is_finished());
+    clock.advance(Duration::from_secs(11));
+    soon("the cut", task).await.expect("a task");
+    let most = granted() + 4 * LEN as u64;
     assert!(moved() <= most, "{} of {most}", moved());
     world.master.shared.hold_leases.send_replace(false);
+    // Cut, not locked out: the answer is there for whoever comes.
+    let again = world.client(ALICE).await;
+    let mut stream = again.tcp(&echo.target()).await.expect("a stream");
+    soon("a round", round(&mut stream, LEN))
+        .await
+        .expect("goes on");
+}
+
+#[tokio::test]
+async fn slices_far_smaller_than_what_is_on_its_way_cut_nobody_before_the_end_of_the_quota() {
+    let (quota, slice) = (32 << 20, 128 << 10);
+    let mut world = metered(quota, slice).await;
+    let agent = world.start().await;
+    let echo = Echo::start().await;
+    let alice = world.client(ALICE).await;
+    let traffic = Traffic::start(&alice, &echo.target(), 8, 64 << 10).await;
+    soon("the end of the quota", traffic.until_cut()).await;
+    let (tx, rx) = agent.totals();
+    assert!(tx + rx >= quota, "cut at {} of {quota}", tx + rx);
+    assert!(tx + rx <= quota + 8 * CHUNK, "{} over", tx + rx - quota);
 }
 
 #[tokio::test]
@@ -151,17 +212,18 @@ async fn a_node_that_ends_while_it_waits_for_a_slice_delivers_what_went_over() {
     let agent = world.start().await;
     let echo = Echo::start().await;
     let alice = world.client(ALICE).await;
-    let mut stream = alice.tcp(&echo.target()).await.expect("a stream");
+    let stream = alice.tcp(&echo.target()).await.expect("a stream");
     let moved = || {
         let (tx, rx) = agent.totals();
         tx + rx
     };
     world.master.shared.hold_leases.send_replace(true);
     let granted: u64 = world.master.shared.quotas.lock().granted.values().sum();
-    while moved() <= granted {
-        round(&mut stream, LEN).await.expect("not cut");
-    }
+    // The slice is no multiple of a round.
+    let (_, task) = rounds(stream, LEN);
+    until("more than the slice", || moved() > granted).await;
     world.shutdown().await;
+    soon("the cut", task).await.expect("a task");
     let (tx, rx) = world.master.shared.store.lock().total();
     assert_eq!(tx + rx, moved());
     assert!(moved() > granted);

@@ -17,10 +17,16 @@ const MIN_BURST: f64 = 65_536.0;
 /// What one mover may move at a time at the slowest rates, in bytes.
 const QUANTUM_MIN: usize = 4096;
 
+/// How long a mover that is held waits before it looks again.
+const HELD_PAUSE: Duration = Duration::from_millis(20);
+
+/// Says in [`RateLimiter::rate`] that nothing may move, whatever the rate.
+const HELD: u64 = 1 << 63;
+
 /// A token bucket over bytes. Without a rate it costs one relaxed load.
 #[derive(Debug)]
 pub(crate) struct RateLimiter {
-    /// Bytes per second; 0 is no limit.
+    /// Bytes per second; 0 is no limit. [`HELD`] comes on top.
     rate: AtomicU64,
     bucket: Mutex<Bucket>,
 }
@@ -63,8 +69,12 @@ impl RateLimiter {
     ///
     /// What was moved too much before is paid off at the new rate.
     pub(crate) fn set(&self, rate: Option<u64>) {
+        let rate = rate.unwrap_or(0).min(HELD - 1);
+        // Rates and holds change under the lock only.
         let mut bucket = self.bucket.lock();
-        match self.rate.swap(rate.unwrap_or(0), Relaxed) {
+        let old = self.rate.load(Relaxed);
+        self.rate.store(rate | (old & HELD), Relaxed);
+        match old & !HELD {
             0 => {
                 bucket.tokens = 0.0;
                 bucket.filled = Instant::now();
@@ -75,11 +85,22 @@ impl RateLimiter {
         }
     }
 
+    /// Holds everybody back, or lets them go on at their rate.
+    pub(crate) fn hold(&self, held: bool) {
+        let _bucket = self.bucket.lock();
+        let rate = self.rate.load(Relaxed) & !HELD;
+        let bit = if held { HELD } else { 0 };
+        self.rate.store(rate | bit, Relaxed);
+    }
+
     /// Takes `bytes` if they are there, for what may be dropped instead of delayed.
     pub(crate) fn try_take(&self, bytes: usize) -> bool {
         let rate = self.rate.load(Relaxed);
         if rate == 0 {
             return true;
+        }
+        if rate & HELD != 0 {
+            return false;
         }
         let mut bucket = self.bucket.lock();
         bucket.fill(rate as f64);
@@ -95,6 +116,7 @@ impl RateLimiter {
     pub(crate) fn quantum(&self) -> usize {
         match self.rate.load(Relaxed) {
             0 => usize::MAX,
+            rate if rate & HELD != 0 => QUANTUM_MIN,
             rate => usize::try_from(rate / 20).map_or(usize::MAX, |bytes| bytes.max(QUANTUM_MIN)),
         }
     }
@@ -109,9 +131,15 @@ impl RateLimiter {
             return None;
         }
         let mut bucket = self.bucket.lock();
+        let held = rate & HELD != 0;
+        let rate = rate & !HELD;
+        if rate == 0 {
+            return held.then(|| Instant::now() + HELD_PAUSE);
+        }
         let now = bucket.fill(rate as f64);
         bucket.tokens -= bytes as f64;
-        bucket.pause(rate as f64, now)
+        let pause = bucket.pause(rate as f64, now);
+        held.then(|| now + HELD_PAUSE).or(pause)
     }
 
     /// Returns until when a mover must go on to pause; `None` when it may move.
@@ -119,6 +147,9 @@ impl RateLimiter {
         let rate = self.rate.load(Relaxed);
         if rate == 0 {
             return None;
+        }
+        if rate & HELD != 0 {
+            return Some(Instant::now() + HELD_PAUSE);
         }
         let mut bucket = self.bucket.lock();
         let now = bucket.fill(rate as f64);
@@ -155,6 +186,26 @@ mod tests {
         advance(Duration::from_secs(60)).await;
         assert_eq!(limiter.take(65_000), None);
         assert!(limiter.take(65_000).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_held_moves_nothing_until_let_go_on_and_then_at_the_rate() {
+        for rate in [None, Some(1_000_000)] {
+            let limiter = RateLimiter::unlimited();
+            limiter.hold(true);
+            limiter.set(rate);
+            assert!(limiter.take(1).is_some());
+            assert_eq!(limiter.quantum(), QUANTUM_MIN);
+            for _ in 0..100 {
+                let until = limiter.pause().expect("still held");
+                sleep_until(until).await;
+                assert!(!limiter.try_take(1));
+            }
+            limiter.hold(false);
+            assert_eq!(limiter.pause(), None);
+            assert!(limiter.try_take(1));
+            assert_eq!(limiter.take(1 << 30).is_some(), rate.is_some());
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -378,6 +378,17 @@ impl ServerHandle {
         self.shared.registry.set_limits(user, limits)
     }
 
+    /// Holds back everything that is relayed for a user, both ways, or lets it go on. Nothing ends:
+    /// connections and streams stay, TCP waits, UDP datagrams are dropped meanwhile. A stream that
+    /// is moving when this is called may finish the chunk in hand; after the end of the hold it goes
+    /// on within 20 ms. Returns `false` when the user has never been connected.
+    ///
+    /// For the time in which somebody decides whether the user may go on. It may be called from
+    /// [`crate::meter::ByteCells`]. It holds for the user's later connections too.
+    pub fn hold(&self, user: &UserId, held: bool) -> bool {
+        self.shared.registry.hold(user, held)
+    }
+
     /// Changes the congestion control of all of a user's connections, and returns how many.
     ///
     /// A Brutal rate is still capped by the user's `down` limit. Connections to come negotiate

@@ -235,6 +235,16 @@ impl Registry {
         true
     }
 
+    /// Holds a user's relays back, or lets them go on; `false` when the user is unknown.
+    pub(crate) fn hold(&self, id: &UserId, held: bool) -> bool {
+        let Some(user) = self.user(id) else {
+            return false;
+        };
+        user.tx.hold(held);
+        user.rx.hold(held);
+        true
+    }
+
     /// Changes the congestion control of a user's connections and returns how many there are.
     pub(crate) fn set_congestion(&self, id: &UserId, algorithm: Algorithm) -> usize {
         let mut inner = self.inner.lock();

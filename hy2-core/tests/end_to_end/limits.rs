@@ -15,8 +15,8 @@ use hy2_core::{
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    task::JoinSet,
-    time::{Instant, sleep},
+    task::{JoinSet, yield_now},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::{
@@ -99,6 +99,66 @@ async fn an_upload_limit_holds_and_can_change() {
     assert_eq!(users.traffic("alice").tx, arrived.load(SeqCst));
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_is_held_back_moves_nothing_and_loses_nothing() {
+    let endless = Origin::endless().await;
+    let checksum = Origin::checksum().await;
+    let echo = Origin::udp_echo().await;
+    let (pair, users, _) = Pair::recorded(ServerConfig::default());
+    let handle = pair.server.handle();
+    assert!(!handle.hold(&"alice".into(), true), "not here yet");
+    let client = pair.client_of("alice").await;
+    let mut download = client.tcp(&endless.target()).await.expect("stream");
+    let received = Arc::new(AtomicU64::new(0));
+    let reader = tokio::spawn({
+        let received = Arc::clone(&received);
+        async move {
+            while let Ok(Some(chunk)) = download.read_chunk().await {
+                received.fetch_add(chunk.len() as u64, SeqCst);
+            }
+        }
+    });
+    // Of bytes that are checked at the other end.
+    let mut upload = client.tcp(&checksum.target()).await.expect("stream");
+    let writer = tokio::spawn(async move {
+        let sent = payload::send(&mut upload, 64 << 20).await.expect("send");
+        upload.shutdown().await.expect("end");
+        (sent, read_sum(&mut upload).await.expect("sum"))
+    });
+    while received.load(SeqCst) == 0 || users.traffic("alice").tx == 0 {
+        yield_now().await;
+    }
+    for _ in 0..2 {
+        assert!(handle.hold(&"alice".into(), true));
+        // What was read and sent before may still arrive.
+        sleep(Duration::from_secs(1)).await;
+        let before = (users.traffic("alice"), received.load(SeqCst));
+        let session = client.udp().await.expect("session");
+        session.send(b"dropped", &echo.target()).expect("send");
+        assert!(timeout(SPAN, session.recv()).await.is_err());
+        let after = (users.traffic("alice"), received.load(SeqCst));
+        assert_eq!((before.0.tx, before.0.rx), (after.0.tx, after.0.rx));
+        assert_eq!(before.1, after.1);
+        // A change of limits does not let go.
+        handle.set_limits(&"alice".into(), down(100_000_000));
+        sleep(SPAN).await;
+        assert_eq!(received.load(SeqCst), after.1);
+        assert!(handle.hold(&"alice".into(), false));
+        // No time passes while bytes move.
+        while received.load(SeqCst) == after.1 {
+            assert!(!reader.is_finished());
+            yield_now().await;
+        }
+        session.send(b"arrives", &echo.target()).expect("send");
+        let packet = timeout(SPAN, session.recv()).await.expect("in time");
+        assert_eq!(packet.expect("packet").data, b"arrives"[..]);
+    }
+    let (sent, arrived) = writer.await.expect("a task");
+    assert_eq!(sent, arrived);
+    assert_eq!(handle.connection_count(), 1);
+    reader.abort();
+}
+
 #[tokio::test]
 async fn lifting_a_limit_frees_a_stream_that_waits_for_it() {
     let origin = Origin::source(20 << 20).await;
@@ -111,7 +171,7 @@ async fn lifting_a_limit_frees_a_stream_that_waits_for_it() {
     pair.server
         .handle()
         .set_limits(&"alice".into(), UserLimits::default());
-    let rest = tokio::time::timeout(Duration::from_secs(10), payload::receive(&mut stream)).await;
+    let rest = timeout(Duration::from_secs(10), payload::receive(&mut stream)).await;
     assert_eq!(rest.expect("in time").expect("receive").len, (20 << 20) - 1);
 }
 
