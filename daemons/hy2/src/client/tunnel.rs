@@ -70,8 +70,10 @@ impl Tunnel {
     }
 
     fn opened(&self) {
-        if !self.connected.said.swap(true, Relaxed)
+        // Gone already: the next opening looks again.
+        if !self.connected.said.load(Relaxed)
             && let Some(info) = self.client.connection()
+            && !self.connected.said.swap(true, Relaxed)
         {
             announce("connected", &info);
             self.connected.news.notify_one();

@@ -194,6 +194,32 @@ fn a_lazy_client_waits_for_its_first_program() {
     client.expect("connected");
     server.signal("TERM");
     client.expect("connection ended; connecting when a program needs it");
+    server.wait();
+    let mut server = folder.server(&format!("listen: {address}\nallowPrivateTargets: true"));
+    server.address("quic");
+    assert_eq!(
+        round_trip(socks5(socks, tcp_echo()).0, b"second"),
+        b"second"
+    );
+    client.expect("connected");
+}
+
+#[test]
+fn a_client_says_why_datagrams_go_nowhere() {
+    let folder = Folder::new();
+    let mut server = folder.server("disableUDP: true\nallowPrivateTargets: true");
+    let address = server.address("quic");
+    let forward = format!(
+        "udpForwarding: [{{listen: 127.0.0.1:0, remote: '{}'}}]",
+        udp_echo()
+    );
+    let mut client = folder.client(address, &forward);
+    let local = client.address("udpForwarding");
+    client.expect("connected");
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("bind");
+    socket.send_to(b"lost", local).expect("send");
+    let said = client.expect("not opened");
+    assert!(said.to_string().contains("UDP"), "{said}");
 }
 
 #[test]
