@@ -56,6 +56,9 @@ pub(crate) enum Command {
     /// Nodes and the tokens with which they enrol
     #[command(subcommand, visible_alias = "node")]
     Nodes(nodes::Nodes),
+    /// Regions: where nodes are, and where users are at home
+    #[command(subcommand, visible_alias = "region")]
+    Regions(regions::Regions),
     /// Users
     #[command(subcommand, visible_alias = "user")]
     Users(users::Users),

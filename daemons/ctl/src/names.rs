@@ -1,4 +1,4 @@
-//! Users, nodes and plans by id or by name.
+//! Users, nodes, plans and regions by id or by name; the name of a region is its code.
 
 use serde_json::Value;
 
@@ -10,6 +10,7 @@ pub(crate) enum Kind {
     User,
     Node,
     Plan,
+    Region,
 }
 
 impl Kind {
@@ -18,6 +19,7 @@ impl Kind {
             Self::User => ("user", "/users", "username"),
             Self::Node => ("node", "/nodes", "name"),
             Self::Plan => ("plan", "/plans", "name"),
+            Self::Region => ("region", "/regions", "code"),
         }
     }
 }
@@ -34,11 +36,13 @@ pub(crate) async fn id(client: &Client, kind: Kind, text: &str) -> Result<i64, F
     let (what, path, field) = kind.parts();
     let mut after = None::<String>;
     loop {
-        let mut query = vec![("size", "500".to_owned())];
-        query.push(match kind {
-            Kind::Plan => ("archived", "true".to_owned()),
-            Kind::User | Kind::Node => ("search", name.to_owned()),
-        });
+        let size = ("size", "500".to_owned());
+        let mut query = match kind {
+            Kind::Plan => vec![size, ("archived", "true".to_owned())],
+            Kind::User | Kind::Node => vec![size, ("search", name.to_owned())],
+            // All at once.
+            Kind::Region => Vec::new(),
+        };
         query.extend(after.take().map(|after| ("after", after)));
         let page = client.get(path, &query).await?;
         let items = page["items"].as_array().map_or(&[][..], Vec::as_slice);
@@ -54,6 +58,18 @@ pub(crate) async fn id(client: &Client, kind: Kind, text: &str) -> Result<i64, F
                 )));
             }
         }
+    }
+}
+
+/// Returns the id of one that may be named, as JSON, if it is; `none` clears.
+pub(crate) async fn maybe(
+    client: &Client,
+    kind: Kind,
+    text: Option<&str>,
+) -> Result<Option<Value>, Failure> {
+    match text {
+        Some(text) => id_or_none(client, kind, text).await.map(Some),
+        None => Ok(None),
     }
 }
 

@@ -57,6 +57,18 @@ pub(crate) fn number(text: &str) -> Result<Value, String> {
         .map_err(|_| "expected a number".to_owned())
 }
 
+/// Reads `40.7,-74`: degrees north and east.
+pub(crate) fn location(text: &str) -> Result<Value, String> {
+    let wrong = || "expected degrees north and east like 40.7,-74".to_owned();
+    let (north, east) = text.split_once(',').ok_or_else(wrong)?;
+    let degrees = |text: &str| text.trim().parse::<f64>().map_err(|_| wrong());
+    let (north, east) = (degrees(north)?, degrees(east)?);
+    if !north.is_finite() || !east.is_finite() {
+        return Err(wrong());
+    }
+    Ok(json!([north, east]))
+}
+
 /// Reads any text.
 #[expect(clippy::unnecessary_wraps, reason = "one kind of reader")]
 pub(crate) fn text(text: &str) -> Result<Value, String> {
@@ -137,6 +149,15 @@ fn moment(text: &str, sign: i32) -> Result<Value, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn places_are_read_as_degrees_north_and_east() {
+        assert_eq!(location("40.7,-74"), Ok(json!([40.7, -74.0])));
+        assert_eq!(location("-33.9, 151.2"), Ok(json!([-33.9, 151.2])));
+        for text in ["", "40.7", "north,east", "NaN,0", "1,2,3", "1;2"] {
+            assert!(location(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn amounts_and_rates_are_read_with_their_units() {

@@ -500,6 +500,112 @@ async fn users_come_from_files_and_go_into_files() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn regions_are_named_by_their_codes_wherever_one_is_wanted() {
+    let fleet = Fleet::start().await;
+    let ctl = fleet.owner();
+    let made = ctl.json(&[
+        "regions",
+        "create",
+        "us-east",
+        "--name",
+        "New York",
+        "--location",
+        "40.7,-74",
+    ]);
+    assert_eq!(
+        (&made["code"], &made["name"], &made["latitude"]),
+        (&json!("us-east"), &json!("New York"), &json!(40.7))
+    );
+    let south = ctl.json(&["regions", "create", "au", "--location", "-33.9,151.2"]);
+    assert_eq!(
+        (&south["name"], south["latitude"].as_f64()),
+        (&json!("au"), Some(-33.9))
+    );
+    let bad = ctl.run(&["regions", "create", "Nowhere"]);
+    assert_eq!(bad.code, 5);
+    assert!(bad.stderr.contains("code"), "{}", bad.stderr);
+    assert_eq!(
+        ctl.run(&["regions", "create", "x", "--location", "up"])
+            .code,
+        2
+    );
+    let table = ctl.run(&["regions", "list"]).ok();
+    let lines: Vec<&str> = table.lines().collect();
+    assert_eq!(lines.len(), 3, "{table}");
+    assert!(
+        lines[0].contains("CODE") && lines[1].contains("au") && lines[2].contains("New York"),
+        "{table}"
+    );
+    let id = made["id"].as_i64().unwrap();
+    for which in ["us-east", &id.to_string()] {
+        assert_eq!(ctl.json(&["regions", "show", which]), made);
+    }
+    let listed = ctl.json(&["regions", "list"]);
+    assert_eq!(listed["items"][1], made);
+
+    let token = ctl.json(&["nodes", "token", "create", "--region", "us-east"]);
+    assert_eq!(token["region_id"], id);
+    fleet.node("ny").await;
+    let region = |args: &[&str]| ctl.json(args)["region_id"].as_i64();
+    let node = ["nodes", "update", "ny", "--region"];
+    assert_eq!(region(&[&node[..], &["us-east"]].concat()), Some(id));
+    assert_eq!(region(&[&node[..], &["none"]].concat()), None);
+    assert_eq!(region(&[&node[..], &[&id.to_string()]].concat()), Some(id));
+    let home = |args: &[&str]| ctl.json(args)["home_region_id"].as_i64();
+    assert_eq!(
+        home(&["users", "create", "ann", "--region", "us-east"]),
+        Some(id)
+    );
+    assert_eq!(home(&["users", "create", "bob"]), None);
+    let unknown = ctl.run(&["users", "update", "bob", "--region", "mars"]);
+    assert_eq!(unknown.code, 4);
+    assert!(
+        unknown.stderr.contains("there is no region named mars"),
+        "{}",
+        unknown.stderr
+    );
+    assert_eq!(
+        home(&["users", "update", "bob", "--region", "us-east"]),
+        Some(id)
+    );
+    assert_eq!(home(&["users", "update", "bob", "--region", "none"]), None);
+
+    let changed = ctl.json(&[
+        "regions",
+        "update",
+        "us-east",
+        "--recode",
+        "us-2",
+        "--location",
+        "none",
+    ]);
+    assert_eq!(
+        (&changed["code"], &changed["name"], &changed["longitude"]),
+        (&json!("us-2"), &json!("New York"), &Value::Null)
+    );
+    assert_eq!(ctl.run(&["regions", "update", "us-2"]).code, 2);
+    assert_eq!(
+        ctl.run(&["regions", "delete", "us-2"]).code,
+        2,
+        "asks first"
+    );
+    let used = ctl.run(&["--yes", "regions", "delete", "us-2"]);
+    assert_eq!(used.code, 5, "{}", used.stderr);
+    assert!(
+        used.stderr
+            .contains("1 node, 1 user, 1 open enrolment token"),
+        "{}",
+        used.stderr
+    );
+    assert_eq!(
+        ctl.run(&["--yes", "regions", "delete", "au"]).ok(),
+        "region au is deleted\n"
+    );
+    assert_eq!(ctl.run(&["regions", "show", "au"]).code, 4);
+    fleet.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nodes_enrol_serve_and_go() {
     let fleet = Fleet::start().await;
     let ctl = fleet.owner();

@@ -28,6 +28,7 @@ pub mod openapi;
 mod plans;
 mod pools;
 pub mod problem;
+mod regions;
 mod system;
 mod traffic;
 mod users;

@@ -53,6 +53,7 @@ pub(crate) fn routes() -> OpenApiRouter<ApiState> {
         .merge(super::users::router())
         .merge(super::plans::router())
         .merge(super::pools::router())
+        .merge(super::regions::router())
         .merge(super::assignments::router())
         .merge(super::traffic::router())
         .merge(super::configs::router())

@@ -132,6 +132,12 @@ operations! {
     UpdateNodePool, "update_node_pool", "nodes:write",           [Any Any Denied Denied Denied];
     DeleteNodePool, "delete_node_pool", "nodes:write",           [Any Any Denied Denied Denied];
 
+    ListRegions, "list_regions", "nodes:read",                   [Any Any Any Any Any];
+    GetRegion, "get_region", "nodes:read",                       [Any Any Any Any Any];
+    CreateRegion, "create_region", "nodes:write",                [Any Any Denied Denied Denied];
+    UpdateRegion, "update_region", "nodes:write",                [Any Any Denied Denied Denied];
+    DeleteRegion, "delete_region", "nodes:write",                [Any Any Denied Denied Denied];
+
     ListEnrolmentTokens, "list_enrolment_tokens", "nodes:read",  [Any Any Denied Denied Any];
     CreateEnrolmentToken, "create_enrolment_token", "nodes:write", [Any Any Denied Denied Denied];
     RevokeEnrolmentToken, "revoke_enrolment_token", "nodes:write", [Any Any Denied Denied Denied];

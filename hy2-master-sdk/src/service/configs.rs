@@ -13,7 +13,7 @@ use crate::auth::access::Access;
 use crate::domain::config::{self, ConfigBody};
 use crate::domain::{ConfigRevisionId, ConfigScope, NodeId, RegionId};
 use crate::store::published::{self, ConfigRow, NewConfig};
-use crate::store::{StoreError, Tx, config_list};
+use crate::store::{StoreError, Tx, config_list, regions};
 
 /// What passwords in a body read as; written back, they stay what they are.
 const HIDDEN: &str = "***";
@@ -345,7 +345,7 @@ impl Service {
             ConfigScope::Fleet if scope_id == 0 => config_list::nodes(tx, None, None).await?,
             ConfigScope::Fleet => return Err(ServiceError::NotFound("configuration")),
             ConfigScope::Region => {
-                config_list::check_region(tx, RegionId(scope_id)).await?;
+                regions::check(tx, RegionId(scope_id)).await?;
                 config_list::nodes(tx, Some(RegionId(scope_id)), None).await?
             }
             ConfigScope::Node => {

@@ -9,7 +9,8 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::moment::Moment;
-use super::nodes::{check_region, node_record};
+use super::nodes::node_record;
+use super::regions::check_region;
 use super::{FieldIssue, Record, Service, ServiceError, record};
 use crate::auth::access::Access;
 use crate::domain::{NodeId, RegionId, Timestamp};
@@ -245,7 +246,7 @@ impl Service {
             created_by: Some(access.caller().admin).filter(|admin| admin.0 > 0),
         };
         let mut tx = self.store().begin().await?;
-        check_region(&mut tx, new.region_id).await?;
+        check_region(&mut tx, "region_id", new.region_id).await?;
         let row = certificates::create_token(&mut tx, &token, now).await?;
         record(
             &mut tx,

@@ -141,6 +141,7 @@ fn duplicate(constraint: &str) -> ServiceError {
         "users_username_key" | "admins_username_key" => "username",
         "users_auth_hash_key" => "password",
         "vps_nodes_name_key" | "plans_name_key" => "name",
+        "regions_code_key" => "code",
         _ => {
             return ServiceError::conflict("duplicate", format!("{constraint} is taken"));
         }

@@ -3,18 +3,21 @@
 //! Limits, ends and names come along; credentials do not: each user gets new ones, and a new
 //! subscription. Used traffic is taken off a quota of the user's own; what was used of a plan's is not known here.
 
+use std::collections::{BTreeMap, HashMap};
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::moment::Moment;
 use super::page::{MAX_SIZE, PageRequest};
+use super::regions::no_region;
 use super::user_rules::check_user;
 use super::users::{CreateUser, ListUsers, UserView};
 use super::{FieldIssue, Service, ServiceError};
 use crate::auth::access::Access;
-use crate::domain::{Timestamp, UserStatus};
-use crate::store::users;
+use crate::domain::{RegionId, Timestamp, UserStatus};
+use crate::store::{regions, users};
 
 /// Most users of one import.
 pub const MAX_USERS: usize = 10_000;
@@ -25,8 +28,9 @@ const MAX_NAMED: usize = 200;
 /// Where the users come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 pub enum ImportFormat {
-    /// A header line with any of `username, status, plan_id, expires_at, hold_duration_s, quota_bytes, used_bytes,
-    /// max_devices, max_connections, up_bytes_per_s, down_bytes_per_s, email, telegram_id, note, tags`.
+    /// A header line with any of `username, status, plan_id, home_region, expires_at, hold_duration_s, quota_bytes,
+    /// used_bytes, max_devices, max_connections, up_bytes_per_s, down_bytes_per_s, email, telegram_id, note, tags`;
+    /// `home_region` is the code of a region.
     #[serde(rename = "csv")]
     Csv,
     /// A list of objects with the same fields, as `users:export` gives it.
@@ -76,6 +80,8 @@ struct Row {
     username: String,
     status: Option<String>,
     plan_id: Option<i64>,
+    /// Its code: numbers are of one store only.
+    home_region: Option<String>,
     expires_at: Option<Moment>,
     hold_duration_s: Option<u32>,
     quota_bytes: Option<i64>,
@@ -114,10 +120,15 @@ impl Service {
                 format!("has more than {MAX_USERS} users"),
             ));
         }
+        let regions: HashMap<String, RegionId> = regions::codes(self.store())
+            .await?
+            .into_iter()
+            .map(|(id, code)| (code, id))
+            .collect();
         let mut report = ImportReport::default();
         let mut seen = std::collections::HashSet::new();
         let mut wanted = Vec::new();
-        for (at, row) in rows.into_iter().enumerate() {
+        for (at, mut row) in rows.into_iter().enumerate() {
             let name = row.username.clone();
             if let Some((field, period)) = row.renewal.clone().filter(|_| import.plan_id.is_none())
             {
@@ -126,7 +137,15 @@ impl Service {
                     format!("{period}: a quota starts anew by its plan; import with a plan_id"),
                 ));
             }
-            let (user, disabled, renamed) = shape(row, import.plan_id);
+            let home = match row.home_region.take().filter(|code| !code.is_empty()) {
+                Some(code) => match regions.get(&code) {
+                    Some(id) => Some(id.0),
+                    None => return Err(no_region(format!("users[{at}].home_region"))),
+                },
+                None => None,
+            };
+            let (mut user, disabled, renamed) = shape(row, import.plan_id);
+            user.home_region_id = home;
             if let Err(ServiceError::Invalid(issues)) = check_user(&user, &format!("users[{at}]."))
             {
                 report.failed.extend(issues);
@@ -215,18 +234,19 @@ impl Service {
                 None => break,
             }
         }
-        if format == "json" {
-            let text = serde_json::to_string(&all).map_err(ServiceError::internal)?;
-            return Ok(("application/json", text));
+        let codes = regions::codes(self.store()).await?;
+        match format {
+            "json" => Ok(("application/json", json_of(&all, &codes)?)),
+            _ => Ok(("text/csv; charset=utf-8", csv_of(&all, &codes)?)),
         }
-        Ok(("text/csv; charset=utf-8", csv_of(&all)?))
     }
 }
 
-const COLUMNS: [&str; 15] = [
+const COLUMNS: [&str; 16] = [
     "username",
     "status",
     "plan_id",
+    "home_region",
     "expires_at",
     "hold_duration_s",
     "quota_bytes",
@@ -260,16 +280,45 @@ const OF_EXPORTS: [&str; 11] = [
 fn check_json(rows: &Value) -> Result<(), ServiceError> {
     for (at, row) in rows.as_array().into_iter().flatten().enumerate() {
         let known = |name: &str| COLUMNS.contains(&name) || OF_EXPORTS.contains(&name);
-        let names = row.as_object().into_iter().flatten().map(|(name, _)| name);
-        if let Some(name) = names.into_iter().find(|name| !known(name)) {
-            let message = format!("users[{at}].{name}: unknown field");
+        for (name, value) in row.as_object().into_iter().flatten() {
+            let wrong = match name.as_str() {
+                // As the list of users has it.
+                "home_region_id" if value.is_null() => continue,
+                "home_region_id" => "a number of one store only: give home_region, its code",
+                name if known(name) => continue,
+                _ => "unknown field",
+            };
+            let message = format!("users[{at}].{name}: {wrong}");
             return Err(ServiceError::invalid("data", message));
         }
     }
     Ok(())
 }
 
-fn csv_of(users: &[UserView]) -> Result<String, ServiceError> {
+/// Returns the code of a user's home region.
+fn home_of(user: &UserView, codes: &BTreeMap<RegionId, String>) -> Option<String> {
+    codes.get(&RegionId(user.home_region_id?)).cloned()
+}
+
+/// Writes users as they are shown, with the code of the home region in place of its number.
+fn json_of(users: &[UserView], codes: &BTreeMap<RegionId, String>) -> Result<String, ServiceError> {
+    let mut text = String::from("[");
+    for user in users {
+        let mut fields = serde_json::to_value(user).map_err(ServiceError::internal)?;
+        if let Some(fields) = fields.as_object_mut() {
+            fields.remove("home_region_id");
+            fields.insert("home_region".to_owned(), home_of(user, codes).into());
+        }
+        if text.len() > 1 {
+            text.push(',');
+        }
+        text.push_str(&fields.to_string());
+    }
+    text.push(']');
+    Ok(text)
+}
+
+fn csv_of(users: &[UserView], codes: &BTreeMap<RegionId, String>) -> Result<String, ServiceError> {
     let mut writer = csv::Writer::from_writer(Vec::new());
     writer
         .write_record(COLUMNS)
@@ -280,6 +329,7 @@ fn csv_of(users: &[UserView]) -> Result<String, ServiceError> {
             plain(&user.username),
             user.status.clone(),
             number(user.plan_id),
+            plain(&home_of(user, codes).unwrap_or_default()),
             user.expires_at
                 .map(|at| at.0.to_string())
                 .unwrap_or_default(),
@@ -408,6 +458,7 @@ fn read_csv(text: &str) -> Result<Vec<Row>, ServiceError> {
             username: field("username").unwrap_or_default(),
             status: field("status"),
             plan_id: number("plan_id")?,
+            home_region: field("home_region"),
             expires_at,
             hold_duration_s: match number("hold_duration_s")? {
                 Some(seconds) => Some(u32::try_from(seconds).map_err(|_| {
@@ -721,6 +772,10 @@ mod tests {
                 "users[0].quota: unknown field",
             ),
             (
+                json!({"username": "ann", "home_region_id": 4}),
+                "users[0].home_region_id: a number of one store only",
+            ),
+            (
                 json!({"username": "ann", "status": "bogus"}),
                 "users[0].status",
             ),
@@ -737,7 +792,12 @@ mod tests {
         let schema = serde_json::to_value(<UserView as utoipa::PartialSchema>::schema()).unwrap();
         let fields = schema["properties"].as_object().unwrap();
         assert!(fields.len() > 20);
+        assert!(fields.contains_key("home_region_id"), "it leaves as a code");
         for name in fields.keys().map(String::as_str) {
+            let name = match name {
+                "home_region_id" => "home_region",
+                name => name,
+            };
             assert!(
                 COLUMNS.contains(&name) || OF_EXPORTS.contains(&name),
                 "{name}"

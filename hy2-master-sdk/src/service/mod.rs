@@ -17,6 +17,7 @@ pub mod nodes;
 pub mod page;
 pub mod plans;
 pub mod pools;
+pub mod regions;
 pub mod system;
 pub mod traffic;
 mod user_rules;

@@ -7,13 +7,12 @@ use uuid::Uuid;
 
 use super::moment::{Moment, present};
 use super::page::{Page, PageRequest};
+use super::regions::check_region;
 use super::{FieldIssue, Record, Service, ServiceError, record};
 use crate::auth::access::Access;
 use crate::domain::{DesiredState, NodeId, RegionId};
-use crate::store::config_list;
 use crate::store::node_list::{self, NodeFilter};
 use crate::store::nodes::{self, NodeChange, NodeRow};
-use crate::store::{StoreError, Tx};
 
 /// A node as the API shows it.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -201,7 +200,7 @@ impl Service {
         let now = self.now();
         let mut tx = self.store().begin().await?;
         let old = nodes::get(&mut tx, id).await?;
-        check_region(&mut tx, change.region_id.flatten()).await?;
+        check_region(&mut tx, "region_id", change.region_id.flatten()).await?;
         let row = nodes::update(&mut tx, id, expected, &to_store(change), now).await?;
         record(
             &mut tx,
@@ -277,20 +276,6 @@ impl Service {
         .await?;
         tx.commit().await?;
         Ok(row)
-    }
-}
-
-/// Fails unless the region that something is put into exists.
-pub(super) async fn check_region(tx: &mut Tx, region: Option<i64>) -> Result<(), ServiceError> {
-    let Some(region) = region else {
-        return Ok(());
-    };
-    match config_list::check_region(tx, RegionId(region)).await {
-        Err(StoreError::NotFound(_)) => Err(ServiceError::invalid(
-            "region_id",
-            "there is no such region",
-        )),
-        found => Ok(found?),
     }
 }
 

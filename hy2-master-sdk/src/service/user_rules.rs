@@ -4,7 +4,7 @@ use secrecy::ExposeSecret;
 
 use super::user_view::{CreateUser, UpdateUser};
 use super::{FieldIssue, ServiceError};
-use crate::domain::{AdminId, PlanId, Timestamp, UserStatus};
+use crate::domain::{AdminId, PlanId, RegionId, Timestamp, UserStatus};
 use crate::store::due::TIME_IS_OVER;
 use crate::store::users::{UserChange, UserRow};
 use crate::store::{Tx, admins};
@@ -215,7 +215,7 @@ pub(super) fn to_store(change: UpdateUser, old: &UserRow, now: Timestamp) -> Use
         max_connections: change.max_connections,
         up_bytes_per_s: change.up_bytes_per_s,
         down_bytes_per_s: change.down_bytes_per_s,
-        home_region_id: None,
+        home_region_id: change.home_region_id.map(|region| region.map(RegionId)),
         email: change.email,
         telegram_id: change.telegram_id,
         note: change.note,

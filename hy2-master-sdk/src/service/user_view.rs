@@ -24,6 +24,8 @@ pub struct UserView {
     pub status_reason: String,
     /// Plan.
     pub plan_id: Option<i64>,
+    /// Home region: where the assignment task looks for nodes first.
+    pub home_region_id: Option<i64>,
     /// Administrator whose user this is.
     pub admin_id: Option<i64>,
     /// When access ends.
@@ -76,6 +78,7 @@ impl From<UserRow> for UserView {
             status: row.status.as_str().to_owned(),
             status_reason: row.status_reason,
             plan_id: row.plan_id.map(|id| id.0),
+            home_region_id: row.home_region_id.map(|id| id.0),
             admin_id: row.admin_id.map(|id| id.0),
             expires_at: row.expires_at.map(Moment),
             hold_duration_s: row.hold_duration_ms.map(|ms| ms / 1_000),
@@ -107,6 +110,9 @@ pub struct CreateUser {
     pub username: String,
     /// Plan.
     pub plan_id: Option<i64>,
+    /// Home region: nodes in it come first when the assignment task looks for some, and all but the last
+    /// are of it while there are enough.
+    pub home_region_id: Option<i64>,
     /// When access ends.
     pub expires_at: Option<Moment>,
     /// Access lasts so many seconds from the first connection on.
@@ -157,6 +163,10 @@ pub struct UpdateUser {
     #[serde(deserialize_with = "present")]
     #[schema(value_type = Option<i64>)]
     pub plan_id: Option<Option<i64>>,
+    /// Home region. The user keeps the nodes that are there; it counts when nodes are looked for again.
+    #[serde(deserialize_with = "present")]
+    #[schema(value_type = Option<i64>)]
+    pub home_region_id: Option<Option<i64>>,
     /// When access ends.
     #[serde(deserialize_with = "present")]
     #[schema(value_type = Option<Moment>)]

@@ -6,13 +6,14 @@ use uuid::Uuid;
 
 use super::moment::Moment;
 use super::page::{Page, PageRequest};
+use super::regions::check_region;
 use super::user_rules::{
     check_change, check_reseller, check_reseller_change, check_user, to_store,
 };
 pub use super::user_view::{BatchAction, CreateUser, UpdateUser, UserView};
 use super::{Record, Service, ServiceError, record};
 use crate::auth::access::Access;
-use crate::domain::{AssignmentSource, NodeId, PlanId, Timestamp, UserId, UserStatus};
+use crate::domain::{AssignmentSource, NodeId, PlanId, RegionId, Timestamp, UserId, UserStatus};
 use crate::secrets::{Credential, SubscriptionToken, UserSecrets};
 use crate::store::assignments::{self, AssignmentRow, NewAssignment};
 use crate::store::plans::{self, PlanRow};
@@ -127,6 +128,7 @@ impl Service {
             Some(plan) => plan_of(tx, plan).await?.end(now),
             None => None,
         };
+        check_region(tx, "home_region_id", new.home_region_id).await?;
         let uid = Uuid::new_v4();
         let secrets = UserSecrets::generate(self.vault(), uid).map_err(ServiceError::internal)?;
         let chosen = new
@@ -165,7 +167,7 @@ impl Service {
             max_connections: new.max_connections,
             up_bytes_per_s: new.up_bytes_per_s,
             down_bytes_per_s: new.down_bytes_per_s,
-            home_region_id: None,
+            home_region_id: new.home_region_id.map(RegionId),
             email: new.email.clone(),
             telegram_id: new.telegram_id,
             note: new.note.clone(),
@@ -226,6 +228,7 @@ impl Service {
                 change.expires_at = Some(Some(Moment(end)));
             }
         }
+        check_region(&mut tx, "home_region_id", change.home_region_id.flatten()).await?;
         let row = users::update(&mut tx, id, expected, &to_store(change, &old, now), now).await?;
         record(
             &mut tx,

@@ -25,6 +25,7 @@ pub mod observed;
 pub mod plans;
 pub mod pools;
 pub mod published;
+pub mod regions;
 pub(crate) mod rotation;
 pub mod settings;
 pub mod traffic;

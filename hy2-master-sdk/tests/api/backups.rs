@@ -57,11 +57,16 @@ on_both! {
     async fn a_restored_store_holds_exactly_what_the_backup_holds(fleet) {
         let owner = fleet.owner().await;
         let node = fleet.node("ny").await;
+        let region = json!({"code": "us-east", "name": "New York", "latitude": 40.7128, "longitude": -74});
+        let region = owner.post("/api/v1/regions", &region).await.expect(201)["id"].clone();
+        let there = json!({"region_id": region});
+        owner.patch(&format!("/api/v1/nodes/{node}"), &there).await.expect(200);
         let plan = json!({"name": "large", "quota_bytes": 1_i64 << 40});
         let plan = owner.post("/api/v1/plans", &plan).await.expect(201);
         for number in 0..30 {
             let user = json!({
                 "username": format!("user-{number}"), "plan_id": plan["id"], "node_ids": [node.0],
+                "home_region_id": region,
                 "note": "\u{202e} \u{1f980} \"quoted\"\n",
             });
             owner.post("/api/v1/users", &user).await.expect(201);

@@ -56,6 +56,65 @@ on_both! {
         fleet.stop().await;
     }
 
+    async fn regions_are_made_over_grpc_and_users_name_them_by_their_codes(fleet) {
+        let owner = fleet.owner().await;
+        let mut grpc = connect(&fleet).await;
+        let new = pb::CreateRegionRequest {
+            request_id: "r-1".into(),
+            code: "us-east".into(),
+            name: "New York".into(),
+            latitude: Some(0.0),
+            longitude: Some(-74.0),
+        };
+        let made = grpc.create_region(ask(&owner, new.clone())).await.unwrap().into_inner();
+        let again = grpc.create_region(ask(&owner, new)).await.unwrap().into_inner();
+        assert_eq!(made, again);
+        let region = made.region.unwrap();
+        let shown = owner.get(&format!("/api/v1/regions/{}", region.id)).await.expect(200);
+        assert_eq!((&shown["code"], shown["latitude"].as_f64()), (&json!("us-east"), Some(0.0)));
+
+        let user = pb::CreateUserRequest {
+            username: "ann".into(),
+            home_region: "us-east".into(),
+            ..Default::default()
+        };
+        let ann = grpc.create_user(ask(&owner, user)).await.unwrap().into_inner().user.unwrap();
+        assert_eq!(ann.home_region, "us-east");
+        let bob = pb::CreateUserRequest { username: "bob".into(), ..Default::default() };
+        grpc.create_user(ask(&owner, bob)).await.unwrap();
+        let change = pb::UpdateRegionRequest {
+            id: region.id,
+            code: Some("us-2".into()),
+            clear_location: true,
+            ..Default::default()
+        };
+        let changed = grpc.update_region(ask(&owner, change)).await.unwrap().into_inner().region.unwrap();
+        assert_eq!((changed.code.as_str(), changed.name.as_str()), ("us-2", "New York"));
+        assert_eq!((changed.latitude, changed.longitude), (None, None));
+        let listed = grpc.list_users(ask(&owner, pb::ListUsersRequest::default())).await.unwrap().into_inner();
+        let homes: Vec<_> = listed.users.iter().map(|user| user.home_region.as_str()).collect();
+        assert_eq!(homes, ["us-2", ""]);
+        let change = |home: Option<&str>| pb::UpdateUserRequest {
+            id: ann.id,
+            home_region: home.map(str::to_owned),
+            ..Default::default()
+        };
+        let unknown = grpc.update_user(ask(&owner, change(Some("us-east")))).await.unwrap_err();
+        assert!(unknown.message().contains("home_region: there is no such region"), "{}", unknown.message());
+        let kept = grpc.update_user(ask(&owner, change(None))).await.unwrap().into_inner();
+        assert_eq!(kept.user.unwrap().home_region, "us-2");
+        let delete = pb::DeleteRegionRequest { id: region.id, ..Default::default() };
+        let used = grpc.delete_region(ask(&owner, delete.clone())).await.unwrap_err();
+        assert_eq!(used.code(), Code::FailedPrecondition);
+        assert!(used.message().contains("1 user"), "{}", used.message());
+        let cleared = grpc.update_user(ask(&owner, change(Some("")))).await.unwrap().into_inner();
+        assert_eq!(cleared.user.unwrap().home_region, "");
+        grpc.delete_region(ask(&owner, delete)).await.unwrap();
+        let listed = grpc.list_regions(ask(&owner, pb::ListRegionsRequest {})).await.unwrap().into_inner();
+        assert_eq!(listed.regions, []);
+        fleet.stop().await;
+    }
+
     async fn rights_are_those_of_the_table(fleet) {
         let auditor = fleet.as_role("ann", "auditor").await;
         let mut grpc = connect(&fleet).await;

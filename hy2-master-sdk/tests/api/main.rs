@@ -18,6 +18,7 @@ mod redis;
 #[cfg(feature = "redis")]
 #[path = "../support/redis.rs"]
 mod redis_server;
+mod regions;
 mod resources;
 mod rights;
 mod subscriptions;

@@ -33,6 +33,8 @@ const RIGHTS: &str = "
     revoke_node_certificates AA---
     list_node_pools AAA-A           create_node_pool AA---          update_node_pool AA---
     delete_node_pool AA---
+    list_regions AAA-A              get_region AAA-A                create_region AA---
+    update_region AA---             delete_region AA---
     list_enrolment_tokens AA--A     create_enrolment_token AA---    revoke_enrolment_token AA---
 
     list_users AAAOA                get_user AAAOA                  create_user AA-O-
@@ -226,6 +228,12 @@ impl<'a> World<'a> {
         self.fleet.node(&self.name("node")).await.0
     }
 
+    async fn region(&self) -> i64 {
+        let region = json!({"code": self.name("region"), "name": "a region"});
+        let made = self.made(&self.owner, "/regions", region).await;
+        made["id"].as_i64().unwrap()
+    }
+
     /// Makes what an operation is about, and says how it is asked for.
     async fn request(&self, name: &str, path: &str, of: &Client) -> (String, Option<Value>) {
         let owner = &self.owner;
@@ -251,6 +259,8 @@ impl<'a> World<'a> {
                 "{id}",
                 id(self.made(owner, "/node-pools", pool).await),
             );
+        } else if path.contains("/regions/{id}") {
+            put(&mut path, "{id}", self.region().await.to_string());
         } else if path.contains("/plans/{id}") {
             let plan = json!({"name": self.name("plan")});
             put(
@@ -339,6 +349,7 @@ impl<'a> World<'a> {
             | "update_webhook"
             | "update_admin"
             | "update_node_pool"
+            | "update_region"
             | "reset_user_traffic"
             | "set_user_rate"
             | "revoke_node_certificates"
@@ -349,6 +360,7 @@ impl<'a> World<'a> {
             }
             "create_plan" => json!({"name": self.name("plan")}),
             "create_node_pool" => json!({"name": self.name("pool")}),
+            "create_region" => json!({"code": self.name("region"), "name": "a region"}),
             "set_plan_pools" => json!({"pool_ids": []}),
             "assign_user" => {
                 json!({"user_id": self.user(&self.owner).await, "node_id": self.node().await})
@@ -753,6 +765,31 @@ async fn call(
                 ..Default::default()
             }
         ),
+        "list_regions" => ask!(list_regions, pb::ListRegionsRequest {}),
+        "create_region" => ask!(
+            create_region,
+            pb::CreateRegionRequest {
+                request_id,
+                code: world.name("region"),
+                name: "a region".to_owned(),
+                ..Default::default()
+            }
+        ),
+        "update_region" => {
+            let id = wire(world.region().await);
+            ask!(
+                update_region,
+                pb::UpdateRegionRequest {
+                    request_id,
+                    id,
+                    ..Default::default()
+                }
+            )
+        }
+        "delete_region" => {
+            let id = wire(world.region().await);
+            ask!(delete_region, pb::DeleteRegionRequest { request_id, id })
+        }
         "list_users" => ask!(list_users, pb::ListUsersRequest::default()),
         "get_user" => {
             let id = wire(world.user(of).await);

@@ -6,8 +6,9 @@ use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use hy2_master_sdk::domain::{ConfigScope, PlanId, QuotaPeriod, Timestamp, UserStatus};
 use hy2_master_sdk::secrets::{FleetKeys, Seed};
 use hy2_master_sdk::store::plans::{self, PlanRow};
-use hy2_master_sdk::store::pools;
 use hy2_master_sdk::store::published::{self, NewConfig};
+use hy2_master_sdk::store::regions::{self, NewRegion};
+use hy2_master_sdk::store::{nodes, pools};
 use hy2_proto::control::rpc::session_request::Event as Up;
 use hy2_proto::control::rpc::session_response::Event as Down;
 use hy2_proto::control::{MANIFEST_SIGNATURE_CONTEXT, RESOURCE_CONFIG, RESOURCE_USERS, hash, rpc};
@@ -406,6 +407,64 @@ async fn users_of_a_plan_with_pools_get_nodes_of_these_only() {
     let mut both = of_two.ids();
     both.sort_unstable();
     assert_eq!(both, [ann.to_wire(), bob.to_wire()]);
+}
+
+#[tokio::test]
+async fn a_configuration_of_a_region_reaches_the_nodes_in_it() {
+    let master = TestMaster::start().await;
+    let store = master.master.store();
+    let now = master.master.now();
+    let mut tx = store.begin().await.unwrap();
+    let region = NewRegion {
+        code: "eu".to_owned(),
+        name: "Europe".to_owned(),
+        latitude: None,
+        longitude: None,
+    };
+    let region = regions::create(&mut tx, &region, now).await.unwrap().id;
+    let new = NewConfig {
+        scope: ConfigScope::Region,
+        scope_id: region.0,
+        body: serde_json::json!({"speed_test": true}),
+        author: None,
+        message: String::new(),
+    };
+    published::append_config(&mut tx, &new, now).await.unwrap();
+    tx.commit().await.unwrap();
+    let tested = |update: &Update| {
+        let config = update.config.as_ref().expect("a configuration");
+        let config = rpc::NodeConfig::decode(config.as_slice()).unwrap();
+        config.speed_test
+    };
+
+    // A node whose token names the region has it from the beginning.
+    let token = master
+        .master
+        .create_enrolment_token("eu", Duration::from_secs(900), |token| {
+            token.region_id = Some(region);
+        });
+    let token = token.await.unwrap().secret;
+    let mut there = Agent::new(&master);
+    let answer = there.enroll(&token, "there").await.unwrap();
+    there.accept(&answer);
+    let mut session = there.session().await;
+    assert!(tested(&settle(&mut session, |_| true).await));
+
+    // Another gets it when it is put there.
+    let elsewhere = master.agent("elsewhere").await;
+    let mut session = elsewhere.session().await;
+    assert!(!tested(&settle(&mut session, |_| true).await));
+    let mut tx = store.begin().await.unwrap();
+    let change = nodes::NodeChange {
+        region_id: Some(Some(region)),
+        ..nodes::NodeChange::default()
+    };
+    let node = elsewhere.node().await;
+    nodes::update(&mut tx, node, None, &change, now)
+        .await
+        .unwrap();
+    tx.commit().await.unwrap();
+    assert!(tested(&settle(&mut session, |_| true).await));
 }
 
 #[tokio::test]

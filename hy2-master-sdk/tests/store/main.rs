@@ -10,6 +10,7 @@ mod lists;
 mod nodes;
 mod pools;
 mod quotas;
+mod regions;
 mod rows;
 mod schema;
 mod search;
@@ -64,6 +65,8 @@ on_both!(
     upkeep::retention_goes_in_pieces_and_keeps_what_is_needed,
     pools::who_is_kept_to_pools_is_short_of_nodes_of_these_only,
     pools::an_alert_is_open_once_and_news_when_it_gets_worse,
+    regions::a_region_is_read_back_as_it_was_written_and_its_code_is_taken,
+    regions::a_region_stays_while_something_uses_it_and_what_is_over_forgets_it,
     lists::pages_of_every_order_hold_every_user_once_and_in_order,
     lists::searches_find_exactly_the_names_with_the_part,
     search::searches_equal_a_comparison_of_every_name,

@@ -7,6 +7,7 @@ pub(crate) mod backup;
 pub(crate) mod events;
 pub(crate) mod nodes;
 pub(crate) mod plans;
+pub(crate) mod regions;
 pub(crate) mod sessions;
 pub(crate) mod tokens;
 pub(crate) mod traffic;
@@ -43,6 +44,7 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> Result<ExitCode, Failure> 
         Command::Totp(totp) => totp.run(common, &client(common)?, output).await?,
         Command::ApiTokens(tokens) => tokens.run(common, &client(common)?, output).await?,
         Command::Nodes(nodes) => nodes.run(common, &client(common)?, output).await?,
+        Command::Regions(regions) => regions.run(common, &client(common)?, output).await?,
         Command::Users(users) => users.run(common, &client(common)?, output).await?,
         Command::Plans(plans) => plans.run(common, &client(common)?, output).await?,
         Command::Assignments(these) => these.run(common, &client(common)?, output).await?,

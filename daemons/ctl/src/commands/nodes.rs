@@ -132,6 +132,9 @@ pub(crate) struct Update {
     /// How many connections it can carry
     #[arg(long, value_name = "N", value_parser = units::or_none(units::number))]
     capacity: Option<Value>,
+    /// Region, code or id
+    #[arg(long)]
+    region: Option<String>,
     /// Two letters
     #[arg(long, value_parser = units::or_none(units::text))]
     country: Option<Value>,
@@ -159,6 +162,9 @@ pub(crate) enum Token {
         /// From where it may be used: 192.0.2.0/24
         #[arg(long, value_name = "CIDR")]
         bind: Option<String>,
+        /// Region that the node is in, code or id
+        #[arg(long)]
+        region: Option<String>,
         /// Tag that the node gets, again for each
         #[arg(long = "tag", value_name = "TAG")]
         tags: Vec<String>,
@@ -279,8 +285,10 @@ const METRICS: &[Column] = &[
 
 impl Update {
     async fn run(self, client: &Client, output: &Output) -> Result<(), Failure> {
+        let region = names::maybe(client, Kind::Region, self.region.as_deref()).await?;
         let fields = change(body([
             ("name", self.name.map(Value::from)),
+            ("region_id", region),
             ("public_host", self.host.map(Value::from)),
             ("listen_port", self.port),
             ("weight", self.weight),
@@ -304,12 +312,15 @@ impl Token {
                 label,
                 valid,
                 bind,
+                region,
                 tags,
             } => {
+                let region = names::maybe(client, Kind::Region, region.as_deref()).await?;
                 let token = body([
                     ("label", Some(label.into())),
                     ("valid_s", valid),
                     ("bind_cidr", bind.map(Value::from)),
+                    ("region_id", region),
                     ("tags", list(&tags)),
                 ]);
                 let made = client

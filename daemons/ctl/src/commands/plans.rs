@@ -105,10 +105,7 @@ pub(crate) struct Terms {
 
 impl Terms {
     async fn body(self, client: &Client) -> Result<Map<String, Value>, Failure> {
-        let next = match self.next {
-            Some(next) => Some(names::id_or_none(client, Kind::Plan, &next).await?),
-            None => None,
-        };
+        let next = names::maybe(client, Kind::Plan, self.next.as_deref()).await?;
         Ok(body([
             ("quota_bytes", self.quota),
             ("period", self.period.map(Value::from)),

@@ -168,6 +168,9 @@ struct Limits {
     /// Plan, id or name
     #[arg(long)]
     plan: Option<String>,
+    /// Home region, code or id: nodes in it come first
+    #[arg(long)]
+    region: Option<String>,
     /// How much in all: 100GiB
     #[arg(long, value_name = "AMOUNT", value_parser = units::or_none(units::bytes))]
     quota: Option<Value>,
@@ -199,12 +202,11 @@ struct Limits {
 
 impl Limits {
     async fn body(self, client: &Client) -> Result<Map<String, Value>, Failure> {
-        let plan = match self.plan {
-            Some(plan) => Some(names::id_or_none(client, Kind::Plan, &plan).await?),
-            None => None,
-        };
+        let plan = names::maybe(client, Kind::Plan, self.plan.as_deref()).await?;
+        let region = names::maybe(client, Kind::Region, self.region.as_deref()).await?;
         Ok(body([
             ("plan_id", plan),
+            ("home_region_id", region),
             ("quota_bytes", self.quota),
             ("expires_at", self.expires),
             ("max_devices", self.devices),
@@ -463,10 +465,7 @@ async fn import(
         let text = std::fs::read_to_string(&file);
         text.with_context(|| format!("cannot read {}", file.display()))?
     };
-    let plan = match plan {
-        Some(plan) => Some(names::id_or_none(client, Kind::Plan, &plan).await?),
-        None => None,
-    };
+    let plan = names::maybe(client, Kind::Plan, plan.as_deref()).await?;
     let format = format
         .to_possible_value()
         .map(|value| value.get_name().to_owned());

@@ -10,6 +10,7 @@ use crate::service::moment::Moment;
 use crate::service::page::PageRequest;
 use crate::store::assignments::AssignmentRow;
 use crate::store::plans::PlanRow;
+use crate::store::regions::RegionRow;
 use crate::store::users::UserRow;
 
 pub(super) fn id(value: u64, what: &'static str) -> Result<i64, Status> {
@@ -106,7 +107,20 @@ pub(super) fn wanted_status(value: i32) -> Result<Option<UserStatus>, Status> {
     })
 }
 
-pub(super) fn user(row: UserRow) -> pb::User {
+pub(super) fn region(row: RegionRow) -> pb::Region {
+    pb::Region {
+        id: row.id.to_wire(),
+        code: row.code,
+        name: row.name,
+        latitude: row.latitude,
+        longitude: row.longitude,
+        created_at: Some(row.created_at.to_proto()),
+        updated_at: Some(row.updated_at.to_proto()),
+    }
+}
+
+/// `home_region` is its code.
+pub(super) fn user(row: UserRow, home_region: String) -> pb::User {
     let status = match row.status {
         UserStatus::OnHold => pb::UserStatus::OnHold,
         UserStatus::Active => pb::UserStatus::Active,
@@ -135,6 +149,7 @@ pub(super) fn user(row: UserRow) -> pb::User {
         rev: row.rev.unsigned_abs(),
         created_at: Some(row.created_at.to_proto()),
         online_at: row.online_at.map(Timestamp::to_proto),
+        home_region,
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod convert;
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
 
 use axum::{Router, middleware};
@@ -14,26 +15,28 @@ use tonic::metadata::MetadataValue;
 use tonic::{Code, Request, Response, Status};
 
 use self::convert::{
-    assignment, desired, expected, id, limit, moment, observed, page, page_info, plan, user,
-    wanted_state, wanted_status, wire, wire32,
+    assignment, desired, expected, id, limit, moment, observed, page, page_info, plan, region,
+    user, wanted_state, wanted_status, wire, wire32,
 };
 use super::ApiState;
 use super::events::Feed;
 use super::problem::Problem;
 use crate::auth::access::{Access, Caller, Operation};
-use crate::domain::{DesiredState, NodeId, QuotaPeriod, Timestamp, UserId};
+use crate::domain::{DesiredState, NodeId, QuotaPeriod, RegionId, Timestamp, UserId};
 use crate::service::ServiceError;
 use crate::service::assignments::AssignUser;
 use crate::service::enrolment::CreateEnrolmentToken;
 use crate::service::moment::SecretText;
 use crate::service::nodes::UpdateNode;
 use crate::service::plans::CreatePlan;
+use crate::service::regions::{CreateRegion, UpdateRegion, no_region};
 use crate::service::traffic::TrafficQuery;
 use crate::service::users::{CreateUser, ListUsers, UpdateUser};
-use crate::store::idempotency;
 use crate::store::node_list::NodeFilter;
 use crate::store::nodes::NodeRow;
 use crate::store::user_list::{UserFilter, UserSort};
+use crate::store::users::UserRow;
+use crate::store::{idempotency, regions};
 use secrecy::ExposeSecret;
 
 /// Where sealed answers belong.
@@ -174,12 +177,33 @@ impl Admin {
         }
     }
 
+    /// Returns the code of a region; none has an empty one.
+    async fn code_of(&self, region: Option<RegionId>) -> Result<String, ServiceError> {
+        match region {
+            Some(id) => Ok(regions::code(self.state.service.store(), id).await?),
+            None => Ok(String::new()),
+        }
+    }
+
+    /// Returns the number of the region with a code; none with an empty one.
+    async fn region_id(&self, field: &str, code: &str) -> Result<Option<i64>, Status> {
+        if code.is_empty() {
+            return Ok(None);
+        }
+        let found = regions::by_code(self.state.service.store(), code).await;
+        match found.map_err(|error| status(error.into()))? {
+            Some(id) => Ok(Some(id.0)),
+            None => Err(status(no_region(field))),
+        }
+    }
+
+    async fn user(&self, row: UserRow) -> Result<pb::User, ServiceError> {
+        let home = self.code_of(row.home_region_id).await?;
+        Ok(user(row, home))
+    }
+
     async fn node(&self, row: NodeRow) -> Result<pb::Node, ServiceError> {
-        let store = self.state.service.store();
-        let region = match row.region_id {
-            Some(id) => crate::store::config_list::region_code(store, id).await?,
-            None => String::new(),
-        };
+        let region = self.code_of(row.region_id).await?;
         Ok(pb::Node {
             id: row.id.to_wire(),
             uid: row.uid.to_string(),
@@ -260,17 +284,7 @@ impl AdminService for Admin {
         let bad = |field, message| status(ServiceError::invalid(field, message));
         let region_id = match m.region.as_deref() {
             None => None,
-            Some("") => Some(None),
-            Some(code) => {
-                let store = self.state.service.store();
-                let found = crate::store::config_list::region_by_code(store, code).await;
-                let found = found.map_err(|error| status(error.into()))?;
-                Some(Some(
-                    found
-                        .ok_or_else(|| bad("region", "there is no such region"))?
-                        .0,
-                ))
-            }
+            Some(code) => Some(self.region_id("region", code).await?),
         };
         let change = UpdateNode {
             name: m.name,
@@ -364,16 +378,7 @@ impl AdminService for Admin {
                     .map_err(|_| status(ServiceError::invalid("bind_cidr", "is not a CIDR")))?,
             ),
         };
-        let store = self.state.service.store();
-        let region_id = match m.region.as_str() {
-            "" => None,
-            code => {
-                let found = crate::store::config_list::region_by_code(store, code).await;
-                let found = found.map_err(|error| status(error.into()))?;
-                let missing = || ServiceError::invalid("region", "there is no such region");
-                Some(found.ok_or_else(missing).map_err(status)?.0)
-            }
-        };
+        let region_id = self.region_id("region", &m.region).await?;
         let new = CreateEnrolmentToken {
             label: m.label.clone(),
             valid_s: Some(m.valid_seconds).filter(|seconds| *seconds > 0),
@@ -394,6 +399,83 @@ impl AdminService for Admin {
                 ca_pin,
                 expires_at: Some(row.expires_at.to_proto()),
             })
+        };
+        self.once(&asked, &m.request_id, work).await
+    }
+
+    async fn list_regions(
+        &self,
+        request: Request<pb::ListRegionsRequest>,
+    ) -> Result<Response<pb::ListRegionsResponse>, Status> {
+        let asked = asked(request)?;
+        let access = asked.access(Operation::ListRegions)?;
+        let found = self.state.service.regions(access).await.map_err(status)?;
+        Ok(Response::new(pb::ListRegionsResponse {
+            regions: found.into_iter().map(region).collect(),
+        }))
+    }
+
+    async fn create_region(
+        &self,
+        request: Request<pb::CreateRegionRequest>,
+    ) -> Result<Response<pb::CreateRegionResponse>, Status> {
+        let asked = asked(request)?;
+        let access = asked.access(Operation::CreateRegion)?;
+        let m = &asked.message;
+        let new = CreateRegion {
+            code: m.code.clone(),
+            name: m.name.clone(),
+            latitude: m.latitude,
+            longitude: m.longitude,
+        };
+        let work = async {
+            let row = self.state.service.create_region(access, new).await?;
+            Ok(pb::CreateRegionResponse {
+                region: Some(region(row)),
+            })
+        };
+        self.once(&asked, &m.request_id, work).await
+    }
+
+    async fn update_region(
+        &self,
+        request: Request<pb::UpdateRegionRequest>,
+    ) -> Result<Response<pb::UpdateRegionResponse>, Status> {
+        let asked = asked(request)?;
+        let access = asked.access(Operation::UpdateRegion)?;
+        let m = &asked.message;
+        let of = RegionId(id(m.id, "region")?);
+        let degrees = |value: Option<f64>| match m.clear_location {
+            true => Some(None),
+            false => value.map(Some),
+        };
+        let change = UpdateRegion {
+            code: m.code.clone(),
+            name: m.name.clone(),
+            latitude: degrees(m.latitude),
+            longitude: degrees(m.longitude),
+        };
+        let work = async {
+            let service = &self.state.service;
+            let row = service.update_region(access, of, change).await?;
+            Ok(pb::UpdateRegionResponse {
+                region: Some(region(row)),
+            })
+        };
+        self.once(&asked, &m.request_id, work).await
+    }
+
+    async fn delete_region(
+        &self,
+        request: Request<pb::DeleteRegionRequest>,
+    ) -> Result<Response<pb::DeleteRegionResponse>, Status> {
+        let asked = asked(request)?;
+        let access = asked.access(Operation::DeleteRegion)?;
+        let m = &asked.message;
+        let of = RegionId(id(m.id, "region")?);
+        let work = async {
+            self.state.service.delete_region(access, of).await?;
+            Ok(pb::DeleteRegionResponse {})
         };
         self.once(&asked, &m.request_id, work).await
     }
@@ -421,7 +503,17 @@ impl AdminService for Admin {
             .users(access, list)
             .await
             .map_err(status)?;
-        let users = found.items.into_iter().map(user).collect();
+        let codes = match found.items.iter().any(|row| row.home_region_id.is_some()) {
+            true => regions::codes(self.state.service.store()).await,
+            false => Ok(BTreeMap::new()),
+        };
+        let codes = codes.map_err(|error| status(error.into()))?;
+        let home = |row: &UserRow| codes.get(&row.home_region_id?).cloned();
+        let users = found.items.into_iter().map(|row| {
+            let home = home(&row).unwrap_or_default();
+            user(row, home)
+        });
+        let users = users.collect();
         Ok(Response::new(pb::ListUsersResponse {
             users,
             page: page_info(found.next),
@@ -436,9 +528,8 @@ impl AdminService for Admin {
         let access = asked.access(Operation::GetUser)?;
         let id = UserId(id(asked.message.id, "user")?);
         let row = self.state.service.user(access, id).await.map_err(status)?;
-        Ok(Response::new(pb::GetUserResponse {
-            user: Some(user(row)),
-        }))
+        let user = Some(self.user(row).await.map_err(status)?);
+        Ok(Response::new(pb::GetUserResponse { user }))
     }
 
     async fn create_user(
@@ -453,9 +544,11 @@ impl AdminService for Admin {
             value => Some(id(value, "plan")?),
         };
         let password = Some(m.password).filter(|password| !password.is_empty());
+        let home_region_id = self.region_id("home_region", &m.home_region).await?;
         let new = CreateUser {
             username: m.username,
             plan_id,
+            home_region_id,
             expires_at: moment(m.expires_at),
             quota_bytes: limit(m.quota_bytes, "quota_bytes")?.flatten(),
             max_devices: limit(m.max_devices, "max_devices")?.flatten(),
@@ -473,7 +566,7 @@ impl AdminService for Admin {
             let url = service.subscription_of(&row)?;
             let subscription_url = url.expose_secret().to_owned();
             Ok(pb::CreateUserResponse {
-                user: Some(user(row)),
+                user: Some(self.user(row).await?),
                 subscription_url,
             })
         };
@@ -498,9 +591,14 @@ impl AdminService for Admin {
             Some(0) => Some(None),
             Some(value) => Some(Some(id(value, "plan")?)),
         };
+        let home_region_id = match m.home_region.as_deref() {
+            None => None,
+            Some(code) => Some(self.region_id("home_region", code).await?),
+        };
         let change = UpdateUser {
             status: wanted_status(m.status)?,
             plan_id,
+            home_region_id,
             expires_at,
             quota_bytes: limit(m.quota_bytes, "quota_bytes")?,
             max_devices: limit(m.max_devices, "max_devices")?,
@@ -518,7 +616,7 @@ impl AdminService for Admin {
                 .update_user(access, of, rev, change)
                 .await?;
             Ok(pb::UpdateUserResponse {
-                user: Some(user(row)),
+                user: Some(self.user(row).await?),
             })
         };
         self.once(&asked, &m.request_id, work).await
@@ -575,7 +673,7 @@ impl AdminService for Admin {
                 .reset_user_traffic(access, of, &m.reason)
                 .await?;
             Ok(pb::ResetUserTrafficResponse {
-                user: Some(user(row)),
+                user: Some(self.user(row).await?),
             })
         };
         self.once(&asked, &m.request_id, work).await
