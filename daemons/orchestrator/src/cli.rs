@@ -1,9 +1,11 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use hy2_daemon_runtime::logging;
+
+use crate::config::Role;
 
 /// Orchestrator of a fleet of Hysteria 2 nodes.
 #[derive(Debug, Parser)]
@@ -31,7 +33,7 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Run until SIGTERM. The first run prints the first administrator's password, once
-    Run,
+    Run(Run),
     /// Read the configuration, say what is wrong with it and exit
     Check,
     /// Bring the database to this version's schema and exit
@@ -51,6 +53,17 @@ pub(crate) enum Command {
         /// Login name
         username: String,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    /// Do only this; may be given several times, and goes before `roles` of the file
+    #[arg(long = "role", value_name = "ROLE")]
+    pub(crate) roles: Vec<Role>,
+
+    /// Serve Prometheus metrics on this address, to whoever reaches it
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) metrics: Option<SocketAddr>,
 }
 
 #[derive(Debug, Args)]

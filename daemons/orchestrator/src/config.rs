@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use clap::ValueEnum;
 use hy2_daemon_runtime::configuration;
 use hy2_master_sdk::{Builder, Master, MasterConfig, front::FrontConfig};
 use ipnet::IpNet;
@@ -27,12 +28,32 @@ pub(crate) struct Config {
     #[serde(default)]
     api: Api,
     public: Public,
+    /// What this process does; without it, everything. Background work is shared by all that run on
+    /// one database, whatever their roles.
+    #[serde(default = "every_role")]
+    roles: Vec<Role>,
     /// Shared cache and rate-limit buckets; never the only copy of anything.
     #[serde(default)]
     redis: Option<Secret>,
     /// Receivers of webhooks on private addresses, also over plain HTTP.
     #[serde(default)]
     allow_private_webhooks: bool,
+}
+
+/// What a process does of what an orchestrator does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum Role {
+    /// Keeps the nodes' sessions: tells them what to run, takes their traffic, lends quota
+    Agents,
+    /// Serves REST and AdminService
+    Api,
+    /// Serves subscriptions and self-service
+    Public,
+}
+
+fn every_role() -> Vec<Role> {
+    vec![Role::Agents, Role::Api, Role::Public]
 }
 
 #[derive(Debug, Deserialize)]
@@ -178,6 +199,9 @@ impl Config {
 
     /// Judges what the types of the values do not.
     fn check(&self) -> anyhow::Result<()> {
+        if self.roles.is_empty() {
+            bail!("roles: must name at least one of agents, api, public");
+        }
         let listen = self.agents.listen.rsplit_once(':');
         let is_address = listen.is_some_and(|(host, port)| {
             !host.is_empty() && port.parse::<u16>().is_ok() && is_host(host)
@@ -200,7 +224,8 @@ impl Config {
             bail!("public.url: must begin with https://, or http:// behind a proxy of your own");
         }
         if let Some(url) = self.redis()
-            && !Url::parse(url).is_ok_and(|url| matches!(url.scheme(), "redis" | "rediss" | "unix"))
+            && !Url::parse(url)
+                .is_ok_and(|url| matches!(url.scheme(), "redis" | "rediss" | "redis+unix" | "unix"))
         {
             bail!("redis: must be redis://:password@host:port");
         }
@@ -224,10 +249,23 @@ impl Config {
         builder.key_file(&self.key_file).config(config)
     }
 
+    /// Takes other roles than those of the file, if there are any.
+    pub(crate) fn take_roles(&mut self, roles: &[Role]) {
+        if !roles.is_empty() {
+            self.roles = roles.to_vec();
+        }
+    }
+
+    fn has(&self, role: Role) -> bool {
+        self.roles.contains(&role)
+    }
+
     /// Tells whether all users come from a proxy on this host that is not named as one: limits per
     /// address would count them as one.
     pub(crate) fn hides_addresses(&self) -> bool {
-        self.public.listen.ip().is_loopback() && self.api.trusted_proxies.is_empty()
+        self.has(Role::Public)
+            && self.public.listen.ip().is_loopback()
+            && self.api.trusted_proxies.is_empty()
     }
 
     /// Returns where the master key is.
@@ -235,9 +273,10 @@ impl Config {
         &self.key_file
     }
 
-    /// Returns where agents are awaited.
-    pub(crate) fn agents(&self) -> &str {
-        &self.agents.listen
+    /// Returns where agents are awaited, if they are.
+    pub(crate) fn agents(&self) -> Option<&str> {
+        self.has(Role::Agents)
+            .then_some(self.agents.listen.as_str())
     }
 
     /// Returns the address of Redis.
@@ -253,8 +292,8 @@ impl Config {
     /// Describes the side towards people and programs.
     pub(crate) fn front(&self) -> FrontConfig {
         let mut front = FrontConfig::new(self.public.url.clone());
-        front.api = Some(self.api.listen);
-        front.public = Some(self.public.listen);
+        front.api = self.has(Role::Api).then_some(self.api.listen);
+        front.public = self.has(Role::Public).then_some(self.public.listen);
         front.trusted_proxies.clone_from(&self.api.trusted_proxies);
         if self.allow_private_webhooks {
             front.targets = hy2_master_sdk::targets::TargetPolicy::Any;
@@ -278,10 +317,29 @@ mod tests {
     #[test]
     fn the_least_file_has_the_documented_ports() {
         let config = read(LEAST).expect("right");
-        assert_eq!(config.agents(), "0.0.0.0:50052");
+        assert_eq!(config.agents(), Some("0.0.0.0:50052"));
         let front = config.front();
         assert_eq!(front.api, Some(([127, 0, 0, 1], 8081).into()));
         assert_eq!(front.public, Some(([0, 0, 0, 0], 8080).into()));
+    }
+
+    #[test]
+    fn a_process_listens_for_its_roles_only() {
+        let listens = |config: &Config| {
+            let front = config.front();
+            [
+                config.agents().is_some(),
+                front.api.is_some(),
+                front.public.is_some(),
+            ]
+        };
+        let mut config = read(&format!("{LEAST}roles: [api, public]\n")).expect("right");
+        assert_eq!(listens(&config), [false, true, true]);
+        config.take_roles(&[]);
+        assert_eq!(listens(&config), [false, true, true]);
+        config.take_roles(&[Role::Agents]);
+        assert_eq!(listens(&config), [true, false, false]);
+        assert_eq!(listens(&read(LEAST).expect("right")), [true; 3]);
     }
 
     #[test]
@@ -315,6 +373,8 @@ mod tests {
                 "database: sqlite:/x\nkeyFile: a\npublic: {url: 'ftp://a/'}",
                 "public.url",
             ),
+            (&format!("{LEAST}roles: []\n"), "roles: must name"),
+            (&format!("{LEAST}roles: [cook]\n"), "cook"),
             (&format!("{LEAST}redis: nonsense\n"), "redis: must be"),
             (&format!("{LEAST}redis: [1]\n"), "redis: "),
             (
@@ -348,6 +408,23 @@ mod tests {
         ] {
             let text = format!("{LEAST}api:\n  listen: 0.0.0.0:8081\n  {guard}\n");
             assert!(read(&text).is_ok(), "{guard}");
+        }
+    }
+
+    #[test]
+    fn databases_and_caches_are_reached_over_unix_sockets_too() {
+        for (database, redis) in [
+            (
+                "postgres:///hy2?host=/run/postgresql",
+                "redis+unix:///run/redis.sock",
+            ),
+            (
+                "postgres://u@%2Frun%2Fpostgresql/hy2",
+                "unix:///run/redis.sock",
+            ),
+        ] {
+            let text = LEAST.replace("sqlite:/tmp/x.db", database) + &format!("redis: {redis}\n");
+            assert!(read(&text).is_ok(), "{text}");
         }
     }
 

@@ -20,11 +20,12 @@ use hy2_master_sdk::{
     service::admins::Credentials,
 };
 use secrecy::ExposeSecret;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
 use crate::{
     certificates::Certificates,
-    cli::{Cli, Command},
+    cli::{Cli, Command, Run},
     config::Config,
 };
 
@@ -43,7 +44,7 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> anyhow::Result<()> {
-    let config = Config::read(&cli.config)?;
+    let mut config = Config::read(&cli.config)?;
     if let Command::Check = cli.command {
         Certificates::read(config.tls())?;
         return say(&format!("{}: ok", cli.config.display()));
@@ -54,7 +55,10 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         .build()?;
     runtime.block_on(async {
         match &cli.command {
-            Command::Run => serve(&config).await,
+            Command::Run(flags) => {
+                config.take_roles(&flags.roles);
+                serve(&config, flags).await
+            }
             Command::Migrate => {
                 config.master().start().await?.shutdown().await;
                 say("the database is up to date")
@@ -69,10 +73,16 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     })
 }
 
-async fn serve(config: &Config) -> anyhow::Result<()> {
+async fn serve(config: &Config, flags: &Run) -> anyhow::Result<()> {
     let mut signals = Signals::install()?;
     let recorder = Recorder::install()?;
-    let master = config.master().agents(config.agents()).start().await?;
+    let exposition = flags.metrics.map(|address| recorder.serve(address));
+    let exposition = exposition.transpose().context("--metrics")?;
+    let mut builder = config.master();
+    if let Some(address) = config.agents() {
+        builder = builder.agents(address);
+    }
+    let master = builder.start().await?;
     if config.hides_addresses() {
         warn!(
             "public.listen is on loopback and api.trustedProxies names no proxy: all users count as one address"
@@ -95,9 +105,13 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
         agents = ?master.agents_address(),
         api = ?front.api_address(),
         public = ?front.public_address(),
+        metrics = ?exposition.as_ref().and_then(|figures| figures.local_addr().ok()),
         ca_pin = master.ca_pin(),
         "running"
     );
+    let stop = master.shutdown_token();
+    let exposing =
+        exposition.map(|figures| AbortOnDropHandle::new(tokio::spawn(figures.run(stop))));
     service::ready();
     let watchdog = service::watchdog();
     // Of the file nothing can change while it runs; certificates can.
@@ -115,6 +129,9 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     drop(watchdog);
     front.shutdown().await;
     master.shutdown().await;
+    if let Some(exposing) = exposing {
+        exposing.await?;
+    }
     Ok(())
 }
 

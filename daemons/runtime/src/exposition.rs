@@ -40,9 +40,7 @@ impl Exposition {
     ///
     /// The address is taken, or a recorder is installed already.
     pub fn install(address: SocketAddr) -> anyhow::Result<Self> {
-        let listener = std::net::TcpListener::bind(address)?;
-        listener.set_nonblocking(true)?;
-        let listener = TcpListener::from_std(listener)?;
+        let listener = bind(address)?;
         let recorder = PrometheusBuilder::new().install_recorder()?;
         Ok(Self { listener, recorder })
     }
@@ -128,10 +126,28 @@ impl Recorder {
         })
     }
 
+    /// Serves the figures on an address of their own, too. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// The address cannot be bound.
+    pub fn serve(&self, address: SocketAddr) -> io::Result<Exposition> {
+        Ok(Exposition {
+            listener: bind(address)?,
+            recorder: self.handle.clone(),
+        })
+    }
+
     /// Returns the figures in Prometheus' text form.
     pub fn render(&self) -> String {
         self.handle.render()
     }
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let listener = std::net::TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
 }
 
 fn answer(recorder: &PrometheusHandle, request: &Request<Incoming>) -> Response<Full<Bytes>> {

@@ -174,6 +174,30 @@ impl Fleet {
         self.orchestrator = Some(process);
     }
 
+    /// Starts one more orchestrator on the same settings that does only what `roles` say.
+    pub(crate) fn start_roles(&self, roles: &[&str], metrics: u16) -> Process {
+        let config = self.path().join("orchestrator.yaml");
+        let metrics = format!("127.0.0.1:{metrics}");
+        let mut arguments = vec![
+            "run",
+            "-c",
+            config.to_str().expect("text"),
+            "--metrics",
+            &metrics,
+        ];
+        arguments.extend(roles.iter().flat_map(|role| ["--role", role]));
+        let log = self
+            .path()
+            .join(format!("orchestrator-{}.log", roles.join("-")));
+        Process::start(&binary("hy2-orchestrator"), &arguments, &log)
+    }
+
+    /// The port of REST.
+    pub(crate) fn api(&self) -> u16 {
+        let (_, port) = self.rest.base().rsplit_once(':').expect("a port");
+        port.parse().expect("a number")
+    }
+
     /// The port of subscriptions.
     pub(crate) fn public(&self) -> u16 {
         self.public

@@ -25,6 +25,7 @@ mod random;
 mod rest;
 mod restored;
 mod revocation;
+mod roles;
 mod small_disk;
 mod stubs;
 mod wire;
