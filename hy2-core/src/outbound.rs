@@ -10,11 +10,13 @@ use std::{
 
 use hy2_proto::address::{Address, Host};
 use ipnet::IpNet;
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf},
     net::{TcpSocket, TcpStream, UdpSocket, lookup_host},
+    sync::Semaphore,
     task::JoinSet,
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 use crate::BoxFuture;
@@ -161,6 +163,31 @@ impl DialError {
             Self::Local(_) => "server failure",
         }
     }
+
+    /// Says now and then in the log that the process has no file descriptor left: the client is told
+    /// no more than [`Self::class`], and the operator would look everywhere else.
+    pub(crate) fn warn_of_descriptors(&self) {
+        static SAID: Mutex<Option<Instant>> = Mutex::new(None);
+        let Self::Local(error) = self else {
+            return;
+        };
+        if !error.raw_os_error().is_some_and(is_out_of_descriptors) {
+            return;
+        }
+        let mut said = SAID.lock();
+        if said.is_none_or(|said| said.elapsed() >= QUIET) {
+            *said = Some(Instant::now());
+            tracing::warn!(%error, "targets are not reached: raise the limit of open files");
+        }
+    }
+}
+
+/// Every stream may fail for the same reason; the log need not say so each time.
+const QUIET: Duration = Duration::from_secs(5);
+
+/// Whether an error of the system means that the process, or the host, has no descriptor left.
+fn is_out_of_descriptors(error: i32) -> bool {
+    cfg!(unix) && matches!(error, libc::EMFILE | libc::ENFILE)
 }
 
 impl From<io::Error> for DialError {
@@ -314,6 +341,49 @@ async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
+/// Lookups at once, of everybody. Each takes one of the runtime's 512 blocking threads until the
+/// system's resolver gives up, and the masquerade's files are read on such threads too.
+const LOOKUPS: usize = 384;
+
+/// Lookups at once of one user: who names hosts that nobody resolves waits for himself.
+const LOOKUPS_OF_ONE: usize = 32;
+
+static EVERYBODYS_LOOKUPS: Semaphore = Semaphore::const_new(LOOKUPS);
+
+tokio::task_local! {
+    /// The turns of the user on whose behalf a task reaches a target.
+    static OWN_LOOKUPS: Arc<Semaphore>;
+}
+
+/// The turns of one user at looking names up.
+#[derive(Debug, Clone)]
+pub(crate) struct Lookups(Arc<Semaphore>);
+
+impl Default for Lookups {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(LOOKUPS_OF_ONE)))
+    }
+}
+
+impl Lookups {
+    /// Has what `work` looks up, in this task, wait for a turn of these.
+    pub(crate) async fn of<F: Future>(&self, work: F) -> F::Output {
+        OWN_LOOKUPS.scope(Arc::clone(&self.0), work).await
+    }
+}
+
+/// Looks something up when it is the user's turn. Cancel safe: turns are given back.
+async fn in_turn<F: Future>(lookup: F) -> F::Output {
+    // Neither is ever closed.
+    let own = OWN_LOOKUPS.try_with(Arc::clone).ok();
+    let _own = match &own {
+        Some(own) => own.acquire().await.ok(),
+        None => None,
+    };
+    let _turn = EVERYBODYS_LOOKUPS.acquire().await.ok();
+    lookup.await
+}
+
 async fn resolve_permitted(
     policy: &AddressPolicy,
     target: &Address,
@@ -323,7 +393,7 @@ async fn resolve_permitted(
         Host::Ip(_) => return Err(DialError::Denied),
         Host::Domain(name) => name,
     };
-    let found: Vec<SocketAddr> = lookup_host((&**name, target.port))
+    let found: Vec<SocketAddr> = in_turn(lookup_host((&**name, target.port)))
         .await
         .map_err(|error| DialError::Unresolvable(Some(error)))?
         .collect();
@@ -502,7 +572,42 @@ fn is_public_v6(ip: Ipv6Addr) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
     use super::*;
+
+    #[tokio::test]
+    async fn who_names_hosts_that_nobody_resolves_waits_for_himself() {
+        let (evil, good) = (Lookups::default(), Lookups::default());
+        let begun = Arc::new(AtomicUsize::new(0));
+        let mut silent = JoinSet::new();
+        for _ in 0..1_000 {
+            let (evil, begun) = (evil.clone(), Arc::clone(&begun));
+            silent.spawn(async move {
+                let lookup = async {
+                    begun.fetch_add(1, SeqCst);
+                    std::future::pending::<()>().await;
+                };
+                evil.of(in_turn(lookup)).await;
+            });
+        }
+        while begun.load(SeqCst) < LOOKUPS_OF_ONE {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(good.of(in_turn(std::future::ready(7))).await, 7);
+        assert_eq!(begun.load(SeqCst), LOOKUPS_OF_ONE);
+        // Turns that are given up go to who waits.
+        silent.abort_all();
+        while silent.join_next().await.is_some() {}
+        assert_eq!(evil.of(in_turn(std::future::ready(8))).await, 8);
+    }
+
+    #[test]
+    fn want_of_descriptors_is_told_from_other_failures() {
+        assert!(is_out_of_descriptors(libc::EMFILE) && is_out_of_descriptors(libc::ENFILE));
+        assert!(!is_out_of_descriptors(libc::ECONNREFUSED));
+        DialError::Local(io::Error::from_raw_os_error(libc::EMFILE)).warn_of_descriptors();
+    }
 
     #[test]
     fn special_ranges_are_not_public() {

@@ -424,7 +424,6 @@ async fn https_on_tcp_serves_the_same_pages() {
     let mut config = TcpSiteConfig::new(target.server.local_addrs()[0].port());
     config.https = Some((SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), Arc::new(tls)));
     let served = TcpSite::bind(config, Arc::new(site))
-        .await
         .expect("bound")
         .spawn();
 

@@ -21,7 +21,7 @@ use crate::backup::envelope::BackupKey;
 use crate::backup::restore::{self, Restored};
 use crate::backup::{self, BackupError};
 use crate::config::MasterConfig;
-use crate::core::{Core, KeysError, load_keys};
+use crate::core::{Core, FLEET_KEYS, KeysError, load_keys};
 use crate::domain::{Clock, NodeId, SystemClock, Timestamp, UserId};
 use crate::reconcile;
 use crate::rpc::reverse::{NodeClient, ReverseError};
@@ -474,15 +474,19 @@ impl Builder {
     ///
     /// See [`StartError`]. Nothing runs then.
     pub async fn start(self) -> Result<Master, StartError> {
-        let keys = match self.keys {
-            Some(Keys::File(path)) => MasterKeys::load_or_create(&path)?,
-            Some(Keys::Given(keys)) => keys,
-            None => return Err(StartError::NoKeys),
-        };
         let store = match self.backend {
             Backend::Sqlite(path) => Store::open_sqlite(path, &self.options).await?,
             Backend::Postgres(url) => Store::open_postgres(&url, &self.options).await?,
             Backend::Store(store) => store,
+        };
+        let keys = match self.keys {
+            // A new key would open nothing, and look like the old one to whoever comes to help.
+            Some(Keys::File(path)) if !path.exists() && has_secrets(&store).await? => {
+                return Err(KeyFileError::Missing { path }.into());
+            }
+            Some(Keys::File(path)) => MasterKeys::load_or_create(&path)?,
+            Some(Keys::Given(keys)) => keys,
+            None => return Err(StartError::NoKeys),
         };
         store.migrate().await?;
         let vault = Vault::new(keys);
@@ -533,6 +537,18 @@ impl Builder {
                 agents,
             }),
         })
+    }
+}
+
+/// Whether something is sealed in the store.
+async fn has_secrets(store: &Store) -> Result<bool, StoreError> {
+    if store.schema().await?.is_none() {
+        return Ok(false);
+    }
+    match store.secret(FLEET_KEYS).await {
+        Ok(_) => Ok(true),
+        Err(StoreError::NotFound(_)) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

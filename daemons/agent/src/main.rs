@@ -17,7 +17,9 @@ use clap::Parser;
 use hy2_agent_sdk::{
     Agent, AgentConfig, config::Enrolment, link::LinkState, logs::LogRing, report::PanicCount,
 };
-use hy2_daemon_runtime::{Exposition, Signal, Signals, logging, on_panic, service};
+use hy2_daemon_runtime::{
+    Exposition, Signal, Signals, logging, on_panic, raise_descriptor_limit, service,
+};
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
@@ -58,6 +60,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
 }
 
 async fn serve(config: AgentConfig, logs: LogRing, flags: &Run) -> anyhow::Result<()> {
+    raise_descriptor_limit();
     let mut signals = Signals::install()?;
     let metrics = flags.metrics.map(Exposition::install).transpose()?;
     let panics = PanicCount::default();

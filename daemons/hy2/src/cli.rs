@@ -19,8 +19,9 @@ use hy2_daemon_runtime::logging;
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
+    /// Without one, a client runs, as with the official program
     #[command(subcommand)]
-    pub(crate) command: Command,
+    pub(crate) command: Option<Command>,
 }
 
 /// Flags of every command.
@@ -71,7 +72,7 @@ pub(crate) enum Command {
 }
 
 /// Flags of what runs until it is stopped.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub(crate) struct Run {
     /// Read the configuration, say what is wrong with it and exit
     #[arg(long)]

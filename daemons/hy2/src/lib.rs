@@ -49,7 +49,8 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     let global = &cli.global;
     let path = || config::locate(global.config.as_deref());
     let client = || client::prepare(config::client(&path()?, false)?);
-    match &cli.command {
+    let official = Command::Client(cli::Run::default());
+    match cli.command.as_ref().unwrap_or(&official) {
         Command::Server(flags) => {
             let path = path()?;
             let settings = config::server(&path)?;

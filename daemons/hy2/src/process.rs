@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use anyhow::Context;
-use hy2_daemon_runtime::{Exposition, logging};
+use hy2_daemon_runtime::{Exposition, logging, raise_descriptor_limit};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::info;
 
@@ -15,6 +15,7 @@ pub(crate) fn run<F: Future<Output = anyhow::Result<()>>>(
     work: impl FnOnce() -> F,
 ) -> anyhow::Result<()> {
     logging::init(global.log_level, global.log_format)?;
+    raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -112,7 +112,7 @@ async fn serve_site(
         config.http = Some(listen.resolve().await?);
     }
     config.force_https = settings.force_https;
-    let site = TcpSite::bind(config, site).await?.spawn();
+    let site = TcpSite::bind(config, site)?.spawn();
     for (kind, address) in [("https", site.https_addr()), ("http", site.http_addr())] {
         if let Some(address) = address {
             info!(kind, %address, "listening");

@@ -33,6 +33,12 @@ fn missing(client: &config::Client) -> Option<&'static str> {
              pin is still checked), or hand on the file as well",
         );
     }
+    if client.auth.reveal().contains('+') {
+        return Some(
+            "the official client reads a '+' of the password in a link as a space; hy2 reads it right. For the \
+             official client choose a password without one",
+        );
+    }
     tls.identity.is_some().then_some(
         "the link does not carry tls.clientCertificate and tls.clientKey; the other client needs its own",
     )

@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::Context;
 use clap::Parser;
-use hy2_daemon_runtime::{Recorder, Signal, Signals, logging, service};
+use hy2_daemon_runtime::{Recorder, Signal, Signals, logging, raise_descriptor_limit, service};
 use hy2_master_sdk::{
     cache::Cache, front::Front, ratelimit::RateLimiter, ratelimit::SharedLimiter, redis::Redis,
     service::admins::Credentials,
@@ -74,6 +74,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
 }
 
 async fn serve(config: &Config, flags: &Run) -> anyhow::Result<()> {
+    raise_descriptor_limit();
     let mut signals = Signals::install()?;
     let recorder = Recorder::install()?;
     let exposition = flags.metrics.map(|address| recorder.serve(address));

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod configuration;
+mod descriptors;
 mod exposition;
 mod interval;
 pub mod logging;
@@ -16,6 +17,7 @@ mod signals;
 mod watch;
 
 pub use configuration::configuration;
+pub use descriptors::raise_descriptor_limit;
 pub use exposition::{Exposition, Recorder};
 pub use interval::interval;
 pub use new_file::NewFile;

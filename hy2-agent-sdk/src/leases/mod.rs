@@ -144,6 +144,9 @@ struct Inner {
 /// Most bytes beyond an allowance while the master is asked: 100 Mbit/s for 20 ms.
 const SLACK_MAX: u64 = 256 << 10;
 
+/// How long before the end of a slice's time more is asked for, so that a master that is away just then cuts nobody.
+const PROLONGED_MS: u64 = 86_400_000;
+
 /// How long before their end places in use are asked for again. They are lent for 15 minutes.
 const PLACES_RENEWED_MS: u64 = 5 * 60_000;
 
@@ -217,15 +220,29 @@ impl Leases {
         last.map_or(0, |slice| slice.end() - (slice.end() - slice.start) / 2)
     }
 
-    /// When something of a user's runs out next.
+    /// When something of a user's runs out next, or should be prolonged before that.
     pub(crate) fn due(&self, user: u64) -> Option<u64> {
         let now = unix_ms(self.clock.now());
         let inner = self.inner.lock();
         let slices = inner.slices.get(&user).into_iter().flatten();
         slices
-            .map(|slice| slice.expires_ms)
+            .filter(|slice| slice.ended == 0)
+            .flat_map(|slice| {
+                [
+                    slice.expires_ms.saturating_sub(PROLONGED_MS),
+                    slice.expires_ms,
+                ]
+            })
             .filter(|at| *at > now)
             .min()
+    }
+
+    /// Whether the slice in hand runs out soon.
+    pub(crate) fn is_ending(&self, user: u64) -> bool {
+        let soon = unix_ms(self.clock.now()) + PROLONGED_MS;
+        let inner = self.inner.lock();
+        let last = inner.slices.get(&user).and_then(|slices| slices.last());
+        last.is_some_and(|slice| slice.ended == 0 && expired(slice.expires_ms, soon))
     }
 
     /// Asks for a slice, soon.
@@ -403,12 +420,27 @@ impl Leases {
         for quota in &response.quotas {
             let total = counters.total(quota.user_id);
             let expires_ms = moment(quota.expires_at.as_ref()).map_or(0, unix_ms);
-            let slices = inner.slices.entry(quota.user_id).or_default();
-            for slice in slices.iter_mut() {
-                if slice.ended == 0 && expired(slice.expires_ms, now) {
-                    // An end of 0 means none.
-                    let first = slice.start.max(1);
-                    slice.ended = total.clamp(first, slice.end().max(first));
+            let Inner {
+                slices, releases, ..
+            } = &mut *inner;
+            let slices = slices.entry(quota.user_id).or_default();
+            let over = slices.iter_mut().filter(|slice| {
+                let is_over = slice.ended == 0 && expired(slice.expires_ms, now);
+                is_over && slice.lease != quota.lease_id
+            });
+            for slice in over {
+                // An end of 0 means none.
+                let first = slice.start.max(1);
+                let rest = slice.billed(slice.end()) - slice.billed(total);
+                slice.ended = total.clamp(first, slice.end().max(first));
+                if rest > 0 {
+                    releases.push(LeaseWant {
+                        user_id: slice.user,
+                        lease_id: slice.lease,
+                        remaining_bytes: rest,
+                        release: true,
+                    });
+                    self.wanted.notify_one();
                 }
             }
             match slices

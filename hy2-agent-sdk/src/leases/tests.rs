@@ -255,3 +255,57 @@ fn what_is_wanted_is_asked_once_and_again_after_a_failure() {
     leases.again(request.clone());
     assert_eq!(leases.request(&at), Some(request));
 }
+
+fn until(mut quota: LeaseResponse, seconds: i64) -> LeaseResponse {
+    quota.quotas[0].expires_at = Some(prost_types::Timestamp { seconds, nanos: 0 });
+    quota
+}
+
+#[test]
+fn a_slice_whose_time_is_over_goes_on_when_it_is_prolonged() {
+    let folder = tempfile::tempdir().unwrap();
+    let (leases, clock) = open(folder.path());
+    let at = At::new(500);
+    let seven = quota(7, 1000, MULTIPLIER_ONE);
+    leases.grant(&until(seven.clone(), 200_000), &at, &NoCut::NO_COUNTERS);
+    assert!(!leases.is_ending(1));
+    // A day before its end, and at its end.
+    assert_eq!(leases.due(1), Some((200_000 - 86_400) * 1000));
+    clock.advance(Duration::from_secs(198_000));
+    assert!(leases.is_ending(1));
+    assert_eq!(leases.due(1), Some(200_000_000));
+    clock.advance(Duration::from_secs(2_000));
+    at.0.set(600);
+    assert_eq!(leases.allowance(1), 0);
+    leases.want(1);
+    let asked = leases.request(&at).unwrap().quotas;
+    assert_eq!((asked[0].lease_id, asked[0].remaining_bytes), (7, 900));
+    leases.grant(&until(seven, 900_000), &at, &NoCut::NO_COUNTERS);
+    assert_eq!(leases.allowance(1), 1500);
+    assert!(leases.request(&at).is_none());
+}
+
+#[test]
+fn what_is_left_of_a_slice_whose_time_is_over_goes_back_with_the_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let (leases, clock) = open(folder.path());
+    let at = At::new(500);
+    leases.grant(&quota(7, 1000, MULTIPLIER_ONE), &at, &NoCut::NO_COUNTERS);
+    clock.advance(Duration::from_secs(2_000));
+    at.0.set(600);
+    let eight = until(quota(8, 300, MULTIPLIER_ONE), 900_000);
+    leases.grant(&eight, &at, &NoCut::NO_COUNTERS);
+    assert_eq!(leases.allowance(1), 900);
+    let back = leases.request(&at).unwrap().quotas;
+    assert_eq!(back.len(), 1);
+    assert!(back[0].release);
+    assert_eq!((back[0].lease_id, back[0].remaining_bytes), (7, 900));
+    let used = leases.used(1, 500, 900);
+    let of = |lease| {
+        used.iter()
+            .find(|used| used.lease_id == lease)
+            .unwrap()
+            .billed_bytes
+    };
+    assert_eq!((of(7), of(8)), (100, 300));
+}

@@ -516,6 +516,14 @@ impl UserTable {
                 actions.push(Action::Limits(Arc::clone(&user)));
             }
             drop(rate);
+            if user.is_metered()
+                && self.leases.is_ending(id)
+                && !user.live.lock().is_empty()
+                && !self.leases.is_awaited(id)
+                && self.may_wait(&user)
+            {
+                self.leases.want(id);
+            }
             if user.is_metered() && user.is_idle(now) {
                 actions.push(Action::Idle(Arc::clone(&user)));
             }

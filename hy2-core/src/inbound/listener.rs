@@ -3,13 +3,13 @@
 use std::{
     future::Future,
     io::{self, Read},
-    net::{Ipv4Addr, SocketAddr},
+    net::SocketAddr,
     sync::Arc,
     time::Duration,
 };
 
 use bytes::Bytes;
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Protocol, SockRef, TcpKeepalive, Type};
 use tokio::{
     net::{TcpListener, TcpStream, UdpSocket},
     sync::Semaphore,
@@ -18,26 +18,14 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-/// Connections the kernel holds while all slots are taken.
-const BACKLOG: i32 = 1024;
+use crate::socket::listen::bind;
+pub(super) use crate::socket::listen::bind_tcp;
 
 /// Local programs that vanish without a FIN are noticed after about this time.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
 /// Pause after an accept error that a retry at once would repeat (out of descriptors).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// Binds a TCP listener. The unspecified IPv6 address takes IPv4 as well, and falls back to IPv4
-/// where the system has no IPv6.
-pub(super) fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = bind(address, Type::STREAM, Protocol::TCP, |socket| {
-        #[cfg(not(windows))]
-        socket.set_reuse_address(true)?;
-        Ok(())
-    })?;
-    socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
-}
 
 /// What local UDP sockets ask for, in bytes; the kernel caps it. The default of many hosts, 208 KiB,
 /// is full with 90 datagrams of full size, because each counts with its book-keeping.
@@ -49,31 +37,6 @@ pub(super) fn bind_udp(address: SocketAddr) -> io::Result<UdpSocket> {
     let _ = socket.set_recv_buffer_size(UDP_BUFFER);
     let _ = socket.set_send_buffer_size(UDP_BUFFER);
     UdpSocket::from_std(socket.into())
-}
-
-fn bind(
-    address: SocketAddr,
-    kind: Type,
-    protocol: Protocol,
-    prepare: impl Fn(&Socket) -> io::Result<()>,
-) -> io::Result<Socket> {
-    let any = address.is_ipv6() && address.ip().is_unspecified();
-    let open = |address: SocketAddr| -> io::Result<Socket> {
-        let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
-        if any && address.is_ipv6() {
-            socket.set_only_v6(false)?;
-        }
-        prepare(&socket)?;
-        socket.bind(&address.into())?;
-        socket.set_nonblocking(true)?;
-        Ok(socket)
-    };
-    match open(address) {
-        Err(error) if any && error.kind() != io::ErrorKind::AddrInUse => {
-            open((Ipv4Addr::UNSPECIFIED, address.port()).into()).map_err(|_| error)
-        }
-        result => result,
-    }
 }
 
 /// Most that is read of a connection before its stream is open, in bytes.
@@ -109,6 +72,9 @@ pub(super) async fn serve<F, Fut>(
 {
     let slots = Arc::new(Semaphore::new(slots.clamp(1, Semaphore::MAX_PERMITS)));
     let mut tasks = JoinSet::new();
+    if INHERITED {
+        prepare(SockRef::from(listener));
+    }
     loop {
         // Every arm is cancel safe: an accepted connection is returned or not accepted at all,
         // and a permit that was not returned goes back.
@@ -126,7 +92,9 @@ pub(super) async fn serve<F, Fut>(
         };
         match accepted {
             (Ok(slot), Ok((stream, peer))) => {
-                prepare(&stream);
+                if !INHERITED {
+                    prepare(SockRef::from(&stream));
+                }
                 let work = handle(stream, peer);
                 tasks.spawn(async move {
                     work.await;
@@ -154,10 +122,13 @@ pub(super) fn report_panic<T>(ended: Result<T, JoinError>) {
     }
 }
 
+/// Whether accepted sockets have the options of their listener, which saves three calls for each.
+const INHERITED: bool = cfg!(any(target_os = "linux", target_os = "android"));
+
 /// Small writes go out at once; a peer that vanished is noticed. Neither is worth failing for.
-fn prepare(stream: &TcpStream) {
-    let _ = stream.set_nodelay(true);
-    let _ = SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE));
+fn prepare(socket: SockRef<'_>) {
+    let _ = socket.set_tcp_nodelay(true);
+    let _ = socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE));
 }
 
 #[cfg(test)]
@@ -182,6 +153,32 @@ mod tests {
         let port = first.local_addr().expect("bound").port();
         let again = bind_tcp(SocketAddr::from(([0u16; 8], port)));
         assert_eq!(again.expect_err("taken").kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[tokio::test]
+    async fn small_writes_go_out_at_once_and_vanished_programs_are_noticed() {
+        let listener = bind_tcp(([127, 0, 0, 1], 0).into()).expect("bind");
+        let address = listener.local_addr().expect("bound");
+        let stop = CancellationToken::new();
+        let (found, mut seen) = tokio::sync::mpsc::unbounded_channel();
+        let look = |stream: TcpStream, _| {
+            let socket = SockRef::from(&stream);
+            let options = (
+                socket.tcp_nodelay().expect("option"),
+                socket.keepalive().expect("option"),
+                socket.tcp_keepalive_time().expect("option"),
+            );
+            let _ = found.send(options);
+            std::future::ready(())
+        };
+        let ask = async {
+            let _program = TcpStream::connect(address).await.expect("connect");
+            let options = seen.recv().await.expect("accepted");
+            stop.cancel();
+            options
+        };
+        let ((), options) = tokio::join!(serve(&listener, 1, &stop, look), ask);
+        assert_eq!(options, (true, true, KEEPALIVE));
     }
 
     #[tokio::test]

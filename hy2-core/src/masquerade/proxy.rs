@@ -12,11 +12,13 @@ use http::{
 };
 use http_body::Body as _;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
+use hyper::{body::Incoming, upgrade::OnUpgrade};
 use hyper_util::{
     client::legacy::{Client, Error},
-    rt::{TokioExecutor, TokioTimer},
+    rt::{TokioExecutor, TokioIo, TokioTimer},
 };
+use parking_lot::Mutex;
+use tokio::task::JoinSet;
 
 use super::{Body, Masquerade, Peer, body::unsized_empty, empty};
 use crate::BoxFuture;
@@ -30,6 +32,11 @@ const IDLE_CONNECTIONS: usize = 32;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 /// How long the upstream may take to begin its answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Most fields, and bytes, in the head of the upstream's answer.
+const MAX_FIELDS: usize = 1_000;
+const MAX_HEAD: usize = 1 << 20;
+/// Connections that were upgraded, at once.
+const MAX_UPGRADED: usize = 1_000;
 
 /// Where a [`ReverseProxy`] gets its answers.
 #[derive(Debug, Clone)]
@@ -78,13 +85,16 @@ pub enum ProxyConfigError {
 /// An upstream that cannot be reached, or does not begin to answer within 60 s, makes an empty answer with status 502.
 /// A request without a body whose method changes nothing is sent once more, on a new connection, when the first was lost
 /// before the answer began.
-/// Requests to upgrade the connection are passed on without that wish.
+/// Requests of HTTP/1.1 to upgrade the connection, as WebSocket makes, are passed on, and after an answer with status 101
+/// so are the bytes, on at most 1,000 connections at once; other versions of HTTP have no such requests.
+/// Dropping this ends them.
 pub struct ReverseProxy {
     client: Client<Connector, Body>,
     /// Never uses a connection twice: an upstream may close an idle one in the moment of a request.
     fresh: Client<Connector, Body>,
     target: Target,
     config: ProxyConfig,
+    upgraded: Mutex<JoinSet<()>>,
 }
 
 impl fmt::Debug for ReverseProxy {
@@ -127,6 +137,9 @@ impl ReverseProxy {
                 .pool_timer(TokioTimer::new())
                 .pool_idle_timeout(IDLE_TIMEOUT)
                 .pool_max_idle_per_host(idle)
+                .http1_max_headers(MAX_FIELDS)
+                .http1_max_buf_size(MAX_HEAD)
+                .http1_allow_obsolete_multiline_headers_in_responses(true)
                 .build(connector.clone())
         };
         Ok(Self {
@@ -134,20 +147,43 @@ impl ReverseProxy {
             fresh: client(0),
             target,
             config,
+            upgraded: Mutex::default(),
         })
     }
 
-    async fn forward(&self, request: Request<Body>) -> Response<Body> {
-        let Some(request) = self.rewrite(request) else {
+    async fn forward(&self, mut request: Request<Body>) -> Response<Body> {
+        let upgrade = wanted_upgrade(&request);
+        let client = upgrade.as_ref().map(|_| hyper::upgrade::on(&mut request));
+        let Some(mut request) = self.rewrite(request) else {
             return bad_gateway();
         };
+        if let Some(protocol) = upgrade {
+            put_upgrade(request.headers_mut(), protocol);
+        }
         let is_head = request.method() == Method::HEAD;
         match tokio::time::timeout(ANSWER_TIMEOUT, self.ask(request)).await {
+            Ok(Ok(mut response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                let upstream = hyper::upgrade::on(&mut response);
+                let joined = client.is_some_and(|client| self.join(client, upstream));
+                let protocol = response.headers().get(UPGRADE).cloned();
+                let (mut head, _) = response.into_parts();
+                remove_hop_by_hop(&mut head.headers);
+                match protocol {
+                    Some(protocol) if joined => put_upgrade(&mut head.headers, protocol),
+                    // Nobody asked, or there are too many.
+                    _ => return bad_gateway(),
+                }
+                Response::from_parts(head, empty())
+            }
             Ok(Ok(response)) => {
                 let (mut head, body) = response.into_parts();
+                let is_chunked = head.headers.contains_key(TRANSFER_ENCODING);
                 remove_hop_by_hop(&mut head.headers);
-                // Some upstreams say it twice, or speak HTTP/1.0.
-                if let Some(length) = head.headers.get(CONTENT_LENGTH).cloned() {
+                if is_chunked {
+                    // It overrides a length (RFC 9112, section 6.3).
+                    head.headers.remove(CONTENT_LENGTH);
+                } else if let Some(length) = head.headers.get(CONTENT_LENGTH).cloned() {
+                    // Some upstreams say it twice, or speak HTTP/1.0.
                     head.headers.insert(CONTENT_LENGTH, length);
                 }
                 head.version = Version::HTTP_11;
@@ -167,6 +203,22 @@ impl ReverseProxy {
                 bad_gateway()
             }
         }
+    }
+
+    /// Passes bytes between two upgraded connections, in a task; `false` when there are too many.
+    fn join(&self, client: OnUpgrade, upstream: OnUpgrade) -> bool {
+        let mut upgraded = self.upgraded.lock();
+        while upgraded.try_join_next().is_some() {}
+        if upgraded.len() >= MAX_UPGRADED {
+            return false;
+        }
+        upgraded.spawn(async move {
+            if let Ok((client, upstream)) = tokio::try_join!(client, upstream) {
+                let (mut client, mut upstream) = (TokioIo::new(client), TokioIo::new(upstream));
+                let _ = tokio::io::copy_bidirectional(&mut client, &mut upstream).await;
+            }
+        });
+        true
     }
 
     async fn ask(&self, request: Request<Body>) -> Result<Response<Incoming>, Error> {
@@ -306,6 +358,22 @@ fn is_bare(method: &Method) -> bool {
         *method,
         Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE
     )
+}
+
+/// Returns the protocol that a request of HTTP/1.1 wants its connection to change to.
+fn wanted_upgrade(request: &Request<Body>) -> Option<HeaderValue> {
+    let asks = request.headers().get_all(CONNECTION).iter().any(|value| {
+        let names = value.to_str().unwrap_or_default();
+        let mut names = names.split(',').map(str::trim);
+        names.any(|name| name.eq_ignore_ascii_case("upgrade"))
+    });
+    let protocol = request.headers().get(UPGRADE)?;
+    (asks && request.version() == Version::HTTP_11).then(|| protocol.clone())
+}
+
+fn put_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
+    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(UPGRADE, protocol);
 }
 
 /// Fields that are about one connection and not about the message (RFC 9110, section 7.6.1).

@@ -4,20 +4,28 @@ mod idle;
 mod prompt;
 mod unread;
 
-use std::{fmt, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
 
 use http::{
-    HeaderValue, Method, Request, Response, StatusCode, Uri,
-    header::{ALT_SVC, CONTENT_LENGTH, CONTENT_TYPE, HOST, LOCATION},
+    HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
+    header::{ALT_SVC, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, LOCATION},
     uri::Authority,
 };
 use http_body::Body as _;
 use http_body_util::BodyExt;
-use hyper::{body::Incoming, service::service_fn};
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::conn::auto,
+use hyper::{
+    body::Incoming,
+    rt::bounds::Http2ServerConnExec,
+    server::conn::{http1, http2},
+    service::{HttpService, service_fn},
 };
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -33,7 +41,8 @@ use self::{
     prompt::Prompt,
     unread::ReadOn,
 };
-use super::{Body, Masquerade, Peer, empty, entity::put, full};
+use super::{Body, BodyError, Masquerade, Peer, empty, entity::put, full};
+use crate::socket::listen::bind_tcp;
 
 /// A TLS handshake that takes longer is given up.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -41,6 +50,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Largest head of a request, in bytes.
 const MAX_HEADER: u32 = 64 * 1024;
+/// Most fields in the head of a request of HTTP/1.
+const MAX_FIELDS: usize = 1_000;
 /// How long a connection that is told to end may take for it, when nothing is under way.
 const GOODBYE: Duration = Duration::from_secs(5);
 /// Wait after an accept that failed for want of file descriptors or memory.
@@ -133,11 +144,11 @@ struct Site {
 }
 
 impl TcpSite {
-    /// Binds the listeners; nothing is accepted until [`spawn`](Self::spawn).
+    /// Binds the listeners; nothing is accepted until [`spawn`](Self::spawn). Must be called within a tokio runtime.
     ///
     /// # Errors
     /// [`TcpSiteError`] when the configuration makes no sense or an address is not to be had.
-    pub async fn bind(
+    pub fn bind(
         config: TcpSiteConfig,
         masquerade: Arc<dyn Masquerade>,
     ) -> Result<Self, TcpSiteError> {
@@ -148,12 +159,12 @@ impl TcpSite {
             Some((address, tls)) => {
                 let mut tls = rustls::ServerConfig::clone(&tls);
                 tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-                Some((listen(address).await?, TlsAcceptor::from(Arc::new(tls))))
+                Some((listen(address)?, TlsAcceptor::from(Arc::new(tls))))
             }
             None => None,
         };
         let http = match config.http {
-            Some(address) => Some(listen(address).await?),
+            Some(address) => Some(listen(address)?),
             None => None,
         };
         let addresses = Addresses {
@@ -247,10 +258,8 @@ impl TcpSiteHandle {
     }
 }
 
-async fn listen(address: SocketAddr) -> Result<TcpListener, TcpSiteError> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|source| TcpSiteError::Bind { address, source })
+fn listen(address: SocketAddr) -> Result<TcpListener, TcpSiteError> {
+    bind_tcp(address).map_err(|source| TcpSiteError::Bind { address, source })
 }
 
 async fn accept(
@@ -287,10 +296,11 @@ async fn accept(
             match tls {
                 Some(tls) => {
                     if let Some(stream) = handshake(&tls, stream).await {
-                        serve(stream, site, peer, stop).await;
+                        let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                        serve(stream, site, peer, is_http2, stop).await;
                     }
                 }
-                None => serve(stream, site, peer, stop).await,
+                None => serve(stream, site, peer, false, stop).await,
             }
         });
     }
@@ -310,29 +320,15 @@ async fn handshake(
         .ok()
 }
 
+/// Serves one connection in the version of HTTP that its handshake agreed on; without TLS that is
+/// HTTP/1, as with Caddy and the reference.
 async fn serve(
-    stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     site: Arc<Site>,
     peer: Peer,
+    is_http2: bool,
     stop: CancellationToken,
 ) {
-    let mut builder = auto::Builder::new(TokioExecutor::new()).title_case_headers(true);
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
-        .max_buf_size(MAX_HEADER as usize);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .keep_alive_interval(HEADER_TIMEOUT)
-        .max_concurrent_streams(100)
-        .max_pending_accept_reset_streams(20)
-        .max_header_list_size(MAX_HEADER);
-    if !peer.encrypted {
-        // As Caddy and the reference: HTTP/2 is agreed on in the TLS handshake.
-        builder = builder.http1_only();
-    }
     let (requests, idle_timeout) = (Requests::new(), site.idle_timeout);
     let counting = requests.clone();
     let service = service_fn(move |request: Request<Incoming>| {
@@ -343,28 +339,91 @@ async fn serve(
             Ok::<_, std::convert::Infallible>(answer)
         }
     });
-    let stream = TokioIo::new(Prompt::new(stream, HEADER_TIMEOUT));
-    let mut connection = pin!(builder.serve_connection(stream, service).into_owned());
+    let stream = TokioIo::new(Prompt::new(stream, is_http2, HEADER_TIMEOUT));
+    let ended = if is_http2 {
+        let connection = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .keep_alive_interval(HEADER_TIMEOUT)
+            .max_concurrent_streams(100)
+            .max_pending_accept_reset_streams(20)
+            .max_header_list_size(MAX_HEADER)
+            .serve_connection(stream, service);
+        drive(connection, &requests, idle_timeout, &stop).await
+    } else {
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .title_case_headers(true)
+            .header_read_timeout(HEADER_TIMEOUT)
+            .max_headers(MAX_FIELDS)
+            .max_buf_size(MAX_HEADER as usize)
+            .serve_connection(stream, service)
+            .with_upgrades();
+        drive(connection, &requests, idle_timeout, &stop).await
+    };
     // Whatever a client does wrong with its own connection is no concern of ours.
-    let ended = tokio::select! {
+    if let Err(error) = ended {
+        tracing::trace!(%error, "masquerade connection");
+    }
+}
+
+/// A connection of either version that can be told to end when its requests are over.
+trait Graceful: Future<Output = hyper::Result<()>> {
+    fn finish(self: Pin<&mut Self>);
+}
+
+impl<I, S, B> Graceful for http1::UpgradeableConnection<I, S>
+where
+    S: HttpService<Incoming, ResBody = B>,
+    S::Error: Into<BodyError>,
+    I: hyper::rt::Read + hyper::rt::Write + Send + Unpin + 'static,
+    B: http_body::Body + 'static,
+    B::Error: Into<BodyError>,
+{
+    fn finish(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+impl<I, S, B, E> Graceful for http2::Connection<I, S, E>
+where
+    S: HttpService<Incoming, ResBody = B>,
+    S::Error: Into<BodyError>,
+    I: hyper::rt::Read + hyper::rt::Write + Unpin,
+    B: http_body::Body + 'static,
+    B::Error: Into<BodyError>,
+    E: Http2ServerConnExec<S::Future, B>,
+{
+    fn finish(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+async fn drive(
+    connection: impl Graceful,
+    requests: &Requests,
+    idle_timeout: Duration,
+    stop: &CancellationToken,
+) -> hyper::Result<()> {
+    let mut connection = pin!(connection);
+    tokio::select! {
         ended = connection.as_mut() => ended,
         () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
+            connection.as_mut().finish();
             // For as long as its requests take and the whole site has.
             connection.await
         }
         () = requests.idle(idle_timeout) => {
-            connection.as_mut().graceful_shutdown();
+            connection.as_mut().finish();
             timeout(GOODBYE, connection).await.unwrap_or(Ok(()))
         }
-    };
-    if let Err(error) = ended {
-        tracing::trace!(error, "masquerade connection");
     }
 }
 
 impl Site {
     async fn answer(&self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
+        if let Some(answer) = unusable(&request) {
+            return answer;
+        }
         if let Some(port) = self.redirect_to.filter(|_| !peer.encrypted) {
             return redirect(&request, port);
         }
@@ -383,6 +442,34 @@ impl Site {
         }
         response
     }
+}
+
+/// Answers what Go's server answers by itself, in its words: requests of HTTP/1.1 without one usable
+/// `Host` (RFC 9112 section 3.2), and questions about the server as a whole.
+fn unusable(request: &Request<Incoming>) -> Option<Response<Body>> {
+    if request.method() == Method::OPTIONS && request.uri().path() == "*" {
+        return Some(Response::new(empty()));
+    }
+    let mut hosts = request.headers().get_all(HOST).iter();
+    let reason = match (hosts.next(), hosts.next()) {
+        (None, _) if request.version() == Version::HTTP_11 => "missing required Host header",
+        (Some(_), Some(_)) => "too many Host headers",
+        (Some(host), None) if !host.as_bytes().iter().all(|byte| is_of_host(*byte)) => {
+            "malformed Host header"
+        }
+        _ => return None,
+    };
+    let mut response = Response::new(full(format!("400 Bad Request: {reason}")));
+    *response.status_mut() = StatusCode::BAD_REQUEST;
+    let headers = response.headers_mut();
+    let kind = HeaderValue::from_static("text/plain; charset=utf-8");
+    headers.insert(CONTENT_TYPE, kind);
+    headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    Some(response)
+}
+
+fn is_of_host(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!$%&'()*+,-.:;=[]_~".contains(&byte)
 }
 
 /// Keeps the length that the answer would have had.

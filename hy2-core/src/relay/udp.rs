@@ -41,7 +41,7 @@ use crate::{
     event::{EventSink, Peer},
     memory::{MemoryBudget, Reservation},
     meter::{Presence, UserCounters},
-    outbound::{DialError, Outbound, UdpAssociation},
+    outbound::{DialError, Lookups, Outbound, UdpAssociation},
 };
 
 /// UDP sessions of one connection.
@@ -105,6 +105,7 @@ pub(crate) struct UdpContext<C = Connection> {
     pub(crate) counters: Arc<UserCounters>,
     pub(crate) tx_limit: Arc<RateLimiter>,
     pub(crate) rx_limit: Arc<RateLimiter>,
+    pub(crate) lookups: Lookups,
     pub(crate) share: Arc<UdpShare>,
     pub(crate) idle_timeout: Duration,
     /// Must outlive the sessions.
@@ -577,7 +578,12 @@ async fn deliver<C: Datagrams>(
         None => {
             let resolved = match association.resolve_now(&waiting.target) {
                 Some(judged) => judged,
-                None => association.resolve(&waiting.target).await,
+                None => {
+                    context
+                        .lookups
+                        .of(association.resolve(&waiting.target))
+                        .await
+                }
             };
             // A failed look-up may work next time; a refused destination stays refused.
             if !matches!(resolved, Err(ref error) if !matches!(error, DialError::Denied)) {

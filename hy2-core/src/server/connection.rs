@@ -356,6 +356,7 @@ fn serve_udp(relays: &Arc<Relays>, first: Bytes, tasks: &mut JoinSet<StreamEnd>)
         counters: member.counters,
         tx_limit: Arc::clone(&member.user.tx),
         rx_limit: Arc::clone(&member.user.rx),
+        lookups: member.user.lookups.clone(),
         share: Arc::clone(&relays.udp_share),
         idle_timeout: shared.settings().udp_idle_timeout,
         _owner: Arc::clone(relays) as Arc<_>,

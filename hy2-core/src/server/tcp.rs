@@ -87,7 +87,7 @@ pub(crate) async fn serve(relays: Arc<Relays>, stream: RelayStream) -> StreamEnd
         }
     };
     let dialled = tokio::select! {
-        dialled = relays.shared.outbound.tcp(&address) => dialled,
+        dialled = member.user.lookups.of(relays.shared.outbound.tcp(&address)) => dialled,
         // Dropping the dial is what a client that gives up wants.
         () = given_up(&send) => {
             report.end = Some(Unfinished::GivenUp.into());
@@ -98,6 +98,7 @@ pub(crate) async fn serve(relays: Arc<Relays>, stream: RelayStream) -> StreamEnd
         Ok(connection) => CutUnlessEnded::new(connection),
         Err(error) => {
             tracing::debug!(%error, "target not reached");
+            error.warn_of_descriptors();
             answer(&mut send, Err(error.class())).await;
             recv.stop(STREAM_DONE);
             report.end = Some(error.into());

@@ -12,6 +12,7 @@ use crate::{
     event::{ConnectionId, Peer},
     memory::MemoryBudget,
     meter::UserCounters,
+    outbound::Lookups,
     quic::{SendWindow, close},
     relay::{copy::UserTally, limiter::RateLimiter},
 };
@@ -27,6 +28,7 @@ pub(crate) struct User {
     /// Towards the client.
     pub(crate) rx: Arc<RateLimiter>,
     limits: Mutex<UserLimits>,
+    pub(crate) lookups: Lookups,
 }
 
 /// An authenticated connection.
@@ -122,6 +124,7 @@ impl Registry {
                 tx: Arc::new(RateLimiter::unlimited()),
                 rx: Arc::new(RateLimiter::unlimited()),
                 limits: Mutex::default(),
+                lookups: Lookups::default(),
             }),
             connections: Vec::new(),
         });

@@ -35,6 +35,7 @@ mod factory;
 pub(crate) mod fuzzing;
 mod hop;
 mod inbox;
+pub(crate) mod listen;
 mod obfs;
 mod options;
 mod outbox;

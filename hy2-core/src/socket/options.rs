@@ -6,7 +6,9 @@ use std::{
     sync::Once,
 };
 
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::{Protocol, SockRef, Socket, Type};
+
+use super::listen;
 
 /// Default size in bytes of each kernel buffer.
 ///
@@ -61,25 +63,21 @@ pub struct GrantedBuffers {
 
 /// Opens a non-blocking UDP socket bound to `addr` with `options` applied.
 ///
-/// The unspecified IPv6 address gives a dual-stack socket that also serves IPv4.
+/// The unspecified IPv6 address gives a dual-stack socket that also serves IPv4, or one of IPv4 where
+/// the system has no IPv6.
 ///
 /// # Errors
 ///
 /// The operating system's error of the step that failed; `Unsupported` when a device or a
 /// mark is asked for on a system without them.
 pub fn bind(addr: SocketAddr, options: &SocketOptions) -> io::Result<UdpSocket> {
-    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
-    socket.set_nonblocking(true)?;
-    if addr.is_ipv6() {
-        // The system's default for this option varies; only the wildcard serves both.
-        socket.set_only_v6(!addr.ip().is_unspecified())?;
-    }
-    #[cfg(all(unix, not(any(target_os = "solaris", target_os = "illumos"))))]
-    if options.reuse_port {
-        socket.set_reuse_port(true)?;
-    }
-    mark(&socket, options)?;
-    socket.bind(&addr.into())?;
+    let socket = listen::bind(addr, Type::DGRAM, Protocol::UDP, |socket| {
+        #[cfg(all(unix, not(any(target_os = "solaris", target_os = "illumos"))))]
+        if options.reuse_port {
+            socket.set_reuse_port(true)?;
+        }
+        mark(socket, options)
+    })?;
     let socket = UdpSocket::from(socket);
     options.apply_buffers(&socket);
     Ok(socket)

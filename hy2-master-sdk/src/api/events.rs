@@ -44,7 +44,7 @@ pub(super) fn router() -> Router<ApiState> {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct EventQuery {
-    /// Continue after this number; absent: from now on.
+    /// Continue after this number; absent, or not given yet: from now on.
     after: Option<i64>,
     /// Comma-separated: `user.*,node.state_set`; absent: everything.
     topics: Option<String>,
@@ -156,12 +156,10 @@ impl Feed {
         if topics.len() > MAX_TOPICS {
             return Err(ServiceError::invalid("topics", "too many").into());
         }
-        let after = match after {
-            Some(after) => after,
-            None => events::newest(state.service.store())
-                .await
-                .map_err(ServiceError::from)?,
-        };
+        let newest = events::newest(state.service.store()).await;
+        let newest = newest.map_err(ServiceError::from)?;
+        // A number that was not given yet comes from before a restore: what comes next is new.
+        let after = after.map_or(newest, |after| after.min(newest));
         Ok(Self {
             hub: state.events.listen(),
             state,

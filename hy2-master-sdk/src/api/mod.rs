@@ -144,6 +144,7 @@ pub fn router(state: ApiState) -> Router {
         )
         .route("/metrics", get(system::metrics))
         .layer(middleware::from_fn(in_time))
+        .layer(middleware::from_fn(unless_known))
         .merge(events::router())
         .layer(middleware::from_fn_with_state(
             state.clone(),
@@ -182,6 +183,26 @@ pub fn router(state: ApiState) -> Router {
         .layer(middleware::map_response(harden))
         .layer(middleware::map_request(linger::read_on))
         .with_state(state)
+}
+
+/// Answers 304 to whoever has this revision already (`If-None-Match`, RFC 9110 section 13.1.2).
+async fn unless_known(request: Request, next: Next) -> Response {
+    let is_read = matches!(*request.method(), http::Method::GET | http::Method::HEAD);
+    let known = request.headers().get(header::IF_NONE_MATCH).cloned();
+    let response = next.run(request).await;
+    let (Some(known), Some(tag)) = (known, response.headers().get(header::ETAG)) else {
+        return response;
+    };
+    let same = known.to_str().is_ok_and(|known| {
+        let mut tags = known.split(',').map(str::trim);
+        tags.any(|known| {
+            known == "*" || known.trim_start_matches("W/").as_bytes() == tag.as_bytes()
+        })
+    });
+    if !is_read || !same || response.status() != StatusCode::OK {
+        return response;
+    }
+    (StatusCode::NOT_MODIFIED, [(header::ETAG, tag.clone())]).into_response()
 }
 
 /// What every answer says to browsers and caches.

@@ -34,6 +34,7 @@ pub(super) fn router() -> OpenApiRouter<ApiState> {
         .routes(routes!(get_node_logs))
         .routes(routes!(list_node_certificates))
         .routes(routes!(revoke_node_certificates))
+        .routes(routes!(forfeit_node))
         .routes(routes!(list_enrolment_tokens, create_enrolment_token))
         .routes(routes!(revoke_enrolment_token))
 }
@@ -353,6 +354,28 @@ async fn revoke_node_certificates(
         .revoke_node_certificates(access, NodeId(id), &request.reason)
         .await?;
     Ok(Tagged(row.rev, row.into()))
+}
+
+/// What was written off.
+#[derive(Debug, Serialize, ToSchema)]
+struct Forfeited {
+    /// Slices of quotas.
+    slices: u64,
+}
+
+/// Writes off what a node that is away was lent of quotas, so that its users can have it on other nodes. What it reports
+/// should it come back is counted all the same. Revoking or deleting a node does this, too.
+#[utoipa::path(post, path = "/nodes/{id}/forfeit", tag = "nodes",
+    params(("id" = i64, Path)),
+    responses((status = 200, body = Forfeited), errors::Common))]
+async fn forfeit_node(
+    State(state): State<ApiState>,
+    auth: Auth,
+    Path(id): Path<i64>,
+) -> Result<Json<Forfeited>, Problem> {
+    let access = auth.access(Operation::ForfeitNode)?;
+    let slices = state.service.forfeit_node(access, NodeId(id)).await?;
+    Ok(Json(Forfeited { slices }))
 }
 
 /// An enrolment token, shown once.

@@ -6,17 +6,23 @@ use http::StatusCode;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::extract::{Auth, Body, Path};
+use super::extract::{Auth, Body, IfMatch, Path, Tagged};
 use super::problem::Problem;
 use super::{ApiState, Items, errors};
 use crate::auth::access::Operation;
 use crate::domain::RegionId;
 use crate::service::regions::{CreateRegion, RegionView, UpdateRegion};
+use crate::store::regions::RegionRow;
 
 pub(super) fn router() -> OpenApiRouter<ApiState> {
     OpenApiRouter::new()
         .routes(routes!(list_regions, create_region))
         .routes(routes!(get_region, update_region, delete_region))
+}
+
+/// A region with the time of its last change as its revision.
+fn tagged(row: RegionRow) -> Tagged<RegionView> {
+    Tagged(row.updated_at.0, row.into())
 }
 
 /// Lists regions, in order of their codes.
@@ -37,10 +43,10 @@ async fn create_region(
     State(state): State<ApiState>,
     auth: Auth,
     Body(new): Body<CreateRegion>,
-) -> Result<(StatusCode, Json<RegionView>), Problem> {
+) -> Result<(StatusCode, Tagged<RegionView>), Problem> {
     let access = auth.access(Operation::CreateRegion)?;
     let made = state.service.create_region(access, new).await?;
-    Ok((StatusCode::CREATED, Json(made.into())))
+    Ok((StatusCode::CREATED, tagged(made)))
 }
 
 /// Returns a region.
@@ -50,10 +56,10 @@ async fn get_region(
     State(state): State<ApiState>,
     auth: Auth,
     Path(id): Path<i64>,
-) -> Result<Json<RegionView>, Problem> {
+) -> Result<Tagged<RegionView>, Problem> {
     let access = auth.access(Operation::GetRegion)?;
     let found = state.service.region(access, RegionId(id)).await?;
-    Ok(Json(found.into()))
+    Ok(tagged(found))
 }
 
 /// Changes a region. Absent fields stay, `null` clears.
@@ -63,11 +69,13 @@ async fn update_region(
     State(state): State<ApiState>,
     auth: Auth,
     Path(id): Path<i64>,
+    IfMatch(expected): IfMatch,
     Body(change): Body<UpdateRegion>,
-) -> Result<Json<RegionView>, Problem> {
+) -> Result<Tagged<RegionView>, Problem> {
     let access = auth.access(Operation::UpdateRegion)?;
-    let changed = state.service.update_region(access, RegionId(id), change);
-    Ok(Json(changed.await?.into()))
+    let service = &state.service;
+    let changed = service.update_region(access, RegionId(id), expected, change);
+    Ok(tagged(changed.await?))
 }
 
 /// Removes a region that no node, user, open enrolment token or configuration uses.
@@ -77,8 +85,12 @@ async fn delete_region(
     State(state): State<ApiState>,
     auth: Auth,
     Path(id): Path<i64>,
+    IfMatch(expected): IfMatch,
 ) -> Result<StatusCode, Problem> {
     let access = auth.access(Operation::DeleteRegion)?;
-    state.service.delete_region(access, RegionId(id)).await?;
+    let service = &state.service;
+    service
+        .delete_region(access, RegionId(id), expected)
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -444,15 +444,15 @@ async fn kick_user(
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct RateRequest {
-    /// Most that the user sends, bytes per second; 0: the user's own limit.
+    /// Most that the user sends, bytes per second; 0 or null: the user's own limit.
     #[serde(default)]
-    up_bytes_per_s: u64,
-    /// Most that the user receives, bytes per second; 0: the user's own limit.
+    up_bytes_per_s: Option<u64>,
+    /// Most that the user receives, bytes per second; 0 or null: the user's own limit.
     #[serde(default)]
-    down_bytes_per_s: u64,
-    /// For how long, at most 30 days; 0: until the user is changed.
+    down_bytes_per_s: Option<u64>,
+    /// For how long, at most 30 days; 0 or null: until the user is changed.
     #[serde(default)]
-    for_s: u32,
+    for_s: Option<u32>,
 }
 
 /// Sets a user's rate on live connections, without changing the user.
@@ -465,10 +465,12 @@ async fn set_user_rate(
     Body(rate): Body<RateRequest>,
 ) -> Result<Json<ReachView>, Problem> {
     let access = auth.access(Operation::SetUserRate)?;
-    let (up, down) = (rate.up_bytes_per_s, rate.down_bytes_per_s);
+    let up = rate.up_bytes_per_s.unwrap_or_default();
+    let down = rate.down_bytes_per_s.unwrap_or_default();
+    let for_s = rate.for_s.unwrap_or_default();
     let reach = state
         .service
-        .set_user_rate(access, UserId(id), up, down, rate.for_s)
+        .set_user_rate(access, UserId(id), up, down, for_s)
         .await?;
     Ok(Json(reach.into()))
 }

@@ -126,6 +126,7 @@ operations! {
     GetNodeLogs, "get_node_logs", "logs:read",                   [Any Any Denied Denied Denied];
     ListNodeCertificates, "list_node_certificates", "nodes:read", [Any Any Denied Denied Any];
     RevokeNodeCertificates, "revoke_node_certificates", "nodes:write", [Any Any Denied Denied Denied];
+    ForfeitNode, "forfeit_node", "nodes:write",                  [Any Any Denied Denied Denied];
 
     ListNodePools, "list_node_pools", "nodes:read",              [Any Any Any Denied Any];
     CreateNodePool, "create_node_pool", "nodes:write",           [Any Any Denied Denied Denied];

@@ -53,6 +53,15 @@ pub enum KeyFileError {
         /// Its permissions.
         mode: u32,
     },
+    /// The store has secrets, and the file that opens them is not there.
+    #[error(
+        "the master key file {path} is missing, and the database has secrets that only it opens; \
+         put it back from where you keep it"
+    )]
+    Missing {
+        /// Which file.
+        path: PathBuf,
+    },
     /// A line is not a key.
     #[error("line {line} of the master keys: {reason}")]
     Invalid {

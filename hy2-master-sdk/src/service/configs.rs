@@ -201,6 +201,15 @@ impl Service {
         let mut body = put.body;
         let old = newest.as_ref().map(|row| &row.body.0);
         keep_hidden(&mut body, old, "body")?;
+        let until = body.pointer("/previous_obfs/until").and_then(Value::as_i64);
+        let known = old.and_then(|old| old.pointer("/previous_obfs/until")?.as_i64());
+        // One that has run out since may come back with the rest of the body.
+        if until.is_some_and(|until| until <= self.now().0) && until != known {
+            return Err(ServiceError::invalid(
+                "body.previous_obfs.until",
+                "is over: leave previous_obfs out, or name a time to come",
+            ));
+        }
         self.keep_obfuscation(&mut tx, scope, old, &mut body)
             .await?;
         self.append(
@@ -317,10 +326,8 @@ impl Service {
             _ if changes && !is_used => None,
             _ if changes => {
                 let until = now.plus(OBFUSCATION_KEPT);
-                Some(match before {
-                    Value::Null => json!({"until": until}),
-                    before => json!({"obfs": before, "until": until}),
-                })
+                // Plain is said as such: a window of the fleet's would be merged into one that is silent.
+                Some(json!({"obfs": before, "until": until}))
             }
             Some(window) if window["until"].as_i64().is_some_and(|until| until > now.0) => {
                 Some(window.clone())

@@ -4,7 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -13,8 +13,9 @@ use super::nodes::node_record;
 use super::regions::check_region;
 use super::{FieldIssue, Record, Service, ServiceError, record};
 use crate::auth::access::Access;
-use crate::domain::{NodeId, RegionId, Timestamp};
+use crate::domain::{NodeId, ObservedState, RegionId, Timestamp};
 use crate::store::certificates::{self, CertificateRow, NewToken, TokenRow};
+use crate::store::leases;
 use crate::store::nodes::{self, NodeRow};
 use crate::store::observed::MetricsRow;
 
@@ -195,6 +196,31 @@ impl Service {
         .await?;
         tx.commit().await?;
         Ok(row)
+    }
+
+    /// Writes off what a node that is away was lent of quotas, so that its users can have it elsewhere. Should it come
+    /// back, what it reports is counted all the same, and may exceed a quota by what it was lent. Returns how many slices.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::NotFound`]; [`ServiceError::Conflict`] of a node that is here: it gives back by itself.
+    pub async fn forfeit_node(&self, access: Access<'_>, id: NodeId) -> Result<u64, ServiceError> {
+        let now = self.now();
+        let mut tx = self.store().begin().await?;
+        let node = nodes::get(&mut tx, id).await?;
+        if matches!(
+            node.observed_state,
+            ObservedState::Online | ObservedState::Suspect
+        ) {
+            let detail = "the node is connected: what its users leave comes back by itself";
+            return Err(ServiceError::conflict("node_connected", detail));
+        }
+        let slices = leases::forfeit(&mut tx, id, None, now).await?;
+        let mut written = node_record(Some(&node), Some(&node), "node.forfeited");
+        written.after = Some(json!({ "slices": slices }));
+        record(&mut tx, access, written, now).await?;
+        tx.commit().await?;
+        Ok(slices)
     }
 
     /// Lists enrolment tokens, the newest first.

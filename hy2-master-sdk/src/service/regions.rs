@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 use super::moment::{Moment, present};
 use super::{FieldIssue, Record, Service, ServiceError, record};
 use crate::auth::access::Access;
-use crate::domain::{ConfigScope, RegionId};
+use crate::domain::{ConfigScope, RegionId, Timestamp};
 use crate::store::regions::{self, NewRegion, RegionRow, RegionUses};
 use crate::store::{StoreError, Tx, config_list};
 
@@ -145,11 +145,14 @@ impl Service {
         &self,
         access: Access<'_>,
         id: RegionId,
+        expected: Option<i64>,
         change: UpdateRegion,
     ) -> Result<RegionRow, ServiceError> {
-        let now = self.now();
         let mut tx = self.store().begin().await?;
         let old = regions::get_for_update(&mut tx, id).await?;
+        check_state(&old, expected)?;
+        // Two states never have one time.
+        let now = self.now().max(Timestamp(old.updated_at.0 + 1));
         let wanted = NewRegion {
             code: change.code.unwrap_or_else(|| old.code.clone()),
             name: change.name.unwrap_or_else(|| old.name.clone()),
@@ -168,18 +171,20 @@ impl Service {
     ///
     /// # Errors
     ///
-    /// [`ServiceError::NotFound`], [`ServiceError::Conflict`] if a node, a user, an open enrolment token or a
+    /// [`ServiceError::NotFound`], [`ServiceError::Stale`], [`ServiceError::Conflict`] if a node, a user, an open enrolment token or a
     /// configuration uses it.
     pub async fn delete_region(
         &self,
         access: Access<'_>,
         id: RegionId,
+        expected: Option<i64>,
     ) -> Result<(), ServiceError> {
         let now = self.now();
         let mut tx = self.store().begin().await?;
         // No configuration comes into force for it meanwhile.
         config_list::lock(&mut tx).await?;
         let old = regions::get_for_update(&mut tx, id).await?;
+        check_state(&old, expected)?;
         let uses = regions::uses(&mut tx, id, now).await?;
         let configured = is_configured(&mut tx, id).await?;
         if !uses.is_none() || configured {
@@ -190,6 +195,14 @@ impl Service {
         record(&mut tx, access, before, now).await?;
         tx.commit().await?;
         Ok(())
+    }
+}
+
+/// Fails unless the region is as the caller knows it; its state is known by the time of its last change.
+fn check_state(region: &RegionRow, expected: Option<i64>) -> Result<(), ServiceError> {
+    match expected {
+        Some(expected) if expected != region.updated_at.0 => Err(ServiceError::Stale("region")),
+        _ => Ok(()),
     }
 }
 

@@ -4,10 +4,14 @@ use secrecy::ExposeSecret;
 
 use super::user_view::{CreateUser, UpdateUser};
 use super::{FieldIssue, ServiceError};
+use crate::auth::access::Access;
 use crate::domain::{AdminId, PlanId, RegionId, Timestamp, UserStatus};
 use crate::store::due::TIME_IS_OVER;
 use crate::store::users::{UserChange, UserRow};
 use crate::store::{Tx, admins};
+
+/// Why a user is disabled whom no reseller lets in again.
+const BY_OPERATOR: &str = "an operator disabled this user";
 
 /// Checks a new user; `at` is the path in front of the fields' names.
 pub(super) fn check_user(new: &CreateUser, at: &str) -> Result<(), ServiceError> {
@@ -157,12 +161,26 @@ pub(super) async fn check_reseller_change(
     old: &UserRow,
     change: &UpdateUser,
 ) -> Result<(), ServiceError> {
+    check_reseller_status(old, change.status)?;
     let Some(quota) = change.quota_bytes.filter(|quota| *quota != old.quota_bytes) else {
         return Ok(());
     };
     let admin = admins::get_for_update(tx, owner).await?;
     let (_, granted) = admins::holdings(tx, owner).await?;
     check_granted(&admin, granted - old.quota_bytes.unwrap_or(0), quota)
+}
+
+/// Leaves users whom an operator disabled to operators.
+pub(super) fn check_reseller_status(
+    old: &UserRow,
+    status: Option<UserStatus>,
+) -> Result<(), ServiceError> {
+    let is_kept = old.status == UserStatus::Disabled && old.status_reason == BY_OPERATOR;
+    if is_kept && status.is_some_and(|status| status != UserStatus::Disabled) {
+        let detail = "an operator disabled this user; only an operator can let it in again";
+        return Err(ServiceError::conflict("disabled_by_operator", detail));
+    }
+    Ok(())
 }
 
 fn check_granted(
@@ -186,7 +204,12 @@ fn check_granted(
     Ok(())
 }
 
-pub(super) fn to_store(change: UpdateUser, old: &UserRow, now: Timestamp) -> UserChange {
+pub(super) fn to_store(
+    change: UpdateUser,
+    old: &UserRow,
+    access: Access<'_>,
+    now: Timestamp,
+) -> UserChange {
     let expires_at = change.expires_at.map(|at| at.map(|at| at.0));
     let end = expires_at.unwrap_or(old.expires_at);
     let over = end.is_some_and(|end| end <= now);
@@ -206,6 +229,9 @@ pub(super) fn to_store(change: UpdateUser, old: &UserRow, now: Timestamp) -> Use
         plan_id: change.plan_id.map(|plan| plan.map(PlanId)),
         status_reason: status.map(|status| match status {
             UserStatus::Expired => TIME_IS_OVER.to_owned(),
+            UserStatus::Disabled if access.owner().is_none() => BY_OPERATOR.to_owned(),
+            // A reseller's repetition takes nothing back.
+            UserStatus::Disabled if old.status == UserStatus::Disabled => old.status_reason.clone(),
             _ => String::new(),
         }),
         status,

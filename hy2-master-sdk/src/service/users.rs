@@ -8,7 +8,8 @@ use super::moment::Moment;
 use super::page::{Page, PageRequest};
 use super::regions::check_region;
 use super::user_rules::{
-    check_change, check_reseller, check_reseller_change, check_user, to_store,
+    check_change, check_reseller, check_reseller_change, check_reseller_status, check_user,
+    to_store,
 };
 pub use super::user_view::{BatchAction, CreateUser, UpdateUser, UserView};
 use super::{Record, Service, ServiceError, record};
@@ -229,7 +230,14 @@ impl Service {
             }
         }
         check_region(&mut tx, "home_region_id", change.home_region_id.flatten()).await?;
-        let row = users::update(&mut tx, id, expected, &to_store(change, &old, now), now).await?;
+        let row = users::update(
+            &mut tx,
+            id,
+            expected,
+            &to_store(change, &old, access, now),
+            now,
+        )
+        .await?;
         record(
             &mut tx,
             access,
@@ -332,11 +340,14 @@ impl Service {
             BatchAction::Disable => UserStatus::Disabled,
         };
         let old = reach(access, users::get_for_update(tx, id).await?)?;
+        if access.owner().is_some() {
+            check_reseller_status(&old, Some(status))?;
+        }
         let change = UpdateUser {
             status: Some(status),
             ..UpdateUser::default()
         };
-        let row = users::update(tx, id, None, &to_store(change, &old, now), now).await?;
+        let row = users::update(tx, id, None, &to_store(change, &old, access, now), now).await?;
         record(
             tx,
             access,

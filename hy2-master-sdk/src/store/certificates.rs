@@ -304,7 +304,8 @@ pub async fn replace_others(
     Ok(())
 }
 
-/// Revokes a node's identity for good: every certificate, and the state.
+/// Revokes a node's identity for good: every certificate, and the state. What it was lent of quotas is free again: it
+/// cannot report any more what it used.
 ///
 /// # Errors
 ///
@@ -340,5 +341,5 @@ pub async fn revoke_node(
     if rows == 0 {
         return Err(StoreError::NotFound("node"));
     }
-    Ok(())
+    super::leases::forfeit(tx, node, None, now).await.map(drop)
 }

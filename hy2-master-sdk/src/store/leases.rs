@@ -123,6 +123,9 @@ pub async fn grant(
     if let Some(unknown) = granted_unheard(tx, node, want, now).await? {
         return Ok(unknown);
     }
+    if let Some(longer) = prolonged(tx, node, want, now).await? {
+        return Ok(longer);
+    }
     let grantable = quota - row.used - row.debited;
     // Less than a byte that can be moved is nothing.
     if i128::from(grantable) * 1_000_000_000 < i128::from(multiplier.max(1)) || grantable <= 0 {
@@ -180,6 +183,38 @@ async fn granted_unheard(
             multiplier,
         }),
     )
+}
+
+/// Lets a node go on with the slice in hand, of which something is left, when its time is over or nearly so. It is owed
+/// either way; another one instead would leave this one owed for good.
+async fn prolonged(
+    tx: &mut Tx,
+    node: NodeId,
+    want: Want,
+    now: Timestamp,
+) -> Result<Option<Grant>, StoreError> {
+    let Some(lease) = want.lease.filter(|_| want.remaining > 0) else {
+        return Ok(None);
+    };
+    const SQL: &str = "update quota_leases set expires_at = $5 where id = $1 and user_id = $2 and node_id = $3 \
+                       and closed_at is null and granted > consumed and expires_at < $4 \
+                       returning granted, expires_at, billing_multiplier";
+    let found = on!(tx, |ex| {
+        sqlx::query_as::<_, (i64, Timestamp, i64)>(SQL)
+            .bind(lease)
+            .bind(want.user)
+            .bind(node)
+            .bind(Timestamp(now.0.saturating_add(PROLONGED_MS)))
+            .bind(Timestamp(now.0.saturating_add(VALIDITY_MS)))
+            .fetch_optional(ex)
+            .await
+    })?;
+    Ok(found.map(|(granted, expires_at, multiplier)| Grant::Slice {
+        lease,
+        granted,
+        expires_at,
+        multiplier,
+    }))
 }
 
 /// Gives a node slots for a user's devices; returns how many it holds from then on, and until when.
@@ -360,6 +395,8 @@ fn slice(grantable: i64, nodes: i64) -> i64 {
 
 /// As long as a manifest is valid: a node without its master serves no longer anyway.
 const VALIDITY_MS: i64 = 7 * Timestamp::DAY;
+/// A slice with less time than this is prolonged when its node asks. Nodes ask a day before its end.
+const PROLONGED_MS: i64 = 2 * Timestamp::DAY;
 /// Nodes renew while devices are connected.
 const DEVICE_VALIDITY_MS: i64 = 15 * 60_000;
 const MIN_SLICE: i64 = 1 << 20;

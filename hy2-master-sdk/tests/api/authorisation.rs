@@ -59,6 +59,29 @@ on_both! {
         fleet.stop().await;
     }
 
+    async fn whom_an_operator_disabled_no_reseller_lets_in_again(fleet) {
+        let owner = fleet.owner().await;
+        let ann = fleet.as_role("ann", "reseller").await;
+        let made = ann.post("/api/v1/users", &json!({"username": "u"})).await.expect(201);
+        let (id, path) = (&made["id"], format!("/api/v1/users/{}", made["id"]));
+        let (on, off) = (json!({"status": "active"}), json!({"status": "disabled"}));
+        let enable = json!({"ids": [id], "action": "enable"});
+        // One's own doing can be taken back.
+        ann.patch(&path, &off).await.expect(200);
+        assert_eq!(ann.patch(&path, &on).await.expect(200)["status"], "active");
+        let disabled = owner.patch(&path, &off).await.expect(200);
+        assert_eq!(disabled["status_reason"], "an operator disabled this user");
+        assert_eq!(ann.patch(&path, &on).await.problem(409), "disabled_by_operator");
+        assert_eq!(ann.post("/api/v1/users:batch", &enable).await.problem(409), "disabled_by_operator");
+        // Nor by doing the same first.
+        ann.patch(&path, &off).await.expect(200);
+        assert_eq!(ann.patch(&path, &on).await.problem(409), "disabled_by_operator");
+        ann.patch(&path, &json!({"note": "ask"})).await.expect(200);
+        owner.post("/api/v1/users:batch", &enable).await.expect(200);
+        assert_eq!(ann.get(&path).await.expect(200)["status"], "active");
+        fleet.stop().await;
+    }
+
     async fn a_resellers_limits_hold_also_for_many_requests_at_once(fleet) {
         let owner = fleet.owner().await;
         let ann = fleet.as_role("ann", "reseller").await;

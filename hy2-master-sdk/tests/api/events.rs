@@ -70,6 +70,11 @@ on_both! {
         let mut stream = EventStream::open(&fleet, &owner, "?topics=user.*", &last).await;
         assert_eq!(stream.next().await["payload"]["username"], "bob");
         assert_eq!(stream.next().await["payload"]["username"], "cy");
+        // A number from before a restore: what comes next is new.
+        let ahead = "Last-Event-ID: 1000000\r\n";
+        let mut stream = EventStream::open(&fleet, &owner, "?topics=user.*", ahead).await;
+        owner.post("/api/v1/users", &json!({"username": "dee"})).await.expect(201);
+        assert_eq!(stream.next().await["payload"]["username"], "dee");
         fleet.stop().await;
     }
 

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use hy2_master_sdk::domain::UserId;
+use hy2_master_sdk::store::leases::{self, Grant, Want};
 use serde_json::{Value, json};
 
 use crate::harness::on_both;
@@ -30,6 +32,59 @@ on_both! {
         owner.get(&location).await.problem(404);
         // The name is free again.
         owner.post("/api/v1/users", &new).await.expect(201);
+        fleet.stop().await;
+    }
+
+    async fn who_has_the_revision_is_not_sent_it_again(fleet) {
+        let owner = fleet.owner().await;
+        let made = owner.post("/api/v1/users", &json!({"username": "ann"})).await;
+        let location = made.header("location").to_owned();
+        let unless = |tags: &str| owner.clone().with("if-none-match", tags);
+        for tags in ["\"1\"", "W/\"1\"", "\"7\", \"1\"", "*"] {
+            let answer = unless(tags).get(&location).await;
+            assert_eq!((answer.status, answer.text().as_str()), (304, ""), "{tags}");
+            assert_eq!(answer.header("etag"), "\"1\"");
+        }
+        unless("\"2\"").get(&location).await.expect(200);
+        // Only what reads.
+        unless("\"2\"").patch(&location, &json!({"note": "n"})).await.expect(200);
+        unless("\"1\"").get(&location).await.expect(200);
+        unless("*").get("/api/v1/users").await.expect(200);
+        fleet.stop().await;
+    }
+
+    async fn what_a_node_that_is_away_was_lent_is_written_off_by_an_operator(fleet) {
+        let owner = fleet.owner().await;
+        let node = fleet.node("ny").await;
+        let user = json!({"username": "ann", "quota_bytes": 1 << 20, "node_ids": [node.0]});
+        let user = owner.post("/api/v1/users", &user).await.expect(201)["id"].as_i64().unwrap();
+        let (ann, store) = (UserId(user), fleet.master.store());
+        let ask = async || {
+            let want = Want { user: ann, lease: None, remaining: 0, release: false };
+            let mut tx = store.begin().await.unwrap();
+            let granted = leases::grant(&mut tx, node, 1_000_000_000, want, fleet.master.now()).await.unwrap();
+            tx.commit().await.unwrap();
+            granted
+        };
+        assert!(matches!(ask().await, Grant::Slice { .. }));
+        assert_eq!(store.open_leases(Some(ann), 10).await.unwrap().len(), 1);
+        let path = format!("/api/v1/nodes/{node}/forfeit");
+        let done = owner.post(&path, &Value::Null).await.expect(200);
+        assert_eq!(done, json!({"slices": 1}));
+        assert!(store.open_leases(Some(ann), 10).await.unwrap().is_empty());
+        assert_eq!(owner.post(&path, &Value::Null).await.expect(200), json!({"slices": 0}));
+        owner.post("/api/v1/nodes/999/forfeit", &Value::Null).await.problem(404);
+        fleet.stop().await;
+    }
+
+    async fn a_rate_for_a_while_takes_null_for_the_users_own(fleet) {
+        let owner = fleet.owner().await;
+        let made = owner.post("/api/v1/users", &json!({"username": "ann"})).await.expect(201);
+        let path = format!("/api/v1/users/{}/rate", made["id"]);
+        let null = json!({"up_bytes_per_s": null, "down_bytes_per_s": 1000, "for_s": null});
+        owner.post(&path, &null).await.expect(200);
+        let wrong = json!({"up_bytes_per_s": -1});
+        owner.post(&path, &wrong).await.problem(422);
         fleet.stop().await;
     }
 
@@ -352,6 +407,34 @@ on_both! {
         assert_eq!(none["body"]["previous_obfs"], Value::Null);
         let plain = put(json!({})).await;
         assert_eq!(plain["body"]["previous_obfs"]["obfs"], obfs("***"));
+        // A time that is over is a mistake, but for one that comes back with the rest of the body.
+        let over = json!({"body": {"previous_obfs": {"obfs": obfs("some-password-1234"), "until": 1}}});
+        let answer = owner.put(path, &over).await.expect(422);
+        assert_eq!(answer["errors"][0]["path"], "body.previous_obfs.until");
+        fleet.clock.advance(Duration::from_secs(2 * 86_400));
+        let owner = fleet.owner().await;
+        let mut same = owner.get(path).await.expect(200)["body"].clone();
+        same["speed_test"] = json!(true);
+        owner.put(path, &json!({"body": same})).await.expect(200);
+        fleet.stop().await;
+    }
+
+    async fn a_nodes_own_plain_window_is_not_filled_with_the_fleets(fleet) {
+        let owner = fleet.owner().await;
+        let node = fleet.node("ny").await;
+        let own = format!("/api/v1/configs/node/{node}");
+        let obfs = |password: &str| json!({"salamander": {"password": password}});
+        let put = async |path: &str, body: Value| {
+            owner.put(path, &json!({"body": body})).await.expect(200)
+        };
+        put(&own, json!({"obfs": null})).await;
+        put("/api/v1/configs/fleet/0", json!({"obfs": obfs("fleet-password-1234")})).await;
+        put("/api/v1/configs/fleet/0", json!({"obfs": obfs("newer-password-1234")})).await;
+        // From plain to one of its own: for a day plain comes in beside it, not the fleet's.
+        let body = put(&own, json!({"obfs": obfs("nodes-password-1234")})).await["body"].clone();
+        let window = &body["previous_obfs"];
+        assert!(window.as_object().unwrap().contains_key("obfs"), "{window}");
+        assert_eq!(window["obfs"], Value::Null);
         fleet.stop().await;
     }
 

@@ -30,10 +30,11 @@ const RIGHTS: &str = "
     list_nodes AAA-A                get_node AAA-A                  update_node AA---
     delete_node AA---               set_node_state AA---            get_node_metrics AAA-A
     list_node_sessions AAA--        get_node_logs AA---             list_node_certificates AA--A
+    forfeit_node AA---
     revoke_node_certificates AA---
     list_node_pools AAA-A           create_node_pool AA---          update_node_pool AA---
     delete_node_pool AA---
-    list_regions AAA-A              get_region AAA-A                create_region AA---
+    list_regions AAAAA              get_region AAAAA                create_region AA---
     update_region AA---             delete_region AA---
     list_enrolment_tokens AA--A     create_enrolment_token AA---    revoke_enrolment_token AA---
 

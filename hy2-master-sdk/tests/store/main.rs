@@ -52,6 +52,8 @@ on_both!(
     quotas::slices_never_exceed_the_quota_and_consumption_frees_nothing_twice,
     quotas::a_released_slice_goes_back_but_what_was_used_stays_debited,
     quotas::a_slice_that_a_node_never_heard_of_is_granted_again,
+    quotas::a_slice_in_hand_goes_on_when_its_time_is_over,
+    quotas::a_revoked_node_owes_nothing,
     quotas::a_rest_that_moves_no_byte_is_none_and_rounding_leaves_none,
     quotas::device_slots_are_fleet_wide,
     users::time_and_traffic_change_users_and_bring_them_back,

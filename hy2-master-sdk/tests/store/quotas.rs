@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use hy2_master_sdk::domain::{LeaseId, NodeId, Timestamp, UserId};
-use hy2_master_sdk::store::Store;
 use hy2_master_sdk::store::leases::{self, Grant, Want};
+use hy2_master_sdk::store::{Store, certificates};
 use uuid::Uuid;
 
 use crate::backend::Backend;
@@ -87,6 +87,89 @@ pub(crate) async fn slices_never_exceed_the_quota_and_consumption_frees_nothing_
     tx.commit().await.unwrap();
     let freed = grant(store, other, ann, hand(other), 0).await;
     assert!(matches!(freed, Grant::Slice { .. }), "{freed:?}");
+}
+
+pub(crate) async fn a_slice_in_hand_goes_on_when_its_time_is_over(backend: &Backend) {
+    let store = &backend.store;
+    const MIB: i64 = 1 << 20;
+    let nodes = [node(store, "one").await, node(store, "two").await];
+    let ann = user_with(store, "ann", |user| user.quota_bytes = Some(8 * MIB)).await;
+    for node in nodes {
+        assign(store, ann, node).await;
+    }
+    let first = grant(store, nodes[0], ann, None, 0).await;
+    let Grant::Slice {
+        lease,
+        granted,
+        expires_at,
+        ..
+    } = first
+    else {
+        panic!("{first:?}");
+    };
+    let days = |days: u64| NOW.plus(Duration::from_secs(days * 86_400));
+    let ask = |remaining, now| async move {
+        let want = Want {
+            user: ann,
+            lease: Some(lease),
+            remaining,
+            release: false,
+        };
+        let mut tx = store.begin().await.unwrap();
+        let answer = leases::grant(&mut tx, nodes[0], 1_000_000_000, want, now)
+            .await
+            .unwrap();
+        tx.commit().await.unwrap();
+        answer
+    };
+    assert_eq!(ask(granted - 5, days(1)).await, Grant::Enough);
+    // Soon over, and over for long.
+    for now in [days(6), days(40)] {
+        let longer = ask(granted - 5, now).await;
+        let Grant::Slice {
+            lease: same,
+            granted: all,
+            expires_at: end,
+            ..
+        } = longer
+        else {
+            panic!("{longer:?}");
+        };
+        assert_eq!((same, all), (lease, granted));
+        assert!(end > now && end > expires_at);
+    }
+    let open = store.open_leases(Some(ann), 10).await.unwrap();
+    assert_eq!(open.len(), 1, "none beside it");
+    // Nothing left of it: another one, as always.
+    let next = ask(0, days(80)).await;
+    assert!(
+        matches!(next, Grant::Slice { lease: other, .. } if other != lease),
+        "{next:?}"
+    );
+}
+
+pub(crate) async fn a_revoked_node_owes_nothing(backend: &Backend) {
+    let store = &backend.store;
+    const MIB: i64 = 1 << 20;
+    let nodes = [node(store, "one").await, node(store, "two").await];
+    let ann = user_with(store, "ann", |user| user.quota_bytes = Some(MIB)).await;
+    for node in nodes {
+        assign(store, ann, node).await;
+    }
+    assert!(matches!(
+        grant(store, nodes[0], ann, None, 0).await,
+        Grant::Slice { .. }
+    ));
+    assert_eq!(grant(store, nodes[1], ann, None, 0).await, Grant::Exhausted);
+    let mut tx = store.begin().await.unwrap();
+    certificates::revoke_node(&mut tx, nodes[0], "stolen", NOW)
+        .await
+        .unwrap();
+    tx.commit().await.unwrap();
+    assert!(matches!(
+        grant(store, nodes[1], ann, None, 0).await,
+        Grant::Slice { .. }
+    ));
 }
 
 pub(crate) async fn a_slice_that_a_node_never_heard_of_is_granted_again(backend: &Backend) {

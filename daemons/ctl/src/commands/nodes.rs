@@ -95,6 +95,8 @@ pub(crate) enum Nodes {
         #[arg(long, value_name = "TEXT", default_value = "")]
         reason: String,
     },
+    /// Write off what a node that is away was lent of quotas, so that its users can have it elsewhere
+    Forfeit(Which),
     /// Delete a node
     Delete(Which),
     /// List a node's certificates
@@ -241,6 +243,19 @@ impl Nodes {
                 let path = format!("{}/certificates/revoke", which.path(client).await?);
                 let node = client.post(&path, &json!({"reason": reason})).await?;
                 output.done(&node, &format!("node {} is revoked", which.node))
+            }
+            Self::Forfeit(which) => {
+                confirm(
+                    common.yes,
+                    &format!("Write off what node {} was lent", which.node),
+                )?;
+                let path = format!("{}/forfeit", which.path(client).await?);
+                let done = client.post(&path, &json!({})).await?;
+                let slices = done["slices"].as_u64().unwrap_or_default();
+                output.done(
+                    &done,
+                    &format!("node {}: {slices} slices are free again", which.node),
+                )
             }
             Self::Delete(which) => {
                 confirm(common.yes, &format!("Delete node {}", which.node))?;

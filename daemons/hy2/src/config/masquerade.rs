@@ -151,7 +151,18 @@ fn read_proxy(section: &Section<'_>) -> Option<Site> {
             return Ok(text.to_owned());
         }
         let url: Option<Uri> = text.parse().ok();
-        url.filter(|url| matches!(url.scheme_str(), Some("http" | "https")) && url.host().is_some())
+        let is_web = |url: &Uri| {
+            let has_port = url.authority().is_some_and(|host| {
+                let host = host.as_str();
+                host.rsplit_once(']')
+                    .map_or(host, |(_, rest)| rest)
+                    .contains(':')
+            });
+            matches!(url.scheme_str(), Some("http" | "https"))
+                && url.host().is_some()
+                && has_port == url.port_u16().is_some()
+        };
+        url.filter(is_web)
             .map(|_| text.to_owned())
             .ok_or_else(|| "must be an http:// or https:// URL or the path of a socket".into())
     })?;

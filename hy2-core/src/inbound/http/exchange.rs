@@ -5,7 +5,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{
     Method, Request, Response, StatusCode,
-    header::{CONTENT_TYPE, HOST, HeaderValue, PROXY_AUTHENTICATE},
+    header::{
+        CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue, PROXY_AUTHENTICATE, TRANSFER_ENCODING,
+    },
 };
 use http_body_util::{Either, Full};
 use hy2_proto::address::Address;
@@ -24,8 +26,14 @@ use crate::{
     outbound::TcpConnection,
 };
 
-/// Longest request or response head in bytes.
+/// Longest request head in bytes.
 const MAX_HEAD: usize = 64 << 10;
+
+/// Longest response head in bytes, as Go's server would take.
+const MAX_ANSWER_HEAD: usize = 1 << 20;
+
+/// Most fields in a head.
+const MAX_FIELDS: usize = 1_000;
 
 type Body = Either<Incoming, Full<Bytes>>;
 
@@ -51,6 +59,7 @@ pub(in crate::inbound) async fn serve_connection<D: Dialer, L>(
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(timeout)
+        .max_headers(MAX_FIELDS)
         .max_buf_size(MAX_HEAD)
         .preserve_header_case(true)
         .half_close(true)
@@ -149,6 +158,10 @@ impl<D: Dialer> Proxy<D> {
         }
         match self.exchange(target, request).await {
             Ok(mut response) => {
+                if response.headers().contains_key(TRANSFER_ENCODING) {
+                    // It overrides a length (RFC 9112, section 6.3).
+                    response.headers_mut().remove(CONTENT_LENGTH);
+                }
                 request::remove_hop_by_hop(response.headers_mut());
                 *response.version_mut() = http::Version::HTTP_11;
                 response.map(Either::Left)
@@ -197,7 +210,9 @@ impl<D: Dialer> Proxy<D> {
         let stream = self.dialer.tcp(&target).await?;
         let (sender, connection) = hyper::client::conn::http1::Builder::new()
             .preserve_header_case(true)
-            .max_buf_size(MAX_HEAD)
+            .max_headers(MAX_FIELDS)
+            .max_buf_size(MAX_ANSWER_HEAD)
+            .allow_obsolete_multiline_headers_in_responses(true)
             .handshake(TokioIo::new(stream))
             .await?;
         let driver = tokio::spawn(async move {

@@ -122,6 +122,46 @@ async fn plain_requests_keep_the_connection_and_lose_hop_by_hop_headers() {
 }
 
 #[tokio::test]
+async fn a_chunked_answer_has_no_length_and_large_heads_pass() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let origin = listener.local_addr().expect("bound");
+    let many: String = (0..300)
+        .map(|at| format!("x-{at}: {}\r\n", "v".repeat(400)))
+        .collect();
+    let answers = [
+        "Transfer-Encoding: chunked\r\nContent-Length: 99\r\n\r\n2\r\nok\r\n0\r\n\r\n".to_owned(),
+        format!("{many}Content-Length: 2\r\n\r\nok"),
+        "x-folded: a\r\n b\r\nContent-Length: 2\r\n\r\nok".to_owned(),
+    ];
+    let served = answers.clone();
+    let task = tokio::spawn(async move {
+        for rest in served {
+            let (mut stream, _) = listener.accept().await.expect("accepted");
+            let _ = stream.read(&mut [0; 4096]).await;
+            let answer = format!("HTTP/1.1 200 OK\r\nConnection: close\r\n{rest}");
+            stream.write_all(answer.as_bytes()).await.expect("written");
+        }
+    });
+    for (at, _) in answers.iter().enumerate() {
+        let mut program = proxy(&Loopback::default(), |_| ()).await;
+        let request = format!("GET http://{origin}/ HTTP/1.1\r\nHost: {origin}\r\n\r\n");
+        program
+            .write_all(request.as_bytes())
+            .await
+            .expect("request");
+        let head = read_head(&mut program).await.to_lowercase();
+        assert!(head.starts_with("http/1.1 200 ok\r\n"), "{at}: {head}");
+        assert_eq!(head.contains("content-length"), at > 0, "{at}: {head}");
+        assert_eq!(
+            head.contains("transfer-encoding: chunked"),
+            at == 0,
+            "{at}: {head}"
+        );
+    }
+    task.await.expect("served");
+}
+
+#[tokio::test]
 async fn a_request_that_is_not_for_a_proxy_is_a_mistake() {
     for request in [
         "GET / HTTP/1.1\r\nHost: a\r\n\r\n",

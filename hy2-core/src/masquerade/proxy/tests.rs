@@ -399,3 +399,36 @@ fn urls_that_are_no_upstream() {
         assert!(error(url).starts_with("not a URL of a web server"), "{url}");
     }
 }
+
+#[tokio::test]
+async fn heads_that_go_would_take_are_taken_and_a_chunked_answer_has_no_length() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let address = listener.local_addr().expect("bound");
+    let many: String = (0..300)
+        .map(|at| format!("x-{at}: {}\r\n", "v".repeat(300)))
+        .collect();
+    let answers = [
+        "Transfer-Encoding: chunked\r\nContent-Length: 99\r\n\r\n2\r\nok\r\n0\r\n\r\n".to_owned(),
+        format!("{many}Content-Length: 2\r\n\r\nok"),
+        "x-folded: a\r\n b\r\nContent-Length: 2\r\n\r\nok".to_owned(),
+    ];
+    let mut tasks = JoinSet::new();
+    let served = answers.clone();
+    tasks.spawn(async move {
+        for rest in served {
+            let (mut stream, _) = listener.accept().await.expect("accepted");
+            let _ = stream.read(&mut [0; 4096]).await;
+            let answer = format!("HTTP/1.1 200 OK\r\nConnection: close\r\n{rest}");
+            stream.write_all(answer.as_bytes()).await.expect("written");
+        }
+    });
+    let proxy = ReverseProxy::new(ProxyConfig::new(format!("http://{address}"))).expect("valid");
+    for (at, _) in answers.iter().enumerate() {
+        let asked = request("GET", "https://site.example/")
+            .body(empty())
+            .expect("valid");
+        let (status, headers, body) = ask(&proxy, asked).await;
+        assert_eq!((status, body.as_str()), (200, "ok"), "{at}");
+        assert_eq!(headers.contains_key("content-length"), at > 0, "{at}");
+    }
+}

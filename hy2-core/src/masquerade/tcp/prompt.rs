@@ -26,14 +26,23 @@ pub(super) struct Prompt<S> {
     /// Runs until the peer has begun.
     silence: Option<Pin<Box<Sleep>>>,
     missing: usize,
+    /// Whether a write means that the peer has begun; a server of HTTP/2 speaks first.
+    is_answer: bool,
 }
 
 impl<S> Prompt<S> {
-    pub(super) fn new(stream: S, limit: Duration) -> Self {
+    pub(super) fn new(stream: S, is_http2: bool, limit: Duration) -> Self {
         Self {
+            is_answer: !is_http2,
             stream,
             silence: Some(Box::pin(sleep(limit))),
             missing: PREFACE,
+        }
+    }
+
+    fn answers(&mut self) {
+        if self.is_answer {
+            self.silence = None;
         }
     }
 }
@@ -68,7 +77,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Prompt<S> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.silence = None;
+        self.answers();
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
@@ -77,7 +86,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Prompt<S> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.silence = None;
+        self.answers();
         Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 

@@ -156,6 +156,7 @@ impl Surroundings {
             counters: Arc::clone(&self.counters),
             tx_limit: unlimited(),
             rx_limit: unlimited(),
+            lookups: Default::default(),
             share: Arc::clone(share),
             idle_timeout: self.idle_timeout,
             _owner: Arc::new(()),

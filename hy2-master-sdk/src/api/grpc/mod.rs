@@ -457,7 +457,7 @@ impl AdminService for Admin {
         };
         let work = async {
             let service = &self.state.service;
-            let row = service.update_region(access, of, change).await?;
+            let row = service.update_region(access, of, None, change).await?;
             Ok(pb::UpdateRegionResponse {
                 region: Some(region(row)),
             })
@@ -474,7 +474,7 @@ impl AdminService for Admin {
         let m = &asked.message;
         let of = RegionId(id(m.id, "region")?);
         let work = async {
-            self.state.service.delete_region(access, of).await?;
+            self.state.service.delete_region(access, of, None).await?;
             Ok(pb::DeleteRegionResponse {})
         };
         self.once(&asked, &m.request_id, work).await
