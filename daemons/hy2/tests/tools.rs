@@ -135,8 +135,17 @@ fn a_link_that_lacks_something_is_given_with_a_warning() {
             "hysteria2://a/",
             Some("tls.clientCertificate"),
         ),
+        (
+            // Not of tls.
+            "{}, auth: Zk9+x",
+            "hysteria2://Zk9%2Bx@a/",
+            Some("'+'"),
+        ),
     ] {
-        let file = format!("server: a\ntls: {{{tls}}}\n");
+        let file = match tls.strip_prefix("{}, ") {
+            Some(auth) => format!("server: a\n{auth}\n"),
+            None => format!("server: a\ntls: {{{tls}}}\n"),
+        };
         fs::write(folder.path().join("config.yaml"), file).expect("write");
         let shared = hy2(folder.path(), &["share"]);
         assert!(shared.status.success(), "{shared:?}");
@@ -199,6 +208,30 @@ fn flags_win_over_the_environment() {
         .output()
         .expect("runs");
     assert_eq!(wrong.status.code(), Some(2), "{wrong:?}");
+    // Set to nothing is not set.
+    let unset = Command::new(assert_cmd::cargo::cargo_bin!("hy2"))
+        .arg("version")
+        .env("HYSTERIA_LOG_LEVEL", "")
+        .env("HYSTERIA_LOG_FORMAT", "")
+        .output()
+        .expect("runs");
+    assert!(unset.status.success(), "{unset:?}");
+}
+
+#[test]
+fn without_a_command_a_client_runs_as_with_the_official_program() {
+    let folder = tempfile::tempdir().expect("folder");
+    fs::write(
+        folder.path().join("c.yaml"),
+        "server: a\nsocks5: {listen: nonsense}\n",
+    )
+    .expect("write");
+    let client = hy2(folder.path(), &["client", "-c", "c.yaml"]);
+    let official = hy2(folder.path(), &["-c", "c.yaml"]);
+    assert_eq!(official.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&official.stderr).into_owned();
+    assert!(said.contains("socks5.listen"), "{said}");
+    assert_eq!(said, String::from_utf8_lossy(&client.stderr));
 }
 
 fn hy2(folder: &Path, arguments: &[&str]) -> std::process::Output {

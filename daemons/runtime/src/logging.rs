@@ -36,6 +36,8 @@ impl FromStr for Format {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text.to_ascii_lowercase().as_str() {
+            // A variable that compose files set to nothing is not set.
+            "" => Ok(Self::default()),
             "console" => Ok(Self::Console),
             "json" => Ok(Self::Json),
             _ => Err("must be console or json"),
@@ -73,6 +75,7 @@ impl FromStr for Level {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text.to_ascii_lowercase().as_str() {
+            "" => Ok(Self::default()),
             "error" => Ok(Self::Error),
             "warn" | "warning" => Ok(Self::Warn),
             "info" => Ok(Self::Info),
@@ -161,6 +164,8 @@ mod tests {
         for name in ["console", "json"] {
             assert_eq!(name.parse::<Format>().expect(name).to_string(), name);
         }
+        assert_eq!("".parse(), Ok(Level::default()));
+        assert_eq!("".parse(), Ok(Format::default()));
         assert!("loud".parse::<Level>().is_err() && "xml".parse::<Format>().is_err());
     }
 
