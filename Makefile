@@ -74,6 +74,8 @@ deny: ## Check licences, banned crates and sources (installs cargo-deny when mis
 
 .PHONY: package
 package: ## Build every crate from its packed archive
+	@# cargo keeps what it once unpacked of a version, and would build against an earlier run's copies.
+	rm -rf "$${CARGO_HOME:-$$HOME/.cargo}"/registry/src/-*/hy2-*
 	$(CARGO) package --workspace --allow-dirty
 
 .PHONY: doc
