@@ -74,9 +74,9 @@ deny: ## Check licences, banned crates and sources (installs cargo-deny when mis
 
 .PHONY: package
 package: ## Build every crate from its packed archive
-	@# cargo keeps what it once unpacked of a version, and would build against an earlier run's copies.
-	rm -rf "$${CARGO_HOME:-$$HOME/.cargo}"/registry/src/-*/hy2-*
-	$(CARGO) package --workspace --allow-dirty
+	@# cargo takes packages of one version for the same: what it unpacked and built of them in an earlier run goes first.
+	rm -rf "$${CARGO_HOME:-$$HOME/.cargo}"/registry/src/-*/hy2-* target/packages/debug/.fingerprint/hy2*
+	$(CARGO) package --workspace --allow-dirty --target-dir target/packages
 
 .PHONY: doc
 doc: ## Build the documentation, warnings are errors
