@@ -2,8 +2,8 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::Arc,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs},
+    sync::{Arc, LazyLock},
     task::{Context, Poll},
     time::Duration,
 };
@@ -13,9 +13,9 @@ use ipnet::IpNet;
 use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf},
-    net::{TcpSocket, TcpStream, UdpSocket, lookup_host},
+    net::{TcpSocket, TcpStream, UdpSocket},
     sync::Semaphore,
-    task::JoinSet,
+    task::{JoinSet, spawn_blocking},
     time::{Instant, timeout},
 };
 
@@ -348,7 +348,8 @@ const LOOKUPS: usize = 384;
 /// Lookups at once of one user: who names hosts that nobody resolves waits for himself.
 const LOOKUPS_OF_ONE: usize = 32;
 
-static EVERYBODYS_LOOKUPS: Semaphore = Semaphore::const_new(LOOKUPS);
+static EVERYBODYS_LOOKUPS: LazyLock<Arc<Semaphore>> =
+    LazyLock::new(|| Arc::new(Semaphore::new(LOOKUPS)));
 
 tokio::task_local! {
     /// The turns of the user on whose behalf a task reaches a target.
@@ -372,16 +373,20 @@ impl Lookups {
     }
 }
 
-/// Looks something up when it is the user's turn. Cancel safe: turns are given back.
-async fn in_turn<F: Future>(lookup: F) -> F::Output {
+/// Does what blocks a thread when it is the user's turn. The turn lasts as long as the thread is taken, also when nobody
+/// waits for the result any more: who asks and goes away would have as many threads as he likes.
+async fn in_turn<T: Send + 'static>(lookup: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
     // Neither is ever closed.
-    let own = OWN_LOOKUPS.try_with(Arc::clone).ok();
-    let _own = match &own {
-        Some(own) => own.acquire().await.ok(),
-        None => None,
+    let own = match OWN_LOOKUPS.try_with(Arc::clone) {
+        Ok(own) => own.acquire_owned().await.ok(),
+        Err(_) => None,
     };
-    let _turn = EVERYBODYS_LOOKUPS.acquire().await.ok();
-    lookup.await
+    let turn = Arc::clone(&EVERYBODYS_LOOKUPS).acquire_owned().await.ok();
+    let done = spawn_blocking(move || {
+        let _turns = (own, turn);
+        lookup()
+    });
+    done.await.map_err(io::Error::other)
 }
 
 async fn resolve_permitted(
@@ -393,8 +398,10 @@ async fn resolve_permitted(
         Host::Ip(_) => return Err(DialError::Denied),
         Host::Domain(name) => name,
     };
-    let found: Vec<SocketAddr> = in_turn(lookup_host((&**name, target.port)))
+    let asked = (name.to_string(), target.port);
+    let found: Vec<SocketAddr> = in_turn(move || asked.to_socket_addrs())
         .await
+        .and_then(|found| found)
         .map_err(|error| DialError::Unresolvable(Some(error)))?
         .collect();
     if found.is_empty() {
@@ -580,26 +587,36 @@ mod tests {
     async fn who_names_hosts_that_nobody_resolves_waits_for_himself() {
         let (evil, good) = (Lookups::default(), Lookups::default());
         let begun = Arc::new(AtomicUsize::new(0));
-        let mut silent = JoinSet::new();
-        for _ in 0..1_000 {
-            let (evil, begun) = (evil.clone(), Arc::clone(&begun));
-            silent.spawn(async move {
-                let lookup = async {
+        let (resolver, silence) = std::sync::mpsc::channel::<()>();
+        let silence = Arc::new(Mutex::new(silence));
+        let ask = || {
+            let (evil, begun, silence) = (evil.clone(), Arc::clone(&begun), Arc::clone(&silence));
+            async move {
+                let lookup = move || {
                     begun.fetch_add(1, SeqCst);
-                    std::future::pending::<()>().await;
+                    let _ = silence.lock().recv();
                 };
-                evil.of(in_turn(lookup)).await;
-            });
+                evil.of(in_turn(lookup)).await
+            }
+        };
+        let begins = async |count| {
+            while begun.load(SeqCst) < count {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        // Asks, goes away, and asks again: what was begun goes on, and nothing beside it.
+        for _ in 0..2 {
+            let mut asking = JoinSet::new();
+            for _ in 0..500 {
+                asking.spawn(ask());
+            }
+            begins(LOOKUPS_OF_ONE).await;
+            assert_eq!(good.of(in_turn(|| 7)).await.expect("no panic"), 7);
+            asking.shutdown().await;
         }
-        while begun.load(SeqCst) < LOOKUPS_OF_ONE {
-            tokio::task::yield_now().await;
-        }
-        assert_eq!(good.of(in_turn(std::future::ready(7))).await, 7);
         assert_eq!(begun.load(SeqCst), LOOKUPS_OF_ONE);
-        // Turns that are given up go to who waits.
-        silent.abort_all();
-        while silent.join_next().await.is_some() {}
-        assert_eq!(evil.of(in_turn(std::future::ready(8))).await, 8);
+        drop(resolver);
+        ask().await.expect("a turn that came back");
     }
 
     #[test]
