@@ -726,6 +726,15 @@ async fn nodes_enrol_serve_and_go() {
         ctl.json(&["nodes", "metrics", "bln", "--from", "2h"])["items"],
         json!([])
     );
+    assert_eq!(ctl.run(&["nodes", "forfeit", "bln"]).code, 2, "asks first");
+    assert_eq!(
+        ctl.run(&["--yes", "nodes", "forfeit", "bln"]).ok(),
+        "node bln: 0 slices are free again\n"
+    );
+    assert_eq!(
+        ctl.json(&["--yes", "nodes", "forfeit", "bln"]),
+        json!({"slices": 0})
+    );
     assert_eq!(
         ctl.run(&["--yes", "nodes", "revoke", "bln", "--reason", "stolen"])
             .code,

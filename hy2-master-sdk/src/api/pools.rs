@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::extract::{Auth, Body, Path};
+use super::extract::{Auth, Body, IfMatch, Path, Tagged};
 use super::problem::Problem;
 use super::{ApiState, Items, errors};
 use crate::auth::access::Operation;
@@ -18,8 +18,13 @@ use crate::service::pools::{CreatePool, PoolView, UpdatePool};
 pub(super) fn router() -> OpenApiRouter<ApiState> {
     OpenApiRouter::new()
         .routes(routes!(list_node_pools, create_node_pool))
-        .routes(routes!(update_node_pool, delete_node_pool))
+        .routes(routes!(get_node_pool, update_node_pool, delete_node_pool))
         .routes(routes!(get_plan_pools, set_plan_pools))
+}
+
+/// A pool with the time of its last change as its revision.
+fn tagged(pool: PoolView) -> Tagged<PoolView> {
+    Tagged(pool.updated_at.0.0, pool)
 }
 
 /// Lists pools of nodes.
@@ -40,10 +45,22 @@ async fn create_node_pool(
     State(state): State<ApiState>,
     auth: Auth,
     Body(new): Body<CreatePool>,
-) -> Result<(StatusCode, Json<PoolView>), Problem> {
+) -> Result<(StatusCode, Tagged<PoolView>), Problem> {
     let access = auth.access(Operation::CreateNodePool)?;
     let made = state.service.create_pool(access, new).await?;
-    Ok((StatusCode::CREATED, Json(made)))
+    Ok((StatusCode::CREATED, tagged(made)))
+}
+
+/// Returns a pool of nodes.
+#[utoipa::path(get, path = "/node-pools/{id}", tag = "nodes", params(("id" = i64, Path)),
+    responses((status = 200, body = PoolView), errors::Common))]
+async fn get_node_pool(
+    State(state): State<ApiState>,
+    auth: Auth,
+    Path(id): Path<i64>,
+) -> Result<Tagged<PoolView>, Problem> {
+    let access = auth.access(Operation::GetNodePool)?;
+    Ok(tagged(state.service.pool(access, PoolId(id)).await?))
 }
 
 /// Changes a pool of nodes. Absent fields stay. Users keep the nodes that they have.
@@ -53,14 +70,15 @@ async fn update_node_pool(
     State(state): State<ApiState>,
     auth: Auth,
     Path(id): Path<i64>,
+    IfMatch(expected): IfMatch,
     Body(change): Body<UpdatePool>,
-) -> Result<Json<PoolView>, Problem> {
+) -> Result<Tagged<PoolView>, Problem> {
     let access = auth.access(Operation::UpdateNodePool)?;
     let changed = state
         .service
-        .update_pool(access, PoolId(id), change)
+        .update_pool(access, PoolId(id), expected, change)
         .await?;
-    Ok(Json(changed))
+    Ok(tagged(changed))
 }
 
 /// Removes a pool of nodes; plans forget it. Users keep the nodes that they have.
@@ -70,9 +88,11 @@ async fn delete_node_pool(
     State(state): State<ApiState>,
     auth: Auth,
     Path(id): Path<i64>,
+    IfMatch(expected): IfMatch,
 ) -> Result<StatusCode, Problem> {
     let access = auth.access(Operation::DeleteNodePool)?;
-    state.service.delete_pool(access, PoolId(id)).await?;
+    let service = &state.service;
+    service.delete_pool(access, PoolId(id), expected).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

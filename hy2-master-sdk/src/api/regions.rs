@@ -62,7 +62,7 @@ async fn get_region(
     Ok(tagged(found))
 }
 
-/// Changes a region. Absent fields stay, `null` clears.
+/// Changes a region. Absent fields stay, `null` clears the place.
 #[utoipa::path(patch, path = "/regions/{id}", tag = "nodes", request_body = UpdateRegion,
     params(("id" = i64, Path)), responses((status = 200, body = RegionView), errors::Common))]
 async fn update_region(

@@ -129,6 +129,7 @@ operations! {
     ForfeitNode, "forfeit_node", "nodes:write",                  [Any Any Denied Denied Denied];
 
     ListNodePools, "list_node_pools", "nodes:read",              [Any Any Any Denied Any];
+    GetNodePool, "get_node_pool", "nodes:read",                  [Any Any Any Denied Any];
     CreateNodePool, "create_node_pool", "nodes:write",           [Any Any Denied Denied Denied];
     UpdateNodePool, "update_node_pool", "nodes:write",           [Any Any Denied Denied Denied];
     DeleteNodePool, "delete_node_pool", "nodes:write",           [Any Any Denied Denied Denied];

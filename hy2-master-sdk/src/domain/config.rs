@@ -13,12 +13,14 @@ use hy2_proto::control::rpc;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use thiserror::Error;
+use utoipa::ToSchema;
 
 use super::Timestamp;
 use crate::secrets::Vault;
 
-/// What nodes run, apart from their keys and users. Every field has a default.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+/// What nodes run, apart from their keys and users. Every field has a default. In the body of a scope, absent fields are as
+/// in the more general scope, and `null` sets a field back to its default (RFC 7396).
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 #[non_exhaustive]
 pub struct ConfigBody {
@@ -61,7 +63,7 @@ pub struct ConfigBody {
 }
 
 /// Where a node's Hysteria certificate comes from.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum TlsBody {
@@ -70,15 +72,15 @@ pub enum TlsBody {
     Issued,
     /// Files on the node.
     Files {
-        /// PEM.
+        /// Path of a PEM file.
         certificate: String,
-        /// PEM.
+        /// Path of a PEM file.
         key: String,
     },
 }
 
 /// Which server names are let in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 #[allow(missing_docs, reason = "the reference's words")]
 pub enum SniGuardBody {
@@ -89,7 +91,7 @@ pub enum SniGuardBody {
 }
 
 /// Obfuscation of datagrams.
-#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum ObfsBody {
@@ -121,17 +123,18 @@ impl std::fmt::Debug for ObfsBody {
 }
 
 /// An obfuscation that clients still use.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PreviousObfsBody {
     /// Absent: plain.
     pub obfs: Option<ObfsBody>,
-    /// Until when it is accepted.
+    /// Until when it is accepted, in milliseconds since 1970.
+    #[schema(value_type = i64)]
     pub until: Timestamp,
 }
 
 /// Congestion control.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CongestionBody {
     /// `bbr` or `reno`.
@@ -141,7 +144,7 @@ pub struct CongestionBody {
 }
 
 /// A congestion controller.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 #[allow(missing_docs, reason = "the reference's words")]
 pub enum CongestionKindBody {
@@ -151,7 +154,7 @@ pub enum CongestionKindBody {
 }
 
 /// How BBR behaves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 #[allow(missing_docs, reason = "the reference's words")]
 pub enum BbrProfileBody {
@@ -162,7 +165,7 @@ pub enum BbrProfileBody {
 }
 
 /// QUIC limits; 0: the default.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 #[allow(missing_docs, reason = "the reference's words")]
 pub struct QuicBody {
@@ -174,7 +177,7 @@ pub struct QuicBody {
 }
 
 /// What a client sees that is none.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum MasqueradeBody {
@@ -213,7 +216,7 @@ pub enum MasqueradeBody {
 }
 
 /// What a node does past the validity of its manifest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnExpiryBody {
     /// Keeps serving.

@@ -33,7 +33,7 @@ pub struct ConfigView {
     /// Region or node.
     pub scope_id: i64,
     /// The body; passwords read `***`.
-    #[schema(value_type = Object)]
+    #[schema(value_type = ConfigBody)]
     pub body: Value,
     /// SHA-256 in hexadecimal.
     pub sha256: String,
@@ -70,7 +70,7 @@ impl From<ConfigRow> for ConfigView {
 #[serde(deny_unknown_fields)]
 pub struct PutConfig {
     /// The body: only what differs from the more general scope. A password that reads `***` stays.
-    #[schema(value_type = Object)]
+    #[schema(value_type = ConfigBody)]
     pub body: Value,
     /// Why.
     #[serde(default)]

@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 use super::moment::Moment;
 use super::{FieldIssue, Record, Service, ServiceError, record};
 use crate::auth::access::Access;
-use crate::domain::{NodeId, PlanId, PoolId};
+use crate::domain::{NodeId, PlanId, PoolId, Timestamp};
 use crate::store::pools::{self, PoolRow};
 use crate::store::{StoreError, plans};
 
@@ -67,6 +67,18 @@ impl Service {
         Ok(views.collect())
     }
 
+    /// Returns a pool of nodes.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::NotFound`].
+    pub async fn pool(&self, _access: Access<'_>, id: PoolId) -> Result<PoolView, ServiceError> {
+        let mut tx = self.store().snapshot().await?;
+        let (row, nodes) = pools::get_in(&mut tx, id).await?;
+        tx.rollback().await?;
+        Ok(view(row, &nodes))
+    }
+
     /// Makes a pool of nodes.
     ///
     /// # Errors
@@ -90,21 +102,24 @@ impl Service {
         Ok(made)
     }
 
-    /// Changes a pool of nodes. Users keep the nodes that they have.
+    /// Changes a pool of nodes. Users keep the nodes that they have. `expected` is the `updated_at` that the caller knows.
     ///
     /// # Errors
     ///
-    /// [`ServiceError::NotFound`], [`ServiceError::Invalid`], [`ServiceError::Conflict`] if the name is taken.
+    /// [`ServiceError::NotFound`], [`ServiceError::Stale`], [`ServiceError::Invalid`], [`ServiceError::Conflict`] if the name is taken.
     pub async fn update_pool(
         &self,
         access: Access<'_>,
         id: PoolId,
+        expected: Option<i64>,
         change: UpdatePool,
     ) -> Result<PoolView, ServiceError> {
         let nodes = check(change.name.as_ref(), change.node_ids.as_ref())?;
-        let now = self.now();
         let mut tx = self.store().begin().await?;
-        let (row, had) = pools::get_in(&mut tx, id).await?;
+        let (row, had) = pools::get_for_update(&mut tx, id).await?;
+        check_state(&row, expected)?;
+        // Two states never have one time.
+        let now = self.now().max(Timestamp(row.updated_at.0 + 1));
         let old = view(row.clone(), &had);
         let name = change.name.as_ref().unwrap_or(&row.name);
         let row = pools::rename(&mut tx, id, name, now).await?;
@@ -126,11 +141,17 @@ impl Service {
     ///
     /// # Errors
     ///
-    /// [`ServiceError::NotFound`].
-    pub async fn delete_pool(&self, access: Access<'_>, id: PoolId) -> Result<(), ServiceError> {
+    /// [`ServiceError::NotFound`], [`ServiceError::Stale`].
+    pub async fn delete_pool(
+        &self,
+        access: Access<'_>,
+        id: PoolId,
+        expected: Option<i64>,
+    ) -> Result<(), ServiceError> {
         let now = self.now();
         let mut tx = self.store().begin().await?;
-        let (row, nodes) = pools::get_in(&mut tx, id).await?;
+        let (row, nodes) = pools::get_for_update(&mut tx, id).await?;
+        check_state(&row, expected)?;
         pools::delete(&mut tx, id).await?;
         let old = view(row, &nodes);
         let before = pool_record(Some(&old), None, "node_pool.deleted");
@@ -190,6 +211,14 @@ impl Service {
         record(&mut tx, access, written, now).await?;
         tx.commit().await?;
         Ok(new.into_iter().map(|pool| pool.0).collect())
+    }
+}
+
+/// Fails unless the pool is as the caller knows it; its state is known by the time of its last change.
+fn check_state(pool: &PoolRow, expected: Option<i64>) -> Result<(), ServiceError> {
+    match expected {
+        Some(expected) if expected != pool.updated_at.0 => Err(ServiceError::Stale("node pool")),
+        _ => Ok(()),
     }
 }
 

@@ -65,7 +65,7 @@ pub struct CreateRegion {
     pub longitude: Option<f64>,
 }
 
-/// What changes of a region; absent fields stay, `null` clears.
+/// What changes of a region; absent fields stay, `null` clears the place.
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct UpdateRegion {

@@ -63,6 +63,20 @@ pub async fn get_in(tx: &mut Tx, id: PoolId) -> Result<(PoolRow, Vec<NodeId>), S
     Ok((row, nodes))
 }
 
+/// Returns a pool and its nodes, and keeps others from changing it until the transaction ends.
+///
+/// # Errors
+///
+/// [`StoreError::NotFound`].
+pub async fn get_for_update(tx: &mut Tx, id: PoolId) -> Result<(PoolRow, Vec<NodeId>), StoreError> {
+    // On SQLite a transaction that writes is alone anyway.
+    if tx.is_postgres() {
+        const LOCK: &str = "select id from node_pools where id = $1 for update";
+        on!(tx, |ex| sqlx::query(LOCK).bind(id).execute(ex).await.rows())?;
+    }
+    get_in(tx, id).await
+}
+
 /// Makes a pool without nodes.
 ///
 /// # Errors

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use hy2_master_sdk::domain::UserId;
+use hy2_master_sdk::domain::{ObservedState, UserId};
 use hy2_master_sdk::store::leases::{self, Grant, Want};
+use hy2_master_sdk::store::nodes;
 use serde_json::{Value, json};
 
 use crate::harness::on_both;
@@ -69,11 +70,45 @@ on_both! {
         assert!(matches!(ask().await, Grant::Slice { .. }));
         assert_eq!(store.open_leases(Some(ann), 10).await.unwrap().len(), 1);
         let path = format!("/api/v1/nodes/{node}/forfeit");
+        let seen = async |state| {
+            let mut tx = store.begin().await.unwrap();
+            nodes::set_observed_state(&mut tx, node, state, "", fleet.master.now()).await.unwrap();
+            tx.commit().await.unwrap();
+        };
+        for here in [ObservedState::Online, ObservedState::Suspect] {
+            seen(here).await;
+            assert_eq!(owner.post(&path, &Value::Null).await.problem(409), "node_connected");
+            assert_eq!(store.open_leases(Some(ann), 10).await.unwrap().len(), 1, "it is still lent");
+        }
+        seen(ObservedState::Offline).await;
         let done = owner.post(&path, &Value::Null).await.expect(200);
         assert_eq!(done, json!({"slices": 1}));
         assert!(store.open_leases(Some(ann), 10).await.unwrap().is_empty());
         assert_eq!(owner.post(&path, &Value::Null).await.expect(200), json!({"slices": 0}));
         owner.post("/api/v1/nodes/999/forfeit", &Value::Null).await.problem(404);
+        fleet.stop().await;
+    }
+
+    async fn who_knows_an_older_state_of_a_pool_changes_nothing(fleet) {
+        let owner = fleet.owner().await;
+        let node = fleet.node("ny").await;
+        let new = json!({"name": "fast", "node_ids": [node.0]});
+        let made = owner.post("/api/v1/node-pools", &new).await;
+        let tag = made.header("etag").to_owned();
+        let path = format!("/api/v1/node-pools/{}", made.expect(201)["id"]);
+        let found = owner.get(&path).await;
+        assert_eq!(found.header("etag"), tag);
+        assert_eq!(found.expect(200)["node_ids"], json!([node.0]));
+        let known = owner.clone().with("if-match", &tag);
+        let changed = known.patch(&path, &json!({"name": "faster"})).await;
+        assert_ne!(changed.header("etag"), tag);
+        assert_eq!(changed.expect(200)["node_ids"], json!([node.0]), "absent: stays");
+        assert_eq!(known.patch(&path, &json!({"node_ids": []})).await.problem(412), "stale_revision");
+        assert_eq!(known.delete(&path).await.problem(412), "stale_revision");
+        let shown = owner.get(&path).await.expect(200);
+        assert_eq!((&shown["name"], &shown["node_ids"]), (&json!("faster"), &json!([node.0])));
+        owner.delete(&path).await.expect(204);
+        owner.get(&path).await.problem(404);
         fleet.stop().await;
     }
 

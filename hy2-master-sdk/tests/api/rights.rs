@@ -33,7 +33,7 @@ const RIGHTS: &str = "
     forfeit_node AA---
     revoke_node_certificates AA---
     list_node_pools AAA-A           create_node_pool AA---          update_node_pool AA---
-    delete_node_pool AA---
+    delete_node_pool AA---           get_node_pool AAA-A
     list_regions AAAAA              get_region AAAAA                create_region AA---
     update_region AA---             delete_region AA---
     list_enrolment_tokens AA--A     create_enrolment_token AA---    revoke_enrolment_token AA---

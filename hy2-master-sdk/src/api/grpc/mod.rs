@@ -1,6 +1,7 @@
 //! AdminService: the same operations over gRPC, behind the same credentials and the same table of
 //! rights. Conversions only.
 
+mod asked;
 mod convert;
 
 use std::collections::BTreeMap;
@@ -10,18 +11,16 @@ use axum::{Router, middleware};
 use futures_util::{Stream, StreamExt, stream};
 use hy2_proto::control::rpc as pb;
 use hy2_proto::control::rpc::admin_service_server::{AdminService, AdminServiceServer};
-use prost::Message;
-use tonic::metadata::MetadataValue;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Request, Response, Status};
 
+use self::asked::{asked, status};
 use self::convert::{
     assignment, desired, expected, id, limit, moment, observed, page, page_info, plan, region,
     user, wanted_state, wanted_status, wire, wire32,
 };
 use super::ApiState;
 use super::events::Feed;
-use super::problem::Problem;
-use crate::auth::access::{Access, Caller, Operation};
+use crate::auth::access::Operation;
 use crate::domain::{DesiredState, NodeId, QuotaPeriod, RegionId, Timestamp, UserId};
 use crate::service::ServiceError;
 use crate::service::assignments::AssignUser;
@@ -34,16 +33,10 @@ use crate::service::traffic::TrafficQuery;
 use crate::service::users::{CreateUser, ListUsers, UpdateUser};
 use crate::store::node_list::NodeFilter;
 use crate::store::nodes::NodeRow;
+use crate::store::regions;
 use crate::store::user_list::{UserFilter, UserSort};
 use crate::store::users::UserRow;
-use crate::store::{idempotency, regions};
 use secrecy::ExposeSecret;
-
-/// Where sealed answers belong.
-const PLACE: &str = "idempotency_keys.response";
-
-/// How long an answer is kept.
-const KEEP: std::time::Duration = std::time::Duration::from_secs(86_400);
 
 /// Returns the routes of AdminService.
 pub(crate) fn router(state: ApiState) -> Router {
@@ -67,116 +60,7 @@ struct Admin {
     state: ApiState,
 }
 
-/// What kind of request it is: who asks, and what.
-struct Asked<T> {
-    caller: Caller,
-    message: T,
-}
-
-fn asked<T>(request: Request<T>) -> Result<Asked<T>, Status> {
-    let caller = request.extensions().get::<Caller>().cloned();
-    let caller = caller.ok_or_else(|| status(ServiceError::Unauthenticated))?;
-    Ok(Asked {
-        caller,
-        message: request.into_inner(),
-    })
-}
-
-impl<T> Asked<T> {
-    fn access(&self, operation: Operation) -> Result<Access<'_>, Status> {
-        self.caller
-            .access(operation)
-            .map_err(|denied| status(denied.into()))
-    }
-}
-
-/// Errors as gRPC has them: the code of the problem document in `hy2-code`.
-fn status(error: ServiceError) -> Status {
-    let code = match &error {
-        ServiceError::Unauthenticated
-        | ServiceError::WrongCredentials
-        | ServiceError::CodeRequired => Code::Unauthenticated,
-        ServiceError::Denied(_) => Code::PermissionDenied,
-        ServiceError::NotFound(_) => Code::NotFound,
-        ServiceError::Invalid(_) => Code::InvalidArgument,
-        ServiceError::Stale(_) => Code::Aborted,
-        ServiceError::Conflict {
-            code: "duplicate", ..
-        } => Code::AlreadyExists,
-        ServiceError::Conflict { .. } => Code::FailedPrecondition,
-        ServiceError::Limited(_) => Code::ResourceExhausted,
-        ServiceError::Unavailable(_) => Code::Unavailable,
-        ServiceError::Internal(_) => Code::Internal,
-    };
-    let problem = Problem::from(error);
-    let mut text = problem.detail;
-    for issue in &problem.errors {
-        text.push_str(&format!("; {}: {}", issue.path, issue.message));
-    }
-    let mut status = Status::new(code, text);
-    if let Ok(value) = MetadataValue::try_from(problem.code) {
-        status.metadata_mut().insert("hy2-code", value);
-    }
-    status
-}
-
 impl Admin {
-    /// Runs `work` once for a request id: the second request with it gets the first answer.
-    async fn once<Q: Message, A: Message + Default>(
-        &self,
-        asked: &Asked<Q>,
-        request_id: &str,
-        work: impl Future<Output = Result<A, ServiceError>>,
-    ) -> Result<Response<A>, Status> {
-        if request_id.is_empty() {
-            return work.await.map(Response::new).map_err(status);
-        }
-        if request_id.len() > 100 || !request_id.bytes().all(|byte| byte.is_ascii_graphic()) {
-            let message = "must be at most 100 printable ASCII characters";
-            return Err(status(ServiceError::invalid("request_id", message)));
-        }
-        let service = &self.state.service;
-        let (store, now) = (service.store(), service.now());
-        let key = format!("grpc:{request_id}");
-        let hash = crate::secrets::sha256(&asked.message.encode_to_vec());
-        let admin = asked.caller.admin;
-        let row = [&admin.0.to_be_bytes()[..], key.as_bytes()].concat();
-        let fail = |error: crate::store::StoreError| status(error.into());
-        let known = idempotency::claim(store, admin, &key, &hash, now, now.plus(KEEP)).await;
-        if let Some(known) = known.map_err(fail)? {
-            if known.request_hash != hash {
-                let detail = "this request_id came with another request";
-                return Err(status(ServiceError::conflict(
-                    "idempotency_mismatch",
-                    detail,
-                )));
-            }
-            let sealed = known.response_enc.ok_or_else(|| {
-                let detail = "the first request with this id runs or was cut off";
-                status(ServiceError::conflict("idempotency_unfinished", detail))
-            })?;
-            let opened = service.vault().open(PLACE, &row, &sealed);
-            let opened = opened.map_err(|error| status(ServiceError::internal(error)))?;
-            return A::decode(opened.as_slice())
-                .map(Response::new)
-                .map_err(|error| status(ServiceError::internal(error)));
-        }
-        match work.await {
-            Ok(answer) => {
-                let sealed = service.vault().seal(PLACE, &row, &answer.encode_to_vec());
-                let kept = idempotency::remember(store, admin, &key, 200, &sealed).await;
-                if let Err(error) = kept {
-                    tracing::warn!(%error, "an answer was not kept; its key stays taken");
-                }
-                Ok(Response::new(answer))
-            }
-            Err(error) => {
-                let _ = idempotency::release(store, admin, &key).await;
-                Err(status(error))
-            }
-        }
-    }
-
     /// Returns the code of a region; none has an empty one.
     async fn code_of(&self, region: Option<RegionId>) -> Result<String, ServiceError> {
         match region {

@@ -3,12 +3,17 @@
 //! Limits, ends and names come along; credentials do not: each user gets new ones, and a new
 //! subscription. Used traffic is taken off a quota of the user's own; what was used of a plan's is not known here.
 
-use std::collections::{BTreeMap, HashMap};
+mod foreign;
+mod ours;
+
+use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use self::foreign::{MarzbanExport, MarzbanUser, read_three_x_ui};
+use self::ours::{check_json, csv_of, json_of, own, read_csv};
 use super::moment::Moment;
 use super::page::{MAX_SIZE, PageRequest};
 use super::regions::no_region;
@@ -16,7 +21,7 @@ use super::user_rules::check_user;
 use super::users::{CreateUser, ListUsers, UserView};
 use super::{FieldIssue, Service, ServiceError};
 use crate::auth::access::Access;
-use crate::domain::{RegionId, Timestamp, UserStatus};
+use crate::domain::{RegionId, UserStatus};
 use crate::store::{regions, users};
 
 /// Most users of one import.
@@ -242,127 +247,6 @@ impl Service {
     }
 }
 
-const COLUMNS: [&str; 16] = [
-    "username",
-    "status",
-    "plan_id",
-    "home_region",
-    "expires_at",
-    "hold_duration_s",
-    "quota_bytes",
-    "used_bytes",
-    "max_devices",
-    "max_connections",
-    "up_bytes_per_s",
-    "down_bytes_per_s",
-    "email",
-    "telegram_id",
-    "note",
-    "tags",
-];
-
-/// What a JSON export says about users beside the columns.
-const OF_EXPORTS: [&str; 11] = [
-    "id",
-    "uid",
-    "status_reason",
-    "admin_id",
-    "tx_bytes",
-    "rx_bytes",
-    "chosen_password",
-    "online_at",
-    "rev",
-    "created_at",
-    "updated_at",
-];
-
-/// Says what of JSON rows is not understood: a misspelt limit would be none.
-fn check_json(rows: &Value) -> Result<(), ServiceError> {
-    for (at, row) in rows.as_array().into_iter().flatten().enumerate() {
-        let known = |name: &str| COLUMNS.contains(&name) || OF_EXPORTS.contains(&name);
-        for (name, value) in row.as_object().into_iter().flatten() {
-            let wrong = match name.as_str() {
-                // As the list of users has it.
-                "home_region_id" if value.is_null() => continue,
-                "home_region_id" => "a number of one store only: give home_region, its code",
-                name if known(name) => continue,
-                _ => "unknown field",
-            };
-            let message = format!("users[{at}].{name}: {wrong}");
-            return Err(ServiceError::invalid("data", message));
-        }
-    }
-    Ok(())
-}
-
-/// Returns the code of a user's home region.
-fn home_of(user: &UserView, codes: &BTreeMap<RegionId, String>) -> Option<String> {
-    codes.get(&RegionId(user.home_region_id?)).cloned()
-}
-
-/// Writes users as they are shown, with the code of the home region in place of its number.
-fn json_of(users: &[UserView], codes: &BTreeMap<RegionId, String>) -> Result<String, ServiceError> {
-    let mut text = String::from("[");
-    for user in users {
-        let mut fields = serde_json::to_value(user).map_err(ServiceError::internal)?;
-        if let Some(fields) = fields.as_object_mut() {
-            fields.remove("home_region_id");
-            fields.insert("home_region".to_owned(), home_of(user, codes).into());
-        }
-        if text.len() > 1 {
-            text.push(',');
-        }
-        text.push_str(&fields.to_string());
-    }
-    text.push(']');
-    Ok(text)
-}
-
-fn csv_of(users: &[UserView], codes: &BTreeMap<RegionId, String>) -> Result<String, ServiceError> {
-    let mut writer = csv::Writer::from_writer(Vec::new());
-    writer
-        .write_record(COLUMNS)
-        .map_err(ServiceError::internal)?;
-    let number = |value: Option<i64>| value.map(|value| value.to_string()).unwrap_or_default();
-    for user in users {
-        let record = [
-            plain(&user.username),
-            user.status.clone(),
-            number(user.plan_id),
-            plain(&home_of(user, codes).unwrap_or_default()),
-            user.expires_at
-                .map(|at| at.0.to_string())
-                .unwrap_or_default(),
-            number(user.hold_duration_s),
-            number(user.quota_bytes),
-            number(Some(user.used_bytes)),
-            number(user.max_devices),
-            number(user.max_connections),
-            number(user.up_bytes_per_s),
-            number(user.down_bytes_per_s),
-            plain(user.email.as_deref().unwrap_or_default()),
-            number(user.telegram_id),
-            plain(&user.note),
-            plain(&user.tags.join(";")),
-        ];
-        writer
-            .write_record(&record)
-            .map_err(ServiceError::internal)?;
-    }
-    let bytes = writer
-        .into_inner()
-        .map_err(|error| ServiceError::internal(error.to_string()))?;
-    String::from_utf8(bytes).map_err(ServiceError::internal)
-}
-
-/// Keeps spreadsheets from taking a text for a formula.
-fn plain(text: &str) -> String {
-    match text.starts_with(['=', '+', '-', '@', '\t', '\r']) {
-        true => format!("'{text}"),
-        false => text.to_owned(),
-    }
-}
-
 fn read(format: ImportFormat, data: Value) -> Result<Vec<Row>, ServiceError> {
     let refuse = |message: String| ServiceError::invalid("data", message);
     if format == ImportFormat::Csv {
@@ -395,243 +279,6 @@ fn read(format: ImportFormat, data: Value) -> Result<Vec<Row>, ServiceError> {
         }
         ImportFormat::ThreeXUi => read_three_x_ui(data),
     }
-}
-
-/// Checks rows of our own, and takes what was used off the quotas.
-fn own(mut rows: Vec<Row>) -> Result<Vec<Row>, ServiceError> {
-    for (at, row) in rows.iter_mut().enumerate() {
-        if let Some(status) = &row.status
-            && UserStatus::ALL.iter().all(|it| it.as_str() != status)
-        {
-            let message = format!("users[{at}].status: there is no status {status:?}");
-            return Err(ServiceError::invalid("data", message));
-        }
-        if let Some(used) = row.used_bytes.filter(|used| *used > 0) {
-            row.quota_bytes = left(row.quota_bytes, used);
-        }
-        // Who has started has an end instead.
-        if row.expires_at.is_some() {
-            row.hold_duration_s = None;
-        }
-    }
-    Ok(rows)
-}
-
-fn read_csv(text: &str) -> Result<Vec<Row>, ServiceError> {
-    let refuse = |message: String| ServiceError::invalid("data", message);
-    let mut reader = csv::ReaderBuilder::new()
-        .trim(csv::Trim::All)
-        .from_reader(text.as_bytes());
-    let header = reader
-        .headers()
-        .map_err(|error| refuse(error.to_string()))?
-        .clone();
-    if let Some(unknown) = header.iter().find(|name| !COLUMNS.contains(name)) {
-        return Err(refuse(format!("has an unknown column {unknown:?}")));
-    }
-    if !header.iter().any(|name| name == "username") {
-        return Err(refuse("has no column username".to_owned()));
-    }
-    let mut rows = Vec::new();
-    for (at, record) in reader.records().enumerate() {
-        let record = record.map_err(|error| refuse(format!("users[{at}]: {error}")))?;
-        let field = |name: &str| {
-            let index = header.iter().position(|column| column == name)?;
-            let text = record.get(index)?.trim();
-            let text = text.strip_prefix('\'').unwrap_or(text);
-            Some(text.to_owned()).filter(|text| !text.is_empty())
-        };
-        let number = |name: &str| {
-            let parse = |text: String| text.parse::<i64>();
-            field(name)
-                .map(parse)
-                .transpose()
-                .map_err(|_| refuse(format!("users[{at}].{name}: not a whole number")))
-        };
-        let expires_at = match field("expires_at") {
-            Some(text) => Some(serde_json::from_value(Value::String(text)).map_err(|_| {
-                refuse(format!("users[{at}].expires_at: not a moment in RFC 3339"))
-            })?),
-            None => None,
-        };
-        rows.push(Row {
-            username: field("username").unwrap_or_default(),
-            status: field("status"),
-            plan_id: number("plan_id")?,
-            home_region: field("home_region"),
-            expires_at,
-            hold_duration_s: match number("hold_duration_s")? {
-                Some(seconds) => Some(u32::try_from(seconds).map_err(|_| {
-                    refuse(format!(
-                        "users[{at}].hold_duration_s: not a length in seconds"
-                    ))
-                })?),
-                None => None,
-            },
-            quota_bytes: number("quota_bytes")?,
-            used_bytes: number("used_bytes")?,
-            max_devices: number("max_devices")?,
-            max_connections: number("max_connections")?,
-            up_bytes_per_s: number("up_bytes_per_s")?,
-            down_bytes_per_s: number("down_bytes_per_s")?,
-            email: field("email"),
-            telegram_id: number("telegram_id")?,
-            note: field("note"),
-            tags: field("tags")
-                .map(|tags| tags.split(';').map(str::to_owned).collect())
-                .unwrap_or_default(),
-            renewal: None,
-        });
-    }
-    own(rows)
-}
-
-#[derive(Deserialize)]
-struct MarzbanExport {
-    users: Vec<MarzbanUser>,
-}
-
-/// The fields that are used; others are passed over.
-#[derive(Deserialize)]
-struct MarzbanUser {
-    username: String,
-    #[serde(default)]
-    status: Option<String>,
-    /// Seconds since 1970; 0 or null: never.
-    #[serde(default)]
-    expire: Option<i64>,
-    /// Bytes; 0 or null: none.
-    #[serde(default)]
-    data_limit: Option<i64>,
-    #[serde(default)]
-    used_traffic: Option<i64>,
-    /// `no_reset`, `day`, `week`, `month` or `year`.
-    #[serde(default)]
-    data_limit_reset_strategy: Option<String>,
-    /// Seconds from the first connection.
-    #[serde(default)]
-    on_hold_expire_duration: Option<i64>,
-    #[serde(default)]
-    note: Option<String>,
-}
-
-impl MarzbanUser {
-    fn into_row(self) -> Row {
-        let on_hold = self.status.as_deref() == Some("on_hold");
-        let hold = self
-            .on_hold_expire_duration
-            .filter(|seconds| on_hold && *seconds > 0);
-        Row {
-            username: self.username,
-            expires_at: seconds(self.expire),
-            hold_duration_s: hold.and_then(|seconds| u32::try_from(seconds).ok()),
-            quota_bytes: left(self.data_limit, self.used_traffic.unwrap_or(0)),
-            renewal: self
-                .data_limit_reset_strategy
-                .filter(|strategy| strategy != "no_reset")
-                .map(|strategy| ("data_limit_reset_strategy", strategy)),
-            status: self.status,
-            note: self.note,
-            ..Row::default()
-        }
-    }
-}
-
-/// Reads inbounds: `{"obj": [..]}` or the list itself; `settings` is text with JSON in it, or JSON.
-fn read_three_x_ui(data: Value) -> Result<Vec<Row>, ServiceError> {
-    let refuse = |message: String| ServiceError::invalid("data", message);
-    let inbounds = match data {
-        Value::Object(mut object) => object.remove("obj").unwrap_or(Value::Null),
-        other => other,
-    };
-    let Value::Array(inbounds) = inbounds else {
-        return Err(refuse("has no list of inbounds".to_owned()));
-    };
-    let mut rows = Vec::new();
-    for (at, inbound) in inbounds.into_iter().enumerate() {
-        let settings = match inbound.get("settings") {
-            Some(Value::String(text)) => serde_json::from_str(text)
-                .map_err(|error| refuse(format!("[{at}].settings: {error}")))?,
-            Some(other) => other.clone(),
-            None => continue,
-        };
-        let clients = settings
-            .get("clients")
-            .cloned()
-            .unwrap_or(Value::Array(Vec::new()));
-        let clients: Vec<ThreeXUiClient> =
-            serde_path_to_error::deserialize(clients).map_err(|error| {
-                refuse(format!(
-                    "[{at}].settings.clients{}: {}",
-                    error.path(),
-                    error.inner()
-                ))
-            })?;
-        let stats = inbound.get("clientStats").and_then(Value::as_array);
-        let used = |email: &str| {
-            let of = |stat: &Value, key: &str| stat.get(key).and_then(Value::as_i64).unwrap_or(0);
-            stats
-                .into_iter()
-                .flatten()
-                .find(|stat| stat.get("email").and_then(Value::as_str) == Some(email))
-                .map_or(0, |stat| of(stat, "up").saturating_add(of(stat, "down")))
-        };
-        // Nobody comes in through an inbound that is switched off.
-        let enabled = inbound.get("enable").and_then(Value::as_bool) != Some(false);
-        for mut client in clients {
-            client.enable &= enabled;
-            let used = used(&client.email);
-            rows.push(client.into_row(used));
-        }
-    }
-    Ok(rows)
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct ThreeXUiClient {
-    email: String,
-    #[serde(default = "yes")]
-    enable: bool,
-    /// Milliseconds since 1970; 0: never; negative: so long from the first connection.
-    #[serde(default)]
-    expiry_time: i64,
-    /// Bytes, in spite of its name; 0: none.
-    #[serde(default, rename = "totalGB")]
-    total_gb: i64,
-    #[serde(default)]
-    limit_ip: i64,
-    /// Days after which the quota starts anew; 0: never.
-    #[serde(default)]
-    reset: i64,
-    #[serde(default)]
-    comment: String,
-}
-
-const fn yes() -> bool {
-    true
-}
-
-impl ThreeXUiClient {
-    fn into_row(self, used: i64) -> Row {
-        let hold = (self.expiry_time < 0).then(|| self.expiry_time.unsigned_abs() / 1_000);
-        Row {
-            username: self.email,
-            status: Some(if self.enable { "active" } else { "disabled" }.to_owned()),
-            expires_at: (self.expiry_time > 0).then_some(Moment(Timestamp(self.expiry_time))),
-            hold_duration_s: hold.and_then(|seconds| u32::try_from(seconds).ok()),
-            quota_bytes: left(Some(self.total_gb), used),
-            renewal: (self.reset > 0).then(|| ("reset", format!("{} days", self.reset))),
-            max_devices: Some(self.limit_ip).filter(|limit| *limit > 0),
-            note: Some(self.comment).filter(|note| !note.is_empty()),
-            ..Row::default()
-        }
-    }
-}
-
-fn seconds(at: Option<i64>) -> Option<Moment> {
-    at.filter(|at| *at > 0)
-        .map(|at| Moment(Timestamp(at.saturating_mul(1_000))))
 }
 
 /// Returns what is left of a quota; a user who has used all of it keeps a byte, because no quota
@@ -675,7 +322,9 @@ fn shape(row: Row, plan_id: Option<i64>) -> (CreateUser, bool, bool) {
 
 #[cfg(test)]
 mod tests {
+    use super::ours::{COLUMNS, OF_EXPORTS, plain};
     use super::*;
+    use crate::domain::Timestamp;
     use serde_json::json;
 
     #[test]

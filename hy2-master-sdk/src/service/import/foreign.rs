@@ -1,0 +1,157 @@
+//! Exports of Marzban and of 3x-ui.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{Row, left};
+use crate::domain::Timestamp;
+use crate::service::ServiceError;
+use crate::service::moment::Moment;
+
+#[derive(Deserialize)]
+pub(super) struct MarzbanExport {
+    pub(super) users: Vec<MarzbanUser>,
+}
+
+/// The fields that are used; others are passed over.
+#[derive(Deserialize)]
+pub(super) struct MarzbanUser {
+    username: String,
+    #[serde(default)]
+    status: Option<String>,
+    /// Seconds since 1970; 0 or null: never.
+    #[serde(default)]
+    expire: Option<i64>,
+    /// Bytes; 0 or null: none.
+    #[serde(default)]
+    data_limit: Option<i64>,
+    #[serde(default)]
+    used_traffic: Option<i64>,
+    /// `no_reset`, `day`, `week`, `month` or `year`.
+    #[serde(default)]
+    data_limit_reset_strategy: Option<String>,
+    /// Seconds from the first connection.
+    #[serde(default)]
+    on_hold_expire_duration: Option<i64>,
+    #[serde(default)]
+    note: Option<String>,
+}
+
+impl MarzbanUser {
+    pub(super) fn into_row(self) -> Row {
+        let on_hold = self.status.as_deref() == Some("on_hold");
+        let hold = self
+            .on_hold_expire_duration
+            .filter(|seconds| on_hold && *seconds > 0);
+        Row {
+            username: self.username,
+            expires_at: seconds(self.expire),
+            hold_duration_s: hold.and_then(|seconds| u32::try_from(seconds).ok()),
+            quota_bytes: left(self.data_limit, self.used_traffic.unwrap_or(0)),
+            renewal: self
+                .data_limit_reset_strategy
+                .filter(|strategy| strategy != "no_reset")
+                .map(|strategy| ("data_limit_reset_strategy", strategy)),
+            status: self.status,
+            note: self.note,
+            ..Row::default()
+        }
+    }
+}
+
+/// Reads inbounds: `{"obj": [..]}` or the list itself; `settings` is text with JSON in it, or JSON.
+pub(super) fn read_three_x_ui(data: Value) -> Result<Vec<Row>, ServiceError> {
+    let refuse = |message: String| ServiceError::invalid("data", message);
+    let inbounds = match data {
+        Value::Object(mut object) => object.remove("obj").unwrap_or(Value::Null),
+        other => other,
+    };
+    let Value::Array(inbounds) = inbounds else {
+        return Err(refuse("has no list of inbounds".to_owned()));
+    };
+    let mut rows = Vec::new();
+    for (at, inbound) in inbounds.into_iter().enumerate() {
+        let settings = match inbound.get("settings") {
+            Some(Value::String(text)) => serde_json::from_str(text)
+                .map_err(|error| refuse(format!("[{at}].settings: {error}")))?,
+            Some(other) => other.clone(),
+            None => continue,
+        };
+        let clients = settings
+            .get("clients")
+            .cloned()
+            .unwrap_or(Value::Array(Vec::new()));
+        let clients: Vec<ThreeXUiClient> =
+            serde_path_to_error::deserialize(clients).map_err(|error| {
+                refuse(format!(
+                    "[{at}].settings.clients{}: {}",
+                    error.path(),
+                    error.inner()
+                ))
+            })?;
+        let stats = inbound.get("clientStats").and_then(Value::as_array);
+        let used = |email: &str| {
+            let of = |stat: &Value, key: &str| stat.get(key).and_then(Value::as_i64).unwrap_or(0);
+            stats
+                .into_iter()
+                .flatten()
+                .find(|stat| stat.get("email").and_then(Value::as_str) == Some(email))
+                .map_or(0, |stat| of(stat, "up").saturating_add(of(stat, "down")))
+        };
+        // Nobody comes in through an inbound that is switched off.
+        let enabled = inbound.get("enable").and_then(Value::as_bool) != Some(false);
+        for mut client in clients {
+            client.enable &= enabled;
+            let used = used(&client.email);
+            rows.push(client.into_row(used));
+        }
+    }
+    Ok(rows)
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ThreeXUiClient {
+    email: String,
+    #[serde(default = "yes")]
+    enable: bool,
+    /// Milliseconds since 1970; 0: never; negative: so long from the first connection.
+    #[serde(default)]
+    expiry_time: i64,
+    /// Bytes, in spite of its name; 0: none.
+    #[serde(default, rename = "totalGB")]
+    total_gb: i64,
+    #[serde(default)]
+    limit_ip: i64,
+    /// Days after which the quota starts anew; 0: never.
+    #[serde(default)]
+    reset: i64,
+    #[serde(default)]
+    comment: String,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+impl ThreeXUiClient {
+    fn into_row(self, used: i64) -> Row {
+        let hold = (self.expiry_time < 0).then(|| self.expiry_time.unsigned_abs() / 1_000);
+        Row {
+            username: self.email,
+            status: Some(if self.enable { "active" } else { "disabled" }.to_owned()),
+            expires_at: (self.expiry_time > 0).then_some(Moment(Timestamp(self.expiry_time))),
+            hold_duration_s: hold.and_then(|seconds| u32::try_from(seconds).ok()),
+            quota_bytes: left(Some(self.total_gb), used),
+            renewal: (self.reset > 0).then(|| ("reset", format!("{} days", self.reset))),
+            max_devices: Some(self.limit_ip).filter(|limit| *limit > 0),
+            note: Some(self.comment).filter(|note| !note.is_empty()),
+            ..Row::default()
+        }
+    }
+}
+
+fn seconds(at: Option<i64>) -> Option<Moment> {
+    at.filter(|at| *at > 0)
+        .map(|at| Moment(Timestamp(at.saturating_mul(1_000))))
+}

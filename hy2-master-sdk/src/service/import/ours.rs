@@ -1,0 +1,227 @@
+//! Our own shapes of users that leave and come: JSON and CSV.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::{Row, left};
+use crate::domain::{RegionId, UserStatus};
+use crate::service::ServiceError;
+use crate::service::users::UserView;
+
+/// The columns of a CSV export; the names are those of the users as REST shows them.
+pub(super) const COLUMNS: [&str; 16] = [
+    "username",
+    "status",
+    "plan_id",
+    "home_region",
+    "expires_at",
+    "hold_duration_s",
+    "quota_bytes",
+    "used_bytes",
+    "max_devices",
+    "max_connections",
+    "up_bytes_per_s",
+    "down_bytes_per_s",
+    "email",
+    "telegram_id",
+    "note",
+    "tags",
+];
+
+/// What a JSON export says about users beside the columns.
+pub(super) const OF_EXPORTS: [&str; 11] = [
+    "id",
+    "uid",
+    "status_reason",
+    "admin_id",
+    "tx_bytes",
+    "rx_bytes",
+    "chosen_password",
+    "online_at",
+    "rev",
+    "created_at",
+    "updated_at",
+];
+
+/// Says what of JSON rows is not understood: a misspelt limit would be none.
+pub(super) fn check_json(rows: &Value) -> Result<(), ServiceError> {
+    for (at, row) in rows.as_array().into_iter().flatten().enumerate() {
+        let known = |name: &str| COLUMNS.contains(&name) || OF_EXPORTS.contains(&name);
+        for (name, value) in row.as_object().into_iter().flatten() {
+            let wrong = match name.as_str() {
+                // As the list of users has it.
+                "home_region_id" if value.is_null() => continue,
+                "home_region_id" => "a number of one store only: give home_region, its code",
+                name if known(name) => continue,
+                _ => "unknown field",
+            };
+            let message = format!("users[{at}].{name}: {wrong}");
+            return Err(ServiceError::invalid("data", message));
+        }
+    }
+    Ok(())
+}
+
+/// Returns the code of a user's home region.
+fn home_of(user: &UserView, codes: &BTreeMap<RegionId, String>) -> Option<String> {
+    codes.get(&RegionId(user.home_region_id?)).cloned()
+}
+
+/// Writes users as they are shown, with the code of the home region in place of its number.
+pub(super) fn json_of(
+    users: &[UserView],
+    codes: &BTreeMap<RegionId, String>,
+) -> Result<String, ServiceError> {
+    let mut text = String::from("[");
+    for user in users {
+        let mut fields = serde_json::to_value(user).map_err(ServiceError::internal)?;
+        if let Some(fields) = fields.as_object_mut() {
+            fields.remove("home_region_id");
+            fields.insert("home_region".to_owned(), home_of(user, codes).into());
+        }
+        if text.len() > 1 {
+            text.push(',');
+        }
+        text.push_str(&fields.to_string());
+    }
+    text.push(']');
+    Ok(text)
+}
+
+pub(super) fn csv_of(
+    users: &[UserView],
+    codes: &BTreeMap<RegionId, String>,
+) -> Result<String, ServiceError> {
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    writer
+        .write_record(COLUMNS)
+        .map_err(ServiceError::internal)?;
+    let number = |value: Option<i64>| value.map(|value| value.to_string()).unwrap_or_default();
+    for user in users {
+        let record = [
+            plain(&user.username),
+            user.status.clone(),
+            number(user.plan_id),
+            plain(&home_of(user, codes).unwrap_or_default()),
+            user.expires_at
+                .map(|at| at.0.to_string())
+                .unwrap_or_default(),
+            number(user.hold_duration_s),
+            number(user.quota_bytes),
+            number(Some(user.used_bytes)),
+            number(user.max_devices),
+            number(user.max_connections),
+            number(user.up_bytes_per_s),
+            number(user.down_bytes_per_s),
+            plain(user.email.as_deref().unwrap_or_default()),
+            number(user.telegram_id),
+            plain(&user.note),
+            plain(&user.tags.join(";")),
+        ];
+        writer
+            .write_record(&record)
+            .map_err(ServiceError::internal)?;
+    }
+    let bytes = writer
+        .into_inner()
+        .map_err(|error| ServiceError::internal(error.to_string()))?;
+    String::from_utf8(bytes).map_err(ServiceError::internal)
+}
+
+/// Keeps spreadsheets from taking a text for a formula.
+pub(super) fn plain(text: &str) -> String {
+    match text.starts_with(['=', '+', '-', '@', '\t', '\r']) {
+        true => format!("'{text}"),
+        false => text.to_owned(),
+    }
+}
+
+/// Checks rows of our own, and takes what was used off the quotas.
+pub(super) fn own(mut rows: Vec<Row>) -> Result<Vec<Row>, ServiceError> {
+    for (at, row) in rows.iter_mut().enumerate() {
+        if let Some(status) = &row.status
+            && UserStatus::ALL.iter().all(|it| it.as_str() != status)
+        {
+            let message = format!("users[{at}].status: there is no status {status:?}");
+            return Err(ServiceError::invalid("data", message));
+        }
+        if let Some(used) = row.used_bytes.filter(|used| *used > 0) {
+            row.quota_bytes = left(row.quota_bytes, used);
+        }
+        // Who has started has an end instead.
+        if row.expires_at.is_some() {
+            row.hold_duration_s = None;
+        }
+    }
+    Ok(rows)
+}
+
+pub(super) fn read_csv(text: &str) -> Result<Vec<Row>, ServiceError> {
+    let refuse = |message: String| ServiceError::invalid("data", message);
+    let mut reader = csv::ReaderBuilder::new()
+        .trim(csv::Trim::All)
+        .from_reader(text.as_bytes());
+    let header = reader
+        .headers()
+        .map_err(|error| refuse(error.to_string()))?
+        .clone();
+    if let Some(unknown) = header.iter().find(|name| !COLUMNS.contains(name)) {
+        return Err(refuse(format!("has an unknown column {unknown:?}")));
+    }
+    if !header.iter().any(|name| name == "username") {
+        return Err(refuse("has no column username".to_owned()));
+    }
+    let mut rows = Vec::new();
+    for (at, record) in reader.records().enumerate() {
+        let record = record.map_err(|error| refuse(format!("users[{at}]: {error}")))?;
+        let field = |name: &str| {
+            let index = header.iter().position(|column| column == name)?;
+            let text = record.get(index)?.trim();
+            let text = text.strip_prefix('\'').unwrap_or(text);
+            Some(text.to_owned()).filter(|text| !text.is_empty())
+        };
+        let number = |name: &str| {
+            let parse = |text: String| text.parse::<i64>();
+            field(name)
+                .map(parse)
+                .transpose()
+                .map_err(|_| refuse(format!("users[{at}].{name}: not a whole number")))
+        };
+        let expires_at = match field("expires_at") {
+            Some(text) => Some(serde_json::from_value(Value::String(text)).map_err(|_| {
+                refuse(format!("users[{at}].expires_at: not a moment in RFC 3339"))
+            })?),
+            None => None,
+        };
+        rows.push(Row {
+            username: field("username").unwrap_or_default(),
+            status: field("status"),
+            plan_id: number("plan_id")?,
+            home_region: field("home_region"),
+            expires_at,
+            hold_duration_s: match number("hold_duration_s")? {
+                Some(seconds) => Some(u32::try_from(seconds).map_err(|_| {
+                    refuse(format!(
+                        "users[{at}].hold_duration_s: not a length in seconds"
+                    ))
+                })?),
+                None => None,
+            },
+            quota_bytes: number("quota_bytes")?,
+            used_bytes: number("used_bytes")?,
+            max_devices: number("max_devices")?,
+            max_connections: number("max_connections")?,
+            up_bytes_per_s: number("up_bytes_per_s")?,
+            down_bytes_per_s: number("down_bytes_per_s")?,
+            email: field("email"),
+            telegram_id: number("telegram_id")?,
+            note: field("note"),
+            tags: field("tags")
+                .map(|tags| tags.split(';').map(str::to_owned).collect())
+                .unwrap_or_default(),
+            renewal: None,
+        });
+    }
+    own(rows)
+}
