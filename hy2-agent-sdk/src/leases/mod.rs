@@ -63,6 +63,9 @@ struct Slice {
     /// Counter at which it was taken back or ran out; 0: it was not.
     #[prost(uint64, tag = "7")]
     ended: u64,
+    /// Whether the master knows that the rest came back, or nobody is owed it.
+    #[prost(bool, tag = "8")]
+    settled: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -81,6 +84,9 @@ struct Stored {
     slices: Vec<Slice>,
     #[prost(message, repeated, tag = "2")]
     places: Vec<Places>,
+    /// The master's epoch that they are of; 0: not known.
+    #[prost(uint64, tag = "3")]
+    epoch: u64,
 }
 
 impl Slice {
@@ -91,8 +97,13 @@ impl Slice {
         u64::try_from(raw).unwrap_or(u64::MAX)
     }
 
+    /// Where it would end by itself.
+    fn full_end(&self) -> u64 {
+        self.start.saturating_add(self.length())
+    }
+
     fn end(&self) -> u64 {
-        let end = self.start.saturating_add(self.length());
+        let end = self.full_end();
         if self.ended == 0 {
             end
         } else {
@@ -107,6 +118,30 @@ impl Slice {
         let raw = at.clamp(self.start, self.end()) - self.start;
         let billed = u128::from(raw) * u128::from(self.multiplier) / u128::from(MULTIPLIER_ONE);
         u64::try_from(billed).unwrap_or(u64::MAX)
+    }
+
+    /// Ends it where the counter stands; returns what goes back of it.
+    fn end_at(&mut self, total: u64) -> Option<LeaseWant> {
+        // An end of 0 means none; a slice that begins there has nothing to give either way.
+        let first = self.start.max(1);
+        self.ended = total.clamp(first, self.full_end().max(first));
+        self.owed()
+    }
+
+    /// What goes back of a slice that has ended, until the master knows.
+    fn owed(&self) -> Option<LeaseWant> {
+        if self.ended == 0 || self.settled {
+            return None;
+        }
+        let used = self.billed(self.end());
+        let rest = self.granted.saturating_sub(used);
+        (rest > 0).then_some(LeaseWant {
+            user_id: self.user,
+            lease_id: self.lease,
+            remaining_bytes: rest,
+            release: true,
+            used_bytes: Some(used),
+        })
     }
 }
 
@@ -128,6 +163,8 @@ pub(crate) struct Leases {
 
 #[derive(Debug, Default)]
 struct Inner {
+    /// The master's epoch that everything here is of; 0: not known.
+    epoch: u64,
     /// Ascending by start.
     slices: HashMap<u64, Vec<Slice>>,
     places: HashMap<u64, Places>,
@@ -167,7 +204,9 @@ impl Leases {
         if let Some(bytes) = files::read(&path)? {
             match Stored::decode(&*bytes) {
                 Ok(stored) => {
+                    inner.epoch = stored.epoch;
                     for slice in stored.slices {
+                        inner.releases.extend(slice.owed());
                         inner.slices.entry(slice.user).or_default().push(slice);
                     }
                     let places = stored.places.into_iter();
@@ -331,14 +370,7 @@ impl Leases {
         let open = slices.get_mut(&user).into_iter().flatten();
         let mut changed = false;
         for slice in open.filter(|slice| slice.ended == 0 && slice.end() > total) {
-            releases.push(LeaseWant {
-                user_id: user,
-                lease_id: slice.lease,
-                remaining_bytes: slice.billed(slice.end()) - slice.billed(total),
-                release: true,
-            });
-            // An end of 0 means none; a slice that begins there has nothing to give either way.
-            slice.ended = total.max(slice.start).max(1);
+            releases.extend(slice.end_at(total));
             changed = true;
         }
         if changed {
@@ -374,10 +406,12 @@ impl Leases {
                     slice.billed(slice.end()) - slice.billed(counters.total(user))
                 }),
                 release: false,
+                used_bytes: None,
             }
         });
         Some(LeaseRequest {
-            quotas: quotas.chain(releases).collect(),
+            // What comes back first can be lent again.
+            quotas: releases.into_iter().chain(quotas).collect(),
             devices,
         })
     }
@@ -406,6 +440,47 @@ impl Leases {
         }
     }
 
+    /// Notes that the master knows what came back.
+    pub(crate) fn released(&self, request: &LeaseRequest) {
+        let back = request.quotas.iter().filter(|want| want.release);
+        let mut inner = self.inner.lock();
+        let mut changed = false;
+        for want in back {
+            let slices = inner.slices.get_mut(&want.user_id).into_iter().flatten();
+            for slice in slices.filter(|slice| slice.lease == want.lease_id) {
+                slice.settled = true;
+                changed = true;
+            }
+        }
+        if changed {
+            self.keep(&inner);
+        }
+    }
+
+    /// Goes over to an epoch of the master. After a restore it does not know what it lent last, and lends anew: every slice
+    /// ends, nothing goes back. Returns whether that was so.
+    pub(crate) fn enter_epoch(&self, epoch: u64, counters: &dyn Counters) -> bool {
+        let mut inner = self.inner.lock();
+        let before = std::mem::replace(&mut inner.epoch, epoch);
+        if before == epoch {
+            return false;
+        }
+        let restored = before != 0;
+        if restored {
+            for slice in inner.slices.values_mut().flatten() {
+                if slice.ended == 0 {
+                    slice.end_at(counters.total(slice.user));
+                }
+                slice.settled = true;
+            }
+            inner.releases.clear();
+            inner.places.clear();
+            inner.exhausted.clear();
+        }
+        self.keep(&inner);
+        restored
+    }
+
     /// Takes what the master granted and returns whom it concerns. A new slice begins where the
     /// last cut ended, so nothing may be cut meanwhile. Blocks on the disk.
     pub(crate) fn grant(
@@ -429,17 +504,8 @@ impl Leases {
                 is_over && slice.lease != quota.lease_id
             });
             for slice in over {
-                // An end of 0 means none.
-                let first = slice.start.max(1);
-                let rest = slice.billed(slice.end()) - slice.billed(total);
-                slice.ended = total.clamp(first, slice.end().max(first));
-                if rest > 0 {
-                    releases.push(LeaseWant {
-                        user_id: slice.user,
-                        lease_id: slice.lease,
-                        remaining_bytes: rest,
-                        release: true,
-                    });
+                if let Some(rest) = slice.end_at(total) {
+                    releases.push(rest);
                     self.wanted.notify_one();
                 }
             }
@@ -469,6 +535,7 @@ impl Leases {
                         multiplier: quota.billing_multiplier,
                         expires_ms,
                         ended: 0,
+                        settled: false,
                     });
                 }
             }
@@ -494,28 +561,31 @@ impl Leases {
         concerned
     }
 
-    /// Ends slices that the master takes back and returns whom it concerns.
+    /// Ends slices that the master takes back and returns whom it concerns. What is left of them goes back with the
+    /// next request: only this node knows how much that is.
     pub(crate) fn recall(&self, leases: &[u64], counters: &dyn Counters) -> BTreeSet<u64> {
         let mut concerned = BTreeSet::new();
         let mut inner = self.inner.lock();
-        for slice in inner.slices.values_mut().flatten() {
+        let Inner {
+            slices, releases, ..
+        } = &mut *inner;
+        for slice in slices.values_mut().flatten() {
             if leases.contains(&slice.lease) && slice.ended == 0 {
-                // An end of 0 means none.
-                let total = counters.total(slice.user).max(slice.start).max(1);
-                slice.ended = total;
+                releases.extend(slice.end_at(counters.total(slice.user)));
                 concerned.insert(slice.user);
             }
         }
         self.keep(&inner);
+        self.wanted.notify_one();
         concerned
     }
 
-    /// Forgets slices that are used up and whose use is in the spool.
+    /// Forgets slices that are used up and whose use is in the spool, once the master knows what came back of them.
     pub(crate) fn prune(&self, spooled: impl Fn(u64) -> u64) {
         let mut inner = self.inner.lock();
         for (user, slices) in &mut inner.slices {
             let done = spooled(*user);
-            while slices.len() > 1 && slices[0].end() <= done {
+            while slices.len() > 1 && slices[0].end() <= done && slices[0].owed().is_none() {
                 slices.remove(0);
             }
         }
@@ -525,6 +595,7 @@ impl Leases {
         let stored = Stored {
             slices: inner.slices.values().flatten().cloned().collect(),
             places: inner.places.values().cloned().collect(),
+            epoch: inner.epoch,
         };
         // Without it on disk, a restart gives up the rest of the slices: less, never more.
         if let Err(error) = files::write_atomic(&self.path, &stored.encode_to_vec()) {

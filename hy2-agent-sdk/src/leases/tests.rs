@@ -224,11 +224,13 @@ fn a_file_with_impossible_slices_is_worth_nothing() {
         multiplier: MULTIPLIER_ONE,
         expires_ms: 1,
         ended,
+        settled: false,
     };
     let stored = Stored {
         // Ended before it began, and begins where numbers end.
         slices: vec![slice(1000, 500, 10), slice(u64::MAX, u64::MAX, 0)],
         places: Vec::new(),
+        epoch: 0,
     };
     std::fs::write(folder.path().join("leases"), stored.encode_to_vec()).unwrap();
     let (leases, _) = open(folder.path());
@@ -308,4 +310,90 @@ fn what_is_left_of_a_slice_whose_time_is_over_goes_back_with_the_next() {
             .billed_bytes
     };
     assert_eq!((of(7), of(8)), (100, 300));
+}
+
+#[test]
+fn what_is_left_of_a_slice_that_is_taken_back_goes_back_until_the_master_knows() {
+    let folder = tempfile::tempdir().unwrap();
+    let (leases, _) = open(folder.path());
+    let at = At::new(0);
+    leases.grant(
+        &quota(1, 1000, 2 * MULTIPLIER_ONE),
+        &at,
+        &NoCut::NO_COUNTERS,
+    );
+    at.0.set(300);
+    leases.recall(&[1], &at);
+    let back = LeaseWant {
+        user_id: 1,
+        lease_id: 1,
+        remaining_bytes: 400,
+        release: true,
+        used_bytes: Some(600),
+    };
+    let request = leases.request(&at).unwrap();
+    assert_eq!(request.quotas, [back]);
+    // Taken back again, and cut: nothing more. A node that is killed before the answer says it again, and a slice
+    // whose use is in the spool is kept for that.
+    leases.recall(&[1], &at);
+    assert!(leases.request(&at).is_none());
+    leases.grant(&quota(2, 1000, MULTIPLIER_ONE), &at, &NoCut::NO_COUNTERS);
+    leases.prune(|_| 300);
+    drop(leases);
+    let (leases, _) = open(folder.path());
+    assert_eq!(leases.request(&at), Some(request.clone()));
+    leases.released(&request);
+    assert!(leases.request(&at).is_none());
+    drop(leases);
+    let (leases, _) = open(folder.path());
+    assert!(leases.request(&at).is_none(), "known");
+    leases.prune(|_| 300);
+    assert_eq!(leases.used(1, 0, 300), []);
+    assert_eq!(leases.allowance(1), 1300);
+}
+
+#[test]
+fn what_comes_back_is_said_before_what_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let (leases, _) = open(folder.path());
+    let at = At::new(100);
+    leases.grant(&quota(1, 1000, MULTIPLIER_ONE), &at, &NoCut::NO_COUNTERS);
+    leases.want(1);
+    leases.release(1, 250);
+    let request = leases.request(&at).unwrap();
+    let releases: Vec<bool> = request.quotas.iter().map(|want| want.release).collect();
+    assert_eq!(releases, [true, false]);
+}
+
+#[test]
+fn a_restored_master_lends_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let (leases, _) = open(folder.path());
+    let at = At::new(100);
+    assert!(!leases.enter_epoch(1, &at), "the first that it is in");
+    leases.grant(&quota(7, 1000, MULTIPLIER_ONE), &at, &NoCut::NO_COUNTERS);
+    let exhausted = LeaseResponse {
+        exhausted: vec![2],
+        ..LeaseResponse::default()
+    };
+    leases.grant(&exhausted, &at, &NoCut::NO_COUNTERS);
+    at.0.set(400);
+    assert!(!leases.enter_epoch(1, &at));
+    assert_eq!(leases.allowance(1), 1100);
+    drop(leases);
+    let (leases, _) = open(folder.path());
+    assert!(leases.enter_epoch(2, &at));
+    assert!(!leases.is_exhausted(2));
+    assert_eq!(leases.allowance(1), 0);
+    assert!(leases.request(&at).is_none(), "nobody is owed the rest");
+    // The number may have been given out before, for another.
+    leases.grant(&quota(8, 1000, MULTIPLIER_ONE), &at, &NoCut::NO_COUNTERS);
+    assert_eq!(leases.allowance(1), 1400);
+    let of = |lease, from, to| {
+        let used = leases.used(1, from, to);
+        used.iter()
+            .find(|used| used.lease_id == lease)
+            .map_or(0, |used| used.billed_bytes)
+    };
+    assert_eq!((of(7, 100, 500), of(8, 100, 500)), (300, 100));
 }

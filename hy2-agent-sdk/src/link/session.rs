@@ -115,8 +115,14 @@ async fn one(node: &Arc<Node>, master: &str) -> Result<(), LinkError> {
         since: node.clock.now(),
     });
     node.leases.set_online(true);
-    let refreshing = Arc::clone(node);
+    let (refreshing, epoch) = (Arc::clone(node), welcome.cluster_epoch);
     blocking(move || {
+        if refreshing.leases.enter_epoch(epoch, &*refreshing.users) {
+            tracing::warn!(
+                epoch,
+                "the master was restored; what it lent is asked for anew"
+            );
+        }
         refreshing.users.refresh_all();
         Ok(())
     })
@@ -483,6 +489,7 @@ async fn ask_for_leases(node: Arc<Node>, mut master: Master) -> Result<(), LinkE
                 let node = Arc::clone(&node);
                 blocking(move || {
                     let no_cut = node.traffic.no_cut();
+                    node.leases.released(&request);
                     let mut concerned = node.leases.grant(&response, &*node.users, &no_cut);
                     node.leases.settle(&asked, &no_cut);
                     drop(no_cut);

@@ -363,8 +363,9 @@ impl UserTable {
     fn remove(&self, inner: &mut Inner, id: u64, actions: &mut Vec<Action>) {
         if let Some(user) = inner.by_id.remove(&id) {
             forget_verifier(inner, &user.entry.load().verifier, id);
-            // The master takes the slices of a user who is gone back by itself.
             actions.push(Action::Kick(id));
+            // Whatever the user may come back to: what is left here can be had elsewhere meanwhile.
+            actions.push(Action::Release(id));
             actions.push(Action::LetGo(user));
         }
     }
@@ -588,6 +589,7 @@ impl UserTable {
                         engine.kick_user(user.id);
                     }
                 }
+                Action::Release(user) => self.leases.release(user, self.total(user)),
                 Action::LetGo(user) => self.let_go(&user),
                 Action::Limits(user) => engine.set_limits(user.id, user.limits()),
                 Action::Idle(user) => {
@@ -732,6 +734,7 @@ fn forget_verifier(inner: &mut Inner, verifier: &Verifier, id: u64) {
 /// What a change does to live connections, once the table is unlocked.
 enum Action {
     Kick(u64),
+    Release(u64),
     Hold(Arc<User>),
     LetGo(Arc<User>),
     Limits(Arc<User>),

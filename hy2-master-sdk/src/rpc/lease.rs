@@ -49,6 +49,9 @@ pub(super) async fn lease(
                 lease: LeaseId::from_wire(want.lease_id),
                 remaining: i64::try_from(want.remaining_bytes).unwrap_or(i64::MAX),
                 release: want.release,
+                used: want
+                    .used_bytes
+                    .map(|used| i64::try_from(used).unwrap_or(i64::MAX)),
             };
             match leases::grant(&mut tx, identity.node, multiplier, wanted, now)
                 .await

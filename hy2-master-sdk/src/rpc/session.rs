@@ -262,7 +262,7 @@ impl Session {
         self.noted(noted).map_err(Some)
     }
 
-    /// Takes the leases of users back who are no longer on the node.
+    /// Takes the leases of users back who are no longer on the node: it ends them, and says how much was used.
     async fn recall(&mut self, update: &Update) -> Result<(), Option<End>> {
         match leases::open_of(&self.core.store, self.identity.node, &update.removed).await {
             Ok(ids) if ids.is_empty() => Ok(()),
@@ -275,7 +275,7 @@ impl Session {
                     .await
             }
             Err(error) => {
-                // The node gives them back with its next request; nothing is lost.
+                // The node ends them by itself: its users are gone.
                 tracing::warn!(error = chain(&error), "cannot recall leases");
                 Ok(())
             }
@@ -323,6 +323,17 @@ impl Session {
                     self.timeouts = 0;
                     self.settled = update.rev;
                     self.have = update.have;
+                    let closed =
+                        leases::close_before_epoch(&self.core.store, node, self.epoch, now);
+                    if self.epoch > 1
+                        && let Err(error) = closed.await
+                    {
+                        // The next acknowledgement does it.
+                        tracing::warn!(
+                            error = chain(&error),
+                            "leases of before the restore stay open"
+                        );
+                    }
                     let noted = self
                         .core
                         .store

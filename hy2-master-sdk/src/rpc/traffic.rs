@@ -84,10 +84,11 @@ async fn handle(
     })
 }
 
-/// Adds a batch in one transaction with its cursor. The multiplier is the node's of the moment.
+/// Adds a batch in one transaction with its cursor. The multiplier is what the node's was when the batch was cut, however
+/// late it comes.
 async fn ingest(core: &Core, mut batch: Batch, now: Timestamp) -> Result<Ingested, StoreError> {
     let mut tx = core.store.begin().await?;
-    batch.multiplier = traffic::multiplier(&mut tx, batch.node).await?;
+    batch.multiplier = traffic::multiplier_at(&mut tx, batch.node, batch.at).await?;
     let mut done = traffic::ingest(&mut tx, &batch, now).await?;
     if !done.added && batch.first_seq > done.durable_seq + 1 {
         // Batches are missing. Only a store that was restored from a backup cannot have seen them:

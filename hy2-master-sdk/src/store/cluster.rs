@@ -214,7 +214,8 @@ pub async fn init(tx: &mut Tx, uid: Uuid, now: Timestamp) -> Result<ClusterRow, 
         .await)?)
 }
 
-/// Begins a new epoch, after a restore from backup: nodes take whatever revision comes with it.
+/// Begins a new epoch, after a restore from backup: nodes take whatever revision comes with it, and leases get numbers
+/// that none had before.
 ///
 /// # Errors
 ///
@@ -222,10 +223,12 @@ pub async fn init(tx: &mut Tx, uid: Uuid, now: Timestamp) -> Result<ClusterRow, 
 pub async fn bump_epoch(tx: &mut Tx, now: Timestamp) -> Result<i64, StoreError> {
     const SQL: &str = "update cluster set epoch = epoch + 1, epoch_started_at = $1, updated_at = $1 where id = 1 returning epoch";
     tx.call(Topic::Settings);
-    Ok(on!(tx, |ex| sqlx::query_scalar::<_, i64>(SQL)
+    let epoch = on!(tx, |ex| sqlx::query_scalar::<_, i64>(SQL)
         .bind(now)
         .fetch_one(ex)
-        .await)?)
+        .await)?;
+    super::leases::number_from(tx, super::leases::first_of_epoch(epoch)).await?;
+    Ok(epoch)
 }
 
 /// Keeps a sealed secret under a name, unless there is one. Returns the one there is.

@@ -6,7 +6,7 @@
 
 use sqlx::FromRow;
 
-use super::{Db, Rows as _, Store, StoreError, Tx, on};
+use super::{Connection, Db, Rows as _, Store, StoreError, Tx, on};
 use crate::domain::{LeaseId, NodeId, Timestamp, UserId, UserStatus};
 
 /// An open or closed slice.
@@ -35,6 +35,9 @@ pub struct Want {
     pub remaining: i64,
     /// The user left; the rest goes back.
     pub release: bool,
+    /// With `release`: billed bytes that were used of the lease in all, reported or not. Without it, `remaining` is
+    /// taken off, which must not be said twice.
+    pub used: Option<i64>,
 }
 
 /// The answer to a [`Want`].
@@ -107,7 +110,7 @@ pub async fn grant(
     lock_user(tx, want.user).await?;
     if want.release {
         if let Some(lease) = want.lease {
-            give_back(tx, node, want.user, lease, want.remaining, now).await?;
+            give_back(tx, node, want, lease, now).await?;
         }
         return Ok(Grant::None);
     }
@@ -289,6 +292,58 @@ pub async fn forfeit(
         .rows())?)
 }
 
+/// Returns the number after which the leases of an epoch begin. Those from before a restore are at most that; how many
+/// there were after the backup, nobody knows.
+pub fn first_of_epoch(epoch: i64) -> i64 {
+    if epoch <= 1 { 0 } else { epoch << 32 }
+}
+
+/// Numbers further leases from after `last` on.
+///
+/// # Errors
+///
+/// The store fails.
+pub(super) async fn number_from(tx: &mut Tx, last: i64) -> Result<(), StoreError> {
+    match tx.connection() {
+        Connection::Pg(tx) => {
+            const SQL: &str = "select setval(pg_get_serial_sequence('quota_leases', 'id'), \
+                               greatest($1, (select coalesce(max(id), 1) from quota_leases)))";
+            sqlx::query(SQL).bind(last).execute(&mut **tx).await?;
+        }
+        Connection::Sqlite(tx) => {
+            const MAKE: &str = "insert into sqlite_sequence (name, seq) select 'quota_leases', 0 \
+                                where not exists (select 1 from sqlite_sequence where name = 'quota_leases')";
+            const SET: &str =
+                "update sqlite_sequence set seq = max(seq, $1) where name = 'quota_leases'";
+            sqlx::query(MAKE).execute(&mut **tx).await?;
+            sqlx::query(SET).bind(last).execute(&mut **tx).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Closes what a node was lent before a restore: it has entered `epoch`, and has ended all of that.
+///
+/// # Errors
+///
+/// The store fails.
+pub async fn close_before_epoch(
+    store: &Store,
+    node: NodeId,
+    epoch: i64,
+    now: Timestamp,
+) -> Result<u64, StoreError> {
+    const SQL: &str = "update quota_leases set closed_at = $3, close_reason = 'recalled' \
+                       where node_id = $1 and id <= $2 and closed_at is null";
+    Ok(on!(write store, |ex| sqlx::query(SQL)
+        .bind(node)
+        .bind(first_of_epoch(epoch))
+        .bind(now)
+        .execute(ex)
+        .await
+        .rows())?)
+}
+
 /// Returns the open leases of users on a node.
 ///
 /// # Errors
@@ -327,19 +382,24 @@ pub async fn open_of(
 async fn give_back(
     tx: &mut Tx,
     node: NodeId,
-    user: UserId,
+    want: Want,
     lease: LeaseId,
-    remaining: i64,
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    const SHRINK: &str = "update quota_leases set granted = case when granted - $4 > consumed then granted - $4 \
-                          else consumed end where id = $1 and user_id = $2 and node_id = $3 and closed_at is null \
-                          and granted > consumed";
-    on!(tx, |ex| sqlx::query(SHRINK)
+    const BY_REST: &str = "update quota_leases set granted = case when granted - $4 > consumed then granted - $4 \
+                           else consumed end where id = $1 and user_id = $2 and node_id = $3 and closed_at is null \
+                           and granted > consumed";
+    const TO_USED: &str = "update quota_leases set granted = case when $4 > consumed then $4 else consumed end \
+                           where id = $1 and user_id = $2 and node_id = $3 and closed_at is null and granted > $4";
+    let (sql, bytes) = match want.used {
+        Some(used) => (TO_USED, used.max(0)),
+        None => (BY_REST, want.remaining.max(0)),
+    };
+    on!(tx, |ex| sqlx::query(sql)
         .bind(lease)
-        .bind(user)
+        .bind(want.user)
         .bind(node)
-        .bind(remaining.max(0))
+        .bind(bytes)
         .execute(ex)
         .await
         .rows())?;

@@ -260,6 +260,9 @@ pub async fn update(
         .bind(now)
         .fetch_one(ex)
         .await)?;
+    if multiplier != old.billing_multiplier {
+        note_multiplier(tx, id, old.billing_multiplier, multiplier, now).await?;
+    }
     tx.call(Topic::Users);
     if port == old.listen_port && region == old.region_id && *host == old.public_host {
         return Ok(row);
@@ -270,6 +273,34 @@ pub async fn update(
     }
     bump(tx, id, Bump::CONFIG, now).await?;
     get(tx, id).await
+}
+
+/// Keeps since when which multiplier holds: what passed before is billed as it was.
+async fn note_multiplier(
+    tx: &mut Tx,
+    id: NodeId,
+    old: i64,
+    new: i64,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    const FIRST: &str = "insert into node_multipliers (node_id, since, multiplier) select $1, 0, $2 \
+                         where not exists (select 1 from node_multipliers where node_id = $1)";
+    on!(tx, |ex| sqlx::query(FIRST)
+        .bind(id)
+        .bind(old)
+        .execute(ex)
+        .await
+        .rows())?;
+    const SINCE: &str = "insert into node_multipliers (node_id, since, multiplier) values ($1, $2, $3) \
+                         on conflict (node_id, since) do update set multiplier = excluded.multiplier";
+    on!(tx, |ex| sqlx::query(SINCE)
+        .bind(id)
+        .bind(now)
+        .bind(new)
+        .execute(ex)
+        .await
+        .rows())?;
+    Ok(())
 }
 
 /// Decides whether and how a node serves.

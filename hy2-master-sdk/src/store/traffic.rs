@@ -1,7 +1,7 @@
 //! Accounting, exactly once: a batch moves the cursor of its spool and adds its bytes in one
 //! transaction, or does neither.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use sqlx::FromRow;
 use sqlx::types::Json;
@@ -23,7 +23,7 @@ pub struct Batch {
     pub last_seq: i64,
     /// When the cut was, by the master's reckoning.
     pub at: Timestamp,
-    /// In parts per billion.
+    /// Of what came out of no lease, in parts per billion.
     pub multiplier: i64,
     /// The rows, in any order.
     pub rows: Vec<BatchRow>,
@@ -232,12 +232,13 @@ pub async fn ingest(tx: &mut Tx, batch: &Batch, now: Timestamp) -> Result<Ingest
         keep
     });
     let users = rows.keys().copied().map(UserId).collect::<Vec<_>>();
-    add(tx, batch, &rows, now).await?;
+    let bills = bills(tx, batch, &rows).await?;
+    add(tx, batch, &rows, &bills, now).await?;
     if !aside.is_empty() {
         quarantine(tx, batch, &aside, now).await?;
     }
     for row in rows.values() {
-        consume(tx, batch, row, now).await?;
+        consume(tx, batch, row, bill(&bills, row), now).await?;
     }
     Ok(Ingested {
         durable_seq: batch.last_seq,
@@ -283,6 +284,22 @@ pub async fn skip_gap(
         .await
         .rows())?;
     Ok(())
+}
+
+/// Returns what a node's billing multiplier was at a moment, in parts per billion.
+///
+/// # Errors
+///
+/// [`StoreError::NotFound`].
+pub async fn multiplier_at(tx: &mut Tx, node: NodeId, at: Timestamp) -> Result<i64, StoreError> {
+    const SQL: &str = "select coalesce((select multiplier from node_multipliers where node_id = $1 and since <= $2 \
+                       order by since desc limit 1), billing_multiplier) from vps_nodes where id = $1";
+    on!(tx, |ex| sqlx::query_scalar::<_, i64>(SQL)
+        .bind(node)
+        .bind(at)
+        .fetch_optional(ex)
+        .await)?
+    .ok_or(StoreError::NotFound("node"))
 }
 
 /// Returns a node's billing multiplier, in parts per billion.
@@ -392,6 +409,7 @@ async fn add(
     tx: &mut Tx,
     batch: &Batch,
     rows: &BTreeMap<i64, BatchRow>,
+    bills: &HashMap<i64, i64>,
     now: Timestamp,
 ) -> Result<(), StoreError> {
     let (tx_sum, rx_sum) = rows.values().fold((0_i64, 0_i64), |(tx, rx), row| {
@@ -406,7 +424,7 @@ async fn add(
                 columns[0].push(row.user);
                 columns[1].push(row.tx);
                 columns[2].push(row.rx);
-                columns[3].push(billed(row.tx, row.rx, batch.multiplier));
+                columns[3].push(bill(bills, row));
                 columns[4].push(row.seen.min(now).0);
             }
             let [ids, txs, rxs, billeds, seens] = columns;
@@ -453,7 +471,7 @@ async fn add(
             let rows = Json(
                 rows.values()
                     .map(|row| {
-                        let billed = billed(row.tx, row.rx, batch.multiplier);
+                        let billed = bill(bills, row);
                         [row.user, row.tx, row.rx, billed, row.seen.min(now).0]
                     })
                     .collect::<Vec<_>>(),
@@ -576,15 +594,19 @@ async fn consume(
     tx: &mut Tx,
     batch: &Batch,
     row: &BatchRow,
+    billed: i64,
     now: Timestamp,
 ) -> Result<(), StoreError> {
+    // With less left than a byte costs it is spent.
     const SQL: &str = "update quota_leases set consumed = consumed + $4, \
-                       closed_at = case when closed_at is null and consumed + $4 >= granted then $5 else closed_at end, \
-                       close_reason = case when closed_at is null and consumed + $4 >= granted then 'spent' \
-                       else close_reason end where id = $1 and user_id = $2 and node_id = $3";
+                       closed_at = case when closed_at is null and granted - consumed - $4 < \
+                       (billing_multiplier + 999999999) / 1000000000 then $5 else closed_at end, \
+                       close_reason = case when closed_at is null and granted - consumed - $4 < \
+                       (billing_multiplier + 999999999) / 1000000000 then 'spent' else close_reason end \
+                       where id = $1 and user_id = $2 and node_id = $3";
     // The node rounds each slice from its own beginning on, so that its parts add up.
     let rounded = i64::try_from(row.leases.len()).unwrap_or(0);
-    let mut left = billed(row.tx, row.rx, batch.multiplier).saturating_add(rounded);
+    let mut left = billed.saturating_add(rounded);
     for (lease, used) in &row.leases {
         let used = (*used).clamp(0, left);
         left -= used;
@@ -604,11 +626,65 @@ async fn consume(
     Ok(())
 }
 
-/// Returns what is billed for raw bytes at a multiplier in parts per billion.
-pub fn billed(tx: i64, rx: i64, multiplier: i64) -> i64 {
-    let raw = i128::from(tx) + i128::from(rx);
-    i64::try_from(raw * i128::from(multiplier) / 1_000_000_000).unwrap_or(i64::MAX)
+/// Returns what each row is billed: what came out of a lease at the multiplier that it was lent with, as the node counted
+/// it, and the rest at the batch's.
+async fn bills(
+    tx: &mut Tx,
+    batch: &Batch,
+    rows: &BTreeMap<i64, BatchRow>,
+) -> Result<HashMap<i64, i64>, StoreError> {
+    let leases: Vec<i64> = rows
+        .values()
+        .flat_map(|row| row.leases.iter().map(|(lease, _)| lease.0))
+        .collect();
+    let mut lent = HashMap::new();
+    if !leases.is_empty() {
+        let found: Vec<(LeaseId, i64, i64)> = match tx.connection() {
+            Connection::Pg(tx) => {
+                const SQL: &str = "select id, user_id, billing_multiplier from quota_leases \
+                                   where node_id = $1 and id = any($2) and billing_multiplier <> $3";
+                let query = sqlx::query_as(SQL).bind(batch.node).bind(leases);
+                query.bind(batch.multiplier).fetch_all(&mut **tx).await?
+            }
+            Connection::Sqlite(tx) => {
+                const SQL: &str = "select id, user_id, billing_multiplier from quota_leases where node_id = $1 \
+                                   and id in (select value from json_each($2)) and billing_multiplier <> $3";
+                let query = sqlx::query_as(SQL).bind(batch.node).bind(Json(leases));
+                query.bind(batch.multiplier).fetch_all(&mut **tx).await?
+            }
+        };
+        lent.extend(
+            found
+                .into_iter()
+                .map(|(lease, user, multiplier)| ((lease, user), multiplier)),
+        );
+    }
+    let bill = |row: &BatchRow| {
+        let (mut raw, mut sum) = (i128::from(row.tx) + i128::from(row.rx), 0_i128);
+        for (lease, used) in &row.leases {
+            let Some(multiplier) = lent.get(&(*lease, row.user)) else {
+                continue;
+            };
+            let multiplier = i128::from(*multiplier).max(1);
+            // Rounded up: the node rounds what it bills down.
+            let of_it = (i128::from(*used) * PARTS + multiplier - 1) / multiplier;
+            let of_it = of_it.clamp(0, raw);
+            sum += of_it * multiplier / PARTS;
+            raw -= of_it;
+        }
+        sum += raw * i128::from(batch.multiplier) / PARTS;
+        i64::try_from(sum).unwrap_or(i64::MAX)
+    };
+    Ok(rows.values().map(|row| (row.user, bill(row))).collect())
 }
+
+/// Returns a row's sum of [`bills`].
+fn bill(bills: &HashMap<i64, i64>, row: &BatchRow) -> i64 {
+    bills.get(&row.user).copied().unwrap_or(0)
+}
+
+/// Of a multiplier of 1.
+const PARTS: i128 = 1_000_000_000;
 
 /// Rows of one batch that are kept in quarantine.
 const MAX_QUARANTINE_ROWS: usize = 100;

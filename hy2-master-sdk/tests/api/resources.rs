@@ -61,7 +61,7 @@ on_both! {
         let user = owner.post("/api/v1/users", &user).await.expect(201)["id"].as_i64().unwrap();
         let (ann, store) = (UserId(user), fleet.master.store());
         let ask = async || {
-            let want = Want { user: ann, lease: None, remaining: 0, release: false };
+            let want = Want { user: ann, lease: None, remaining: 0, release: false, used: None };
             let mut tx = store.begin().await.unwrap();
             let granted = leases::grant(&mut tx, node, 1_000_000_000, want, fleet.master.now()).await.unwrap();
             tx.commit().await.unwrap();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hy2_master_sdk::domain::{LeaseId, NodeId, Timestamp, UserId};
 use hy2_master_sdk::store::leases::{self, Grant, Want};
-use hy2_master_sdk::store::{Store, certificates};
+use hy2_master_sdk::store::{Store, certificates, cluster, nodes, traffic};
 use uuid::Uuid;
 
 use crate::backend::Backend;
@@ -114,6 +114,7 @@ pub(crate) async fn a_slice_in_hand_goes_on_when_its_time_is_over(backend: &Back
             lease: Some(lease),
             remaining,
             release: false,
+            used: None,
         };
         let mut tx = store.begin().await.unwrap();
         let answer = leases::grant(&mut tx, nodes[0], 1_000_000_000, want, now)
@@ -215,6 +216,7 @@ pub(crate) async fn a_rest_that_moves_no_byte_is_none_and_rounding_leaves_none(b
             lease,
             remaining: 0,
             release: false,
+            used: None,
         };
         let mut tx = store.begin().await.unwrap();
         let granted = leases::grant(&mut tx, node, multiplier, want, NOW).await;
@@ -249,6 +251,7 @@ pub(crate) async fn a_rest_that_moves_no_byte_is_none_and_rounding_leaves_none(b
         lease: None,
         remaining: 0,
         release: false,
+        used: None,
     };
     let mut tx = store.begin().await.unwrap();
     let none = leases::grant(&mut tx, node, 5_000_000_000, want, NOW).await;
@@ -275,6 +278,7 @@ pub(crate) async fn a_released_slice_goes_back_but_what_was_used_stays_debited(b
         lease: Some(lease),
         remaining: MIB - 1000,
         release: true,
+        used: None,
     };
     leases::grant(&mut tx, node, 1_000_000_000, want, NOW)
         .await
@@ -286,6 +290,143 @@ pub(crate) async fn a_released_slice_goes_back_but_what_was_used_stays_debited(b
     };
     assert_eq!(granted, MIB - 1000);
 }
+
+pub(crate) async fn what_was_used_of_a_slice_may_be_said_twice(backend: &Backend) {
+    let store = &backend.store;
+    const MIB: i64 = 1 << 20;
+    let node = node(store, "one").await;
+    let ann = user_with(store, "ann", |user| user.quota_bytes = Some(8 * MIB)).await;
+    assign(store, ann, node).await;
+    let Grant::Slice { lease, granted, .. } = grant(store, node, ann, None, 0).await else {
+        panic!("a first slice");
+    };
+    // A part is reported already.
+    let mut first = batch(node, Uuid::from_u128(1), 1, 1, &[(ann.0, 400, 0)]);
+    first.rows[0].leases = vec![(lease, 400)];
+    store.ingest(&first, NOW).await.unwrap();
+    for _ in 0..2 {
+        let want = Want {
+            user: ann,
+            lease: Some(lease),
+            remaining: granted - 1000,
+            release: true,
+            used: Some(1000),
+        };
+        let mut tx = store.begin().await.unwrap();
+        let answer = leases::grant(&mut tx, node, 1_000_000_000, want, NOW).await;
+        assert_eq!(answer.unwrap(), Grant::None);
+        tx.commit().await.unwrap();
+        let open = store.open_leases(Some(ann), 10).await.unwrap();
+        assert_eq!(open.len(), 1, "600 bytes are to be reported");
+        assert_eq!((open[0].granted, open[0].consumed), (1000, 400));
+    }
+    let mut second = batch(node, Uuid::from_u128(1), 2, 2, &[(ann.0, 600, 0)]);
+    second.rows[0].leases = vec![(lease, 600)];
+    store.ingest(&second, NOW).await.unwrap();
+    assert!(store.open_leases(Some(ann), 10).await.unwrap().is_empty());
+}
+
+pub(crate) async fn what_is_lent_and_what_passed_keep_their_multiplier(backend: &Backend) {
+    let store = &backend.store;
+    let node = node(store, "one").await;
+    let ann = user_with(store, "ann", |user| user.quota_bytes = Some(1000)).await;
+    let free = user(store, "free").await;
+    assign(store, ann, node).await;
+    assign(store, free, node).await;
+    let set = async |multiplier: i64, now| {
+        let mut tx = store.begin().await.unwrap();
+        let change = nodes::NodeChange {
+            billing_multiplier: Some(multiplier * ONE),
+            ..nodes::NodeChange::default()
+        };
+        nodes::update(&mut tx, node, None, &change, now)
+            .await
+            .unwrap();
+        tx.commit().await.unwrap();
+    };
+    let of = async |at| {
+        let mut tx = store.begin().await.unwrap();
+        traffic::multiplier_at(&mut tx, node, at).await.unwrap() / ONE
+    };
+    let after = |seconds| NOW.plus(Duration::from_secs(seconds));
+    assert_eq!(of(NOW).await, 1, "as it always was");
+    set(10, after(10)).await;
+    assert_eq!((of(after(9)).await, of(after(10)).await), (1, 10));
+
+    // Lent at 10, used when it is 1 again: 30 bytes of it cost 300, 5 beside it 5.
+    let want = Want {
+        user: ann,
+        lease: None,
+        remaining: 0,
+        release: false,
+        used: None,
+    };
+    let mut tx = store.begin().await.unwrap();
+    let slice = leases::grant(&mut tx, node, 10 * ONE, want, after(11))
+        .await
+        .unwrap();
+    tx.commit().await.unwrap();
+    let Grant::Slice { lease, granted, .. } = slice else {
+        panic!("{slice:?}");
+    };
+    assert_eq!(granted, 1000);
+    set(1, after(20)).await;
+    assert_eq!((of(after(19)).await, of(after(20)).await), (10, 1));
+    let mut first = batch(
+        node,
+        Uuid::from_u128(1),
+        1,
+        1,
+        &[(ann.0, 30, 5), (free.0, 7, 0)],
+    );
+    first.rows[0].leases = vec![(lease, 300)];
+    store.ingest(&first, after(21)).await.unwrap();
+    assert_eq!(store.user(ann).await.unwrap().used(), 305);
+    assert_eq!(store.user(free).await.unwrap().used(), 7);
+    let open = store.open_leases(Some(ann), 10).await.unwrap();
+    assert_eq!((open[0].granted, open[0].consumed), (1000, 300));
+    // All of it is spent in the end, with less left than a byte of it costs.
+    let mut last = batch(node, Uuid::from_u128(1), 2, 2, &[(ann.0, 70, 0)]);
+    last.rows[0].leases = vec![(lease, 691)];
+    store.ingest(&last, after(22)).await.unwrap();
+    assert!(store.open_leases(Some(ann), 10).await.unwrap().is_empty());
+}
+
+pub(crate) async fn what_was_lent_before_a_restore_ends_when_the_node_is_back(backend: &Backend) {
+    let store = &backend.store;
+    const MIB: i64 = 1 << 20;
+    let nodes = [node(store, "one").await, node(store, "two").await];
+    let ann = user_with(store, "ann", |user| user.quota_bytes = Some(16 * MIB)).await;
+    for node in nodes {
+        assign(store, ann, node).await;
+        let slice = grant(store, node, ann, None, 0).await;
+        assert!(matches!(slice, Grant::Slice { .. }));
+    }
+    let mut tx = store.begin().await.unwrap();
+    cluster::init(&mut tx, Uuid::nil(), NOW).await.unwrap();
+    let epoch = cluster::bump_epoch(&mut tx, NOW).await.unwrap();
+    tx.commit().await.unwrap();
+    let closed = leases::close_before_epoch(store, nodes[0], epoch, NOW)
+        .await
+        .unwrap();
+    assert_eq!(closed, 1);
+    let open = store.open_leases(Some(ann), 10).await.unwrap();
+    assert_eq!(open.len(), 1, "the other node is not back");
+    assert_eq!(open[0].node_id, nodes[1]);
+    // No number comes twice.
+    let Grant::Slice { lease, .. } = grant(store, nodes[0], ann, None, 0).await else {
+        panic!("a new slice");
+    };
+    assert!(lease.0 > leases::first_of_epoch(epoch), "{lease}");
+    assert_eq!(leases::first_of_epoch(1), 0);
+    let again = leases::close_before_epoch(store, nodes[0], epoch, NOW)
+        .await
+        .unwrap();
+    assert_eq!(again, 0);
+}
+
+/// A multiplier of 1.
+const ONE: i64 = 1_000_000_000;
 
 pub(crate) async fn device_slots_are_fleet_wide(backend: &Backend) {
     let store = &backend.store;
@@ -332,6 +473,7 @@ async fn grant(
         lease,
         remaining,
         release: false,
+        used: None,
     };
     let mut tx = store.begin().await.unwrap();
     let granted = leases::grant(&mut tx, node, 1_000_000_000, want, NOW)

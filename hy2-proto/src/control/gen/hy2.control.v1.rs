@@ -1162,6 +1162,10 @@ pub struct LeaseWant {
     /// The user left: the rest may be taken back.
     #[prost(bool, tag = "4")]
     pub release: bool,
+    /// With `release`: how much of the lease was used in all, in billed bytes, reported or not. Saying it twice changes
+    /// nothing, as `remaining_bytes` would.
+    #[prost(uint64, optional, tag = "5")]
+    pub used_bytes: ::core::option::Option<u64>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeviceWant {
