@@ -228,13 +228,11 @@ async fn greeted(node: &Arc<Node>, welcome: &Welcome) -> Result<(), LinkError> {
     }
     let spool = node.traffic.waiting().spool_id;
     let known = |cursor: &&Cursor| cursor.spool_id == spool.as_slice();
-    let cursor = welcome
-        .cursors
-        .iter()
-        .find(known)
-        .map_or(0, |cursor| cursor.durable_seq);
+    let known = welcome.cursors.iter().find(known);
+    let cursor = known.map_or(0, |cursor| cursor.durable_seq);
+    let moved_at = known.and_then(|cursor| moment(cursor.moved_at.as_ref()));
     let traffic = Arc::clone(&node.traffic);
-    let rewound = blocking(move || traffic.rewind(cursor)).await?;
+    let rewound = blocking(move || traffic.rewind(cursor, moved_at)).await?;
     begun_anew(node, cursor, rewound);
     Ok(())
 }

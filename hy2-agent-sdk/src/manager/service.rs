@@ -48,6 +48,7 @@ impl NodeManager for Service {
             spool_batches: waiting.batches,
             spool_bytes: waiting.bytes,
             cursors: vec![Cursor {
+                moved_at: None,
                 spool_id: waiting.spool_id.to_vec().into(),
                 durable_seq: waiting.durable,
             }],

@@ -70,7 +70,7 @@ impl Batches {
 
     /// See `Spool::rewind`.
     pub fn rewind(&mut self, cursor: u64) -> bool {
-        self.0.rewind(cursor)
+        self.0.rewind(cursor, None)
     }
 
     /// Returns how many batches were lost, where a new spool was made.
@@ -79,7 +79,7 @@ impl Batches {
     ///
     /// Those of the disk.
     pub fn resync(&mut self, cursor: u64) -> io::Result<Option<u64>> {
-        self.0.resync(cursor).map(|resync| match resync {
+        self.0.resync(cursor, None).map(|resync| match resync {
             Resync::Fits => None,
             Resync::Restarted { lost } => Some(lost),
         })

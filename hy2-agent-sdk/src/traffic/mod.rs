@@ -157,13 +157,14 @@ impl Traffic {
         self.spool.lock().acknowledged(durable);
     }
 
-    /// Takes the master's cursor over, or starts a new spool where nothing follows it. Blocks.
-    pub(crate) fn rewind(&self, cursor: u64) -> io::Result<Resync> {
+    /// Takes the master's cursor over, which moved last at `moved_at`, or starts a new spool where nothing follows it.
+    /// Blocks.
+    pub(crate) fn rewind(&self, cursor: u64, moved_at: Option<SystemTime>) -> io::Result<Resync> {
         let mut spool = self.spool.lock();
-        if spool.rewind(cursor) {
+        if spool.rewind(cursor, moved_at) {
             return Ok(Resync::Fits);
         }
-        spool.resync(cursor)
+        spool.resync(cursor, moved_at)
     }
 
     /// Writes what was counted to the disk. Blocks.
@@ -173,7 +174,7 @@ impl Traffic {
 
     /// Compares with the master's cursor. Blocks.
     pub(crate) fn resync(&self, cursor: u64) -> io::Result<Resync> {
-        self.spool.lock().resync(cursor)
+        self.spool.lock().resync(cursor, None)
     }
 
     pub(crate) fn waiting(&self) -> Waiting {

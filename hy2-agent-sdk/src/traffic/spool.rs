@@ -14,7 +14,7 @@ use std::{
 use hy2_proto::control::rpc::{TrafficBatch, UserTraffic};
 use prost::Message;
 
-use crate::files;
+use crate::{clock::moment, files};
 
 /// Users in one batch at most; the encoded batch stays far below the largest message.
 pub(super) const USERS_MAX: usize = 20_000;
@@ -82,10 +82,10 @@ impl Spool {
         let id = match files::read(&current)?.map(|text| hex_id(&text)) {
             Some(Some(id)) => id,
             Some(None) => {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    format!("{}: not a spool id", current.display()),
-                ));
+                let id = only_one(root, &current)?;
+                tracing::error!(path = %current.display(), "damaged; the only spool there is goes on");
+                files::write_atomic(&current, hex::encode(id).as_bytes())?;
+                id
             }
             None => {
                 let id: [u8; 16] = rand::random();
@@ -124,6 +124,7 @@ impl Spool {
 
     fn scan(&mut self) -> io::Result<()> {
         let mut found = Vec::new();
+        let mut damaged = 0;
         for entry in fs::read_dir(&self.folder)? {
             let entry = entry?;
             let name = entry.file_name();
@@ -150,6 +151,8 @@ impl Spool {
                 if path.extension().is_some_and(|kind| kind == "tmp") {
                     // Half written.
                     let _ = fs::remove_file(path);
+                } else {
+                    damaged = damaged.max(last_of_damaged(&path).unwrap_or(0));
                 }
                 continue;
             };
@@ -168,9 +171,9 @@ impl Spool {
                 _ => self.batches.push(stored),
             }
         }
-        if let Some(newest) = self.batches.last() {
-            self.next = newest.last + 1;
-        }
+        // A number that was given out is not given out again.
+        let newest = self.batches.last().map_or(0, |newest| newest.last);
+        self.next = newest.max(damaged) + 1;
         self.set_damaged_aside()
     }
 
@@ -337,7 +340,10 @@ impl Spool {
     /// Takes the master's cursor over where something can be sent from it: also over a gap, which
     /// a master that was restored from a backup may record and step over. `false` when nothing
     /// here can follow it.
-    pub(crate) fn rewind(&mut self, cursor: u64) -> bool {
+    pub(crate) fn rewind(&mut self, cursor: u64, moved_at: Option<SystemTime>) -> bool {
+        if !self.never_sent(cursor, moved_at).is_empty() {
+            return false;
+        }
         let follows = match self.batches.iter().find(|one| one.last > cursor) {
             Some(batch) => batch.first > cursor,
             None => cursor < self.next,
@@ -349,11 +355,36 @@ impl Spool {
         follows
     }
 
+    /// Returns batches that the master cannot have although it has their numbers: they were never sent, and cut after
+    /// its cursor moved last. This disk is an earlier state of the one that sent those.
+    fn never_sent(&self, cursor: u64, moved_at: Option<SystemTime>) -> Vec<Stored> {
+        let Some(moved_at) = moved_at else {
+            return Vec::new();
+        };
+        let unsent = self
+            .batches
+            .iter()
+            .filter(|one| !one.sent && one.first <= cursor);
+        let is_later = |one: &&Stored| {
+            let batch = self.read(one).and_then(|batch| decode(&batch));
+            let cut = batch.ok().and_then(|batch| moment(batch.to.as_ref()));
+            cut.is_some_and(|cut| cut > moved_at)
+        };
+        unsent.filter(is_later).copied().collect()
+    }
+
     /// Compares with the master's cursor. When they cannot go on from there, because the master
-    /// was restored from a backup or this disk was, starts a new spool with what the master lacks.
-    pub(crate) fn resync(&mut self, cursor: u64) -> io::Result<Resync> {
+    /// was restored from a backup or this disk was, starts a new spool with what the master lacks. `moved_at` is when the
+    /// cursor moved last.
+    pub(crate) fn resync(
+        &mut self,
+        cursor: u64,
+        moved_at: Option<SystemTime>,
+    ) -> io::Result<Resync> {
+        let never_sent = self.never_sent(cursor, moved_at);
         let first_missing = self.batches.iter().find(|one| one.last > cursor);
         let fits = match first_missing {
+            _ if !never_sent.is_empty() => false,
             Some(batch) => batch.first == cursor + 1,
             None => cursor < self.next,
         };
@@ -364,7 +395,10 @@ impl Spool {
         }
         let lost = first_missing.map_or(0, |batch| batch.first.saturating_sub(cursor + 1));
         // A batch that reaches over the cursor is in part there: never billed twice.
-        let missing = self.batches.iter().filter(|one| one.first > cursor);
+        let missing = self
+            .batches
+            .iter()
+            .filter(|one| one.first > cursor || never_sent.contains(one));
         let id: [u8; 16] = rand::random();
         let folder = self.root.join(hex::encode(id));
         files::private_folder(&folder)?;
@@ -450,6 +484,42 @@ fn checked(stored: &Stored, batch: &[u8]) -> io::Result<()> {
         stored.first, stored.last, batch.first_seq, batch.last_seq
     );
     Err(io::Error::new(io::ErrorKind::InvalidData, text))
+}
+
+/// Returns the only spool in a folder whose note of it cannot be read.
+fn only_one(root: &Path, current: &Path) -> io::Result<[u8; 16]> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(root)? {
+        let entry = entry?;
+        if entry.path().is_dir()
+            && let Some(id) = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| hex_id(name.as_bytes()))
+        {
+            found.push(id);
+        }
+    }
+    match found.as_slice() {
+        [id] => Ok(*id),
+        _ => Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!(
+                "{}: not a spool id; write the name of the folder beside it that is to be delivered into it, or remove \
+                 it if there is none ({} are there)",
+                current.display(),
+                found.len()
+            ),
+        )),
+    }
+}
+
+/// Returns the last number of a batch that was set aside.
+fn last_of_damaged(path: &Path) -> Option<u64> {
+    let kind = path.extension()?;
+    let (_, last) = path.file_stem()?.to_str()?.split_once('-')?;
+    let last = last.parse::<u64>().ok()?;
+    (kind == "damaged" && last < u64::MAX).then_some(last)
 }
 
 fn hex_id(text: &[u8]) -> Option<[u8; 16]> {

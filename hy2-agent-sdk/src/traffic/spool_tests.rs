@@ -70,7 +70,7 @@ fn batches_leave_in_order_and_the_newest_stays() {
     let mut spool = Spool::open(folder.path(), 1 << 20).unwrap();
     assert_eq!(spool.id(), id);
     assert_eq!(spool.contents().unwrap().len(), 1);
-    assert_eq!(spool.resync(3).unwrap(), Resync::Fits);
+    assert_eq!(spool.resync(3, None).unwrap(), Resync::Fits);
     append(&mut spool, vec![row(1, 4, 0)]);
     assert_eq!(spool.next().unwrap().unwrap().last, 4);
 }
@@ -84,7 +84,10 @@ fn a_restored_master_gets_a_new_spool_with_what_it_lacks() {
     }
     spool.acknowledged(3);
     let id = spool.id();
-    assert_eq!(spool.resync(1).unwrap(), Resync::Restarted { lost: 2 });
+    assert_eq!(
+        spool.resync(1, None).unwrap(),
+        Resync::Restarted { lost: 2 }
+    );
     assert_ne!(spool.id(), id);
     let mut store = Store::default();
     while let Some(outgoing) = spool.next().unwrap() {
@@ -106,9 +109,9 @@ fn a_restored_master_may_step_over_the_gap() {
         append(&mut spool, vec![row(1, n, 0)]);
     }
     spool.acknowledged(3);
-    assert!(spool.rewind(1));
+    assert!(spool.rewind(1, None));
     assert_eq!(spool.next().unwrap().unwrap().last, 4, "numbers stay");
-    assert!(!spool.rewind(9), "nothing here follows");
+    assert!(!spool.rewind(9, None), "nothing here follows");
 }
 
 #[test]
@@ -135,7 +138,7 @@ fn a_damaged_batch_costs_itself_and_not_the_agent() {
             spool.acknowledged(durable);
         } else {
             assert_eq!(
-                spool.resync(durable).unwrap(),
+                spool.resync(durable, None).unwrap(),
                 Resync::Restarted { lost: 1 }
             );
         }
@@ -183,7 +186,10 @@ fn a_disk_from_the_past_does_not_repeat_numbers() {
     let mut spool = Spool::open(folder.path(), 1 << 20).unwrap();
     append(&mut spool, vec![row(1, 1, 0)]);
     let id = spool.id();
-    assert_eq!(spool.resync(9).unwrap(), Resync::Restarted { lost: 0 });
+    assert_eq!(
+        spool.resync(9, None).unwrap(),
+        Resync::Restarted { lost: 0 }
+    );
     assert_ne!(spool.id(), id);
     assert_eq!(spool.next().unwrap(), None);
 }
@@ -252,7 +258,7 @@ proptest! {
                     drop(spool);
                     spool = Spool::open(folder.path(), cap).unwrap();
                     let cursor = store.cursors.get(spool.id().as_slice()).copied();
-                    let fits = spool.resync(cursor.unwrap_or(0)).unwrap();
+                    let fits = spool.resync(cursor.unwrap_or(0), None).unwrap();
                     prop_assert_eq!(fits, Resync::Fits);
                 }
                 _ => {}
@@ -267,4 +273,115 @@ proptest! {
             prop_assert_eq!(store.leases[&user], tx + rx);
         }
     }
+}
+
+/// Delivers everything to a store, over a new spool where the numbers do not fit. Returns how often that was so.
+fn deliver(spool: &mut Spool, store: &mut Store) -> usize {
+    let mut restarts = 0;
+    let cursor = |spool: &Spool, store: &Store| {
+        let cursor = store.cursors.get(spool.id().as_slice());
+        cursor.copied().unwrap_or(0)
+    };
+    let known = cursor(spool, store);
+    // The master's last batch came at 100 s.
+    let moved_at = Some(at(100));
+    if !spool.rewind(known, moved_at) {
+        assert!(matches!(
+            spool.resync(known, moved_at).unwrap(),
+            Resync::Restarted { .. }
+        ));
+        restarts += 1;
+    }
+    while let Some(outgoing) = spool.next().unwrap() {
+        let durable = store.take(&outgoing);
+        spool.acknowledged(durable);
+        assert!(durable >= outgoing.last, "{outgoing:?}");
+    }
+    restarts
+}
+
+fn at(seconds: u64) -> SystemTime {
+    UNIX_EPOCH + std::time::Duration::from_secs(seconds)
+}
+
+#[test]
+fn a_disk_that_was_set_back_loses_nothing_that_it_counts_from_then_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let earlier = tempfile::tempdir().unwrap();
+    let mut store = Store::default();
+    let mut spool = Spool::open(folder.path(), 1 << 20).unwrap();
+    append(&mut spool, vec![row(1, 1, 0)]);
+    deliver(&mut spool, &mut store);
+    // Was sent by the disk that went on, and is not again.
+    append(&mut spool, vec![row(1, 5, 0)]);
+    let copy = std::process::Command::new("cp")
+        .arg("-a")
+        .args([folder.path().join("."), earlier.path().to_owned()])
+        .status();
+    assert!(copy.unwrap().success());
+    for n in [10, 100] {
+        append(&mut spool, vec![row(1, n, 0)]);
+        deliver(&mut spool, &mut store);
+    }
+    drop(spool);
+    // Fewer, as many and more batches than the master has: each time some of the old numbers are given out again.
+    for batches in 1..=5 {
+        let again = tempfile::tempdir().unwrap();
+        let copy = std::process::Command::new("cp")
+            .arg("-a")
+            .args([earlier.path().join("."), again.path().to_owned()])
+            .status();
+        assert!(copy.unwrap().success());
+        let mut spool = Spool::open(again.path(), 1 << 20).unwrap();
+        let before = store.bytes[&1].0;
+        for n in 0..batches {
+            let to = at(200 + n);
+            spool.append(vec![row(1, 1000, 0)], to, to).unwrap();
+        }
+        assert_eq!(deliver(&mut spool, &mut store), 1);
+        assert_eq!(store.bytes[&1].0, before + 1000 * batches, "{batches}");
+    }
+}
+
+#[test]
+fn numbers_of_batches_that_were_set_aside_are_not_given_out_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = Store::default();
+    let mut spool = Spool::open(folder.path(), 1 << 20).unwrap();
+    for n in 1..=4 {
+        append(&mut spool, vec![row(1, n, 0)]);
+    }
+    deliver(&mut spool, &mut store);
+    assert_eq!(spool.batches.len(), 1, "the newest");
+    fs::write(spool.path(&spool.batches[0]), b"hy2b and nonsense").unwrap();
+    drop(spool);
+    for _ in 0..3 {
+        let spool = Spool::open(folder.path(), 1 << 20).unwrap();
+        assert_eq!((spool.batches.len(), spool.next), (0, 5));
+    }
+    let mut spool = Spool::open(folder.path(), 1 << 20).unwrap();
+    for _ in 0..3 {
+        append(&mut spool, vec![row(1, 1000, 0)]);
+    }
+    assert_eq!(deliver(&mut spool, &mut store), 0);
+    assert_eq!(store.bytes[&1], (3010, 0));
+}
+
+#[test]
+fn a_damaged_note_of_the_spool_in_use_is_made_up_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = Spool::open(folder.path(), 1 << 20).unwrap();
+    append(&mut spool, vec![row(1, 1, 0)]);
+    let id = spool.id();
+    for damaged in ["", "nonsense"] {
+        fs::write(folder.path().join("current"), damaged).unwrap();
+        let spool = Spool::open(folder.path(), 1 << 20).unwrap();
+        assert_eq!((spool.id(), spool.batches.len()), (id, 1));
+    }
+    // Which of two it was, nobody knows here.
+    fs::create_dir(folder.path().join("0".repeat(32))).unwrap();
+    fs::write(folder.path().join("current"), "").unwrap();
+    let error = Spool::open(folder.path(), 1 << 20).unwrap_err().to_string();
+    assert!(error.contains("write the name of the folder"), "{error}");
+    assert!(spool.folder.is_dir());
 }

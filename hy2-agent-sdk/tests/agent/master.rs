@@ -622,6 +622,7 @@ impl MasterService for Service {
             let ids = hello.spool_ids.iter();
             ids.filter_map(|id| {
                 Some(rpc::Cursor {
+                    moved_at: None,
                     spool_id: id.clone(),
                     durable_seq: *store.cursors.get(&id[..])?,
                 })

@@ -529,6 +529,7 @@ async fn welcome(
             .map(|cursor| rpc::Cursor {
                 spool_id: cursor.spool_id.as_bytes().to_vec().into(),
                 durable_seq: cursor.last_seq.unsigned_abs(),
+                moved_at: Some(cursor.updated_at.to_proto()),
             })
             .collect(),
     })

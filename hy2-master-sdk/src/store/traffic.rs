@@ -64,6 +64,8 @@ pub struct CursorRow {
     pub spool_id: Uuid,
     /// The last batch that was added.
     pub last_seq: i64,
+    /// When it was.
+    pub updated_at: Timestamp,
 }
 
 /// Sums of a node.
@@ -94,8 +96,8 @@ impl Store {
     ///
     /// The store fails.
     pub async fn cursors(&self, node: NodeId) -> Result<Vec<CursorRow>, StoreError> {
-        const SQL: &str =
-            "select spool_id, last_seq from traffic_cursors where node_id = $1 order by spool_id";
+        const SQL: &str = "select spool_id, last_seq, updated_at from traffic_cursors where node_id = $1 \
+             order by spool_id";
         Ok(on!(read self, |ex| sqlx::query_as::<_, CursorRow>(SQL).bind(node).fetch_all(ex).await)?)
     }
 

@@ -486,6 +486,10 @@ pub struct Cursor {
     pub spool_id: ::prost::bytes::Bytes,
     #[prost(uint64, tag = "2")]
     pub durable_seq: u64,
+    /// When the last batch was committed: what a node cut later than that cannot be among them, whatever its number. Absent
+    /// where it is not known.
+    #[prost(message, optional, tag = "3")]
+    pub moved_at: ::core::option::Option<::prost_types::Timestamp>,
 }
 /// A slice of a user's quota for one node.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
