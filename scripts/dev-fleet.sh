@@ -110,7 +110,8 @@ scale() {
     while [ "$have" -gt "$wanted" ]; do
         name=$(tail -n 1 "$dir/nodes" | cut -d'|' -f1)
         id=$(node_ids "$name" | tr -d '[] ')
-        # The agent first: what it counted last still arrives.
+        # A node that serves is not deleted. The agent ends before that: what it counted last still arrives.
+        call PUT "/nodes/$id/state" '{"state":"disabled"}' >/dev/null
         stop_one "client-$name"
         stop_one "agent-$name"
         call DELETE "/nodes/$id" >/dev/null

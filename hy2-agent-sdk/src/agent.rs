@@ -209,6 +209,7 @@ impl AgentBuilder {
             Arc::clone(&users),
             Arc::clone(&engine),
             ledger,
+            &folder,
         );
         let node = Arc::new(Node {
             reporter: Reporter::new(folder.clone()),

@@ -6,8 +6,11 @@
 
 use std::{
     io,
-    path::Path,
-    sync::Arc,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -24,6 +27,7 @@ use tokio::sync::watch;
 use crate::{
     clock::{Clock, moment},
     engine::Engine,
+    files,
     identity::Identity,
     ledger::{Freshness, Judged, Ledger, LedgerError, Snapshot, UserChanges, field_error},
     settings::{CertificateSource, NodeSettings},
@@ -50,6 +54,9 @@ pub struct Status {
     pub desired: NodeDesiredState,
 }
 
+/// Why a node does not serve that the master does not know any more.
+const RETIRED: &str = "deleted, or its identity revoked";
+
 /// Makes what runs what is desired.
 pub(crate) struct Reconciler {
     clock: Arc<dyn Clock>,
@@ -59,6 +66,10 @@ pub(crate) struct Reconciler {
     /// Held for a whole update.
     ledger: tokio::sync::Mutex<State>,
     orders: Mutex<Orders>,
+    /// Whether the master has said that this node must not serve any more.
+    retired: AtomicBool,
+    /// Is there while it is so.
+    retirement: PathBuf,
     status: watch::Sender<Status>,
 }
 
@@ -126,8 +137,12 @@ impl Reconciler {
         users: Arc<UserTable>,
         engine: Arc<dyn Engine>,
         ledger: Ledger,
+        folder: &Path,
     ) -> Self {
+        let retirement = folder.join("retired");
         Self {
+            retired: AtomicBool::new(retirement.exists()),
+            retirement,
             clock,
             identity,
             users,
@@ -389,12 +404,38 @@ impl Reconciler {
         self.tick();
     }
 
+    /// Serves nobody any more, also after a restart: the node was deleted, or its identity revoked.
+    pub(crate) fn retire(&self) {
+        if self.retired.swap(true, SeqCst) {
+            return;
+        }
+        tracing::error!("this node was deleted or its identity revoked; it serves nobody any more");
+        if let Err(error) = files::write_atomic(&self.retirement, b"") {
+            tracing::warn!(%error, "retirement not kept on disk: a restart without the master would serve again");
+        }
+        self.tick();
+    }
+
+    /// Serves again: a master knows this node.
+    pub(crate) fn reinstate(&self) {
+        if !self.retired.swap(false, SeqCst) {
+            return;
+        }
+        tracing::warn!("the master knows this node again");
+        if let Err(error) = std::fs::remove_file(&self.retirement) {
+            tracing::warn!(%error, "retirement not removed from the disk");
+        }
+        self.tick();
+    }
+
     /// Does what is due by the clock.
     pub(crate) fn tick(&self) {
         let orders = self.orders.lock().clone();
         let now = self.clock.now();
         let stale = orders.stale_from.is_some_and(|from| from <= now);
+        let retired = self.retired.load(SeqCst);
         let (closed, everybody_out) = match orders.desired {
+            _ if retired => (true, true),
             NodeDesiredState::Draining => (
                 true,
                 orders.deadline.is_some_and(|deadline| deadline <= now),
@@ -418,8 +459,12 @@ impl Reconciler {
             other => other,
         };
         self.status.send_if_modified(|status| {
-            let changed = status.engine != engine;
+            let mut changed = status.engine != engine;
             status.engine = engine;
+            if retired != (status.reason == RETIRED) {
+                status.reason = if retired { RETIRED } else { "" }.to_owned();
+                changed = true;
+            }
             changed
         });
     }

@@ -66,6 +66,9 @@ struct Slice {
     /// Whether the master knows that the rest came back, or nobody is owed it.
     #[prost(bool, tag = "8")]
     settled: bool,
+    /// Whether it ended before a byte of it was used.
+    #[prost(bool, tag = "9")]
+    unused: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -92,6 +95,9 @@ struct Stored {
 impl Slice {
     /// Raw bytes that it is good for.
     fn length(&self) -> u64 {
+        if self.unused {
+            return 0;
+        }
         let raw = u128::from(self.granted) * u128::from(MULTIPLIER_ONE)
             / u128::from(self.multiplier.max(1));
         u64::try_from(raw).unwrap_or(u64::MAX)
@@ -125,6 +131,7 @@ impl Slice {
         // An end of 0 means none; a slice that begins there has nothing to give either way.
         let first = self.start.max(1);
         self.ended = total.clamp(first, self.full_end().max(first));
+        self.unused = total <= self.start;
         self.owed()
     }
 
@@ -536,6 +543,7 @@ impl Leases {
                         expires_ms,
                         ended: 0,
                         settled: false,
+                        unused: false,
                     });
                 }
             }

@@ -225,6 +225,7 @@ fn a_file_with_impossible_slices_is_worth_nothing() {
         expires_ms: 1,
         ended,
         settled: false,
+        unused: false,
     };
     let stored = Stored {
         // Ended before it began, and begins where numbers end.

@@ -77,6 +77,8 @@ pub(crate) enum LinkError {
     Goodbye {
         reason: String,
         retry_after: Option<Duration>,
+        /// The node must not serve any more.
+        retired: bool,
     },
     #[error("the session ended")]
     Ended,

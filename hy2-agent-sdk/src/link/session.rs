@@ -57,6 +57,9 @@ pub(crate) async fn run(node: Arc<Node>) {
             tracing::error!(%error, "quotas not looked at");
         }
         let text = crate::engine::chain_of(&error);
+        if matches!(error, LinkError::Goodbye { retired: true, .. }) {
+            node.reconciler.retire();
+        }
         let was_up = node.link.borrow().connected_since().is_some();
         node.link.send_replace(LinkState::Down {
             error: text.clone(),
@@ -70,6 +73,8 @@ pub(crate) async fn run(node: Arc<Node>) {
             tracing::debug!(master, error = text, "no session to the master");
         }
         let pause = match error {
+            // Only a master that was restored will have it back.
+            LinkError::Goodbye { retired: true, .. } => node.config.reconnect.1,
             LinkError::Goodbye {
                 retry_after: Some(pause),
                 ..
@@ -110,6 +115,7 @@ async fn one(node: &Arc<Node>, master: &str) -> Result<(), LinkError> {
             _ => return Err(LinkError::Protocol),
         },
     };
+    node.reconciler.reinstate();
     greeted(node, &welcome).await?;
     node.link.send_replace(LinkState::Up {
         since: node.clock.now(),
@@ -199,6 +205,7 @@ fn leave(goodbye: hy2_proto::control::rpc::Goodbye) -> LinkError {
     LinkError::Goodbye {
         retry_after: span(goodbye.retry_after.as_ref()),
         reason: goodbye.reason,
+        retired: goodbye.retired,
     }
 }
 

@@ -104,6 +104,8 @@ pub(crate) struct Shared {
     pub(crate) used_tokens: Mutex<BTreeMap<String, [u8; 32]>>,
     pub(crate) certificate_life: Mutex<Duration>,
     pub(crate) renewals: AtomicU64,
+    /// The node is deleted: who asks for a session is told so.
+    pub(crate) retired: AtomicBool,
     /// Commit, but do not answer, this many batches.
     pub(crate) lose_answers: AtomicU64,
     /// How often each answer comes beyond the first time.
@@ -164,6 +166,7 @@ impl Master {
             used_tokens: Mutex::default(),
             certificate_life: Mutex::new(Duration::from_secs(30 * 86_400)),
             renewals: AtomicU64::new(0),
+            retired: AtomicBool::new(false),
             lose_answers: AtomicU64::new(0),
             extra_answers: AtomicUsize::new(0),
             quiet: AtomicBool::new(false),
@@ -617,6 +620,11 @@ impl MasterService for Service {
             return Err(Status::invalid_argument("hello first"));
         };
         let (to, queue) = mpsc::channel(1024);
+        if self.shared.retired.load(SeqCst) {
+            let event = Some(farewell());
+            let _ = to.try_send(Ok(SessionResponse { event }));
+            return Ok(Response::new(Box::pin(ReceiverStream::new(queue))));
+        }
         let cursors = {
             let store = self.shared.store.lock();
             let ids = hello.spool_ids.iter();
@@ -800,4 +808,13 @@ fn spki_of_request(csr: &[u8]) -> Vec<u8> {
     use x509_parser::prelude::{FromDer, X509CertificationRequest};
     let (_, request) = X509CertificationRequest::from_der(csr).expect("a request");
     request.certification_request_info.subject_pki.raw.to_vec()
+}
+
+/// What a deleted node is told.
+pub(crate) fn farewell() -> session_response::Event {
+    session_response::Event::Goodbye(rpc::Goodbye {
+        retry_after: None,
+        reason: "deleted".to_owned(),
+        retired: true,
+    })
 }

@@ -1,5 +1,5 @@
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::SeqCst},
     time::{Duration, SystemTime},
 };
 
@@ -7,6 +7,7 @@ use hy2_agent_sdk::{clock::ManualClock, hy2_proto::control::rpc::NodeDesiredStat
 
 use crate::{
     fleet::{World, user, verifier},
+    master::farewell,
     origin::{Echo, Traffic, udp_echo},
     soon,
 };
@@ -52,6 +53,45 @@ async fn a_removed_user_loses_every_connection_and_others_none() {
         .await;
     world.client(ALICE).await.close().await;
     of_bob.finish().await;
+}
+
+#[tokio::test]
+async fn a_deleted_node_serves_nobody_until_a_master_welcomes_it_again() {
+    let mut world = World::with_users(&[(1, ALICE)]).await;
+    let agent = world.start().await;
+    world.master.acked(1).await;
+    let echo = Echo::start().await;
+    let alice = world.client(ALICE).await;
+    let traffic = Traffic::start(&alice, &echo.target(), 2, 1000).await;
+    world.master.shared.retired.store(true, SeqCst);
+    world.master.send(farewell()).await;
+    soon("the streams' end", traffic.until_cut()).await;
+    world.is_refused(ALICE).await;
+    assert!(agent.status().borrow().reason.contains("deleted"));
+    // Neither a restart lets anybody in, nor one without its master.
+    for master_is_there in [true, false] {
+        world.shutdown().await;
+        if !master_is_there {
+            world.master.stop().await;
+        }
+        world.start().await;
+        world.is_refused(ALICE).await;
+    }
+    // A master that was restored may have it back, with nothing to tell it.
+    world.master.shared.retired.store(false, SeqCst);
+    world.master.resume().await;
+    soon("alice is let in", async {
+        while hy2_core::Client::connect(world.client_config(ALICE))
+            .await
+            .is_err()
+        {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    world.shutdown().await;
+    world.start().await;
+    world.client(ALICE).await.close().await;
 }
 
 #[tokio::test]

@@ -34,6 +34,17 @@ pub(super) async fn revocations(core: Arc<Core>) -> Result<(), TaskError> {
         let good = good.into_iter().collect::<HashSet<_>>();
         let is_bad = |identity: &&Identity| !good.contains(identity.fingerprint.as_slice());
         let bad = chunk.iter().filter(is_bad).copied().collect::<Vec<_>>();
+        let mut retired = Vec::new();
+        for identity in &bad {
+            if core.store.is_retired(&identity.fingerprint).await? {
+                retired.push(*identity);
+            }
+        }
+        if !retired.is_empty() {
+            // They are told, and then cut.
+            core.peers.retire(&retired);
+            tokio::time::sleep(FAREWELL).await;
+        }
         let cut = core.peers.cut(&bad);
         if cut > 0 {
             tracing::info!(
@@ -58,6 +69,9 @@ pub(super) async fn seen(core: Arc<Core>) -> Result<(), TaskError> {
     ));
     Ok(())
 }
+
+/// How long a node has for hearing that it must not serve any more.
+const FAREWELL: Duration = Duration::from_millis(500);
 
 /// Closes connections for commands that nobody uses, and forgets what is known of absent nodes.
 pub(super) async fn idle(core: Arc<Core>) -> Result<(), TaskError> {

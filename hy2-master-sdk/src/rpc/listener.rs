@@ -146,16 +146,27 @@ impl Listener {
             _ => return Err("no protocol in common".to_owned()),
         };
         let leaf = session.peer_certificates().and_then(|chain| chain.first());
+        let (cut, retired) = (CancellationToken::new(), CancellationToken::new());
         let identity = match leaf {
             None => None,
-            Some(leaf) => Some(self.identify(leaf).await?),
+            Some(leaf) => match self.identify(leaf).await? {
+                Known::Node(identity) => Some(identity),
+                // Whoever it was is nobody now, but is told so.
+                Known::Retired => {
+                    retired.cancel();
+                    None
+                }
+            },
         };
-        let cut = CancellationToken::new();
-        let open = identity.map(|identity| self.core.peers.register(identity, cut.clone()));
+        let open = identity.map(|identity| {
+            let peers = &self.core.peers;
+            peers.register(identity, cut.clone(), retired.clone())
+        });
         let peer = Peer {
             address,
             identity,
             cut,
+            retired,
         };
         let stream = PeerStream::new(stream, peer, open, permit);
         if reverse {
@@ -169,24 +180,31 @@ impl Listener {
     }
 
     /// Looks up whose certificate it is: its chain was verified, its name counts for nothing.
-    async fn identify(&self, leaf: &[u8]) -> Result<Identity, String> {
+    async fn identify(&self, leaf: &[u8]) -> Result<Known, String> {
         let fingerprint = sha256(leaf);
-        let row = self
-            .core
-            .store
-            .identity(&fingerprint)
-            .await
-            .map_err(|error| chain(&error))?
-            .ok_or("the certificate is no node's")?;
-        if !row.is_good(self.core.now()) {
-            return Err("the certificate is revoked or replaced".to_owned());
+        let store = &self.core.store;
+        let found = store.identity(&fingerprint).await;
+        let found = found.map_err(|error| chain(&error))?;
+        if let Some(row) = found.filter(|row| row.is_good(self.core.now())) {
+            return Ok(Known::Node(Identity {
+                node: row.node_id,
+                uid: row.node_uid,
+                fingerprint,
+            }));
         }
-        Ok(Identity {
-            node: row.node_id,
-            uid: row.node_uid,
-            fingerprint,
-        })
+        let retired = store.is_retired(&fingerprint).await;
+        if retired.map_err(|error| chain(&error))? {
+            return Ok(Known::Retired);
+        }
+        Err("the certificate is no node's, or was replaced".to_owned())
     }
+}
+
+/// Whose certificate it is.
+enum Known {
+    Node(Identity),
+    /// That of a node that was deleted or revoked.
+    Retired,
 }
 
 /// Makes the TLS configuration for the authorities in force: the master's certificate with the

@@ -231,6 +231,7 @@ impl LiveNodes {
         self.broadcast(&rpc::session_response::Event::Goodbye(rpc::Goodbye {
             retry_after: prost_types::Duration::try_from(std::time::Duration::from_secs(1)).ok(),
             reason: reason.to_owned(),
+            retired: false,
         }));
     }
 }

@@ -28,6 +28,8 @@ pub(crate) struct Peer {
     pub(crate) identity: Option<Identity>,
     /// Cancelled when the connection has to end.
     pub(crate) cut: CancellationToken,
+    /// Cancelled when the node must not serve any more: it was deleted, or its identity revoked.
+    pub(crate) retired: CancellationToken,
 }
 
 /// A node, by its certificate.
@@ -59,7 +61,7 @@ impl Peer {
 /// The open connections of nodes, and how much anonymous ones ask for.
 #[derive(Debug, Default)]
 pub(crate) struct Peers {
-    open: Mutex<HashMap<Identity, Vec<(u64, CancellationToken)>>>,
+    open: Mutex<HashMap<Identity, Vec<Open>>>,
     anonymous: Mutex<HashMap<IpAddr, (Instant, u32)>>,
     next: std::sync::atomic::AtomicU64,
 }
@@ -70,13 +72,14 @@ impl Peers {
         self: &Arc<Self>,
         identity: Identity,
         cut: CancellationToken,
+        retired: CancellationToken,
     ) -> OpenGuard {
         let number = self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        self.open
-            .lock()
-            .entry(identity)
-            .or_default()
-            .push((number, cut));
+        self.open.lock().entry(identity).or_default().push(Open {
+            number,
+            cut,
+            retired,
+        });
         OpenGuard {
             peers: Arc::clone(self),
             identity,
@@ -96,7 +99,14 @@ impl Peers {
             .iter()
             .filter_map(|identity| open.get(identity))
             .flatten();
-        connections.map(|(_, token)| token.cancel()).count()
+        connections.map(|open| open.cut.cancel()).count()
+    }
+
+    /// Has these told that they must not serve any more.
+    pub(crate) fn retire(&self, retired: &[Identity]) {
+        let open = self.open.lock();
+        let of = retired.iter().filter_map(|identity| open.get(identity));
+        of.flatten().for_each(|open| open.retired.cancel());
     }
 
     /// Counts a request without a certificate; false when the address has made too many.
@@ -123,6 +133,14 @@ impl Peers {
     }
 }
 
+/// One connection of a node.
+#[derive(Debug)]
+struct Open {
+    number: u64,
+    cut: CancellationToken,
+    retired: CancellationToken,
+}
+
 /// Keeps a connection registered.
 #[derive(Debug)]
 pub(crate) struct OpenGuard {
@@ -135,7 +153,7 @@ impl Drop for OpenGuard {
     fn drop(&mut self) {
         let mut open = self.peers.open.lock();
         if let Some(connections) = open.get_mut(&self.identity) {
-            connections.retain(|(number, _)| *number != self.number);
+            connections.retain(|open| open.number != self.number);
             if connections.is_empty() {
                 open.remove(&self.identity);
             }
@@ -278,7 +296,9 @@ mod tests {
             .map(|(node, print)| (identity(node, print), CancellationToken::new()));
         let guards = tokens
             .clone()
-            .map(|(identity, token)| peers.register(identity, token));
+            .map(|(identity, token)| peers.register(identity, token, CancellationToken::new()));
+        let [first, ..] = &guards;
+        assert_eq!(first.identity, tokens[0].0);
         assert_eq!(peers.identities().len(), 3);
         assert_eq!(peers.cut(&[tokens[0].0, identity(9, 9)]), 1);
         assert_eq!(

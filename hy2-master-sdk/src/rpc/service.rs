@@ -68,6 +68,13 @@ impl MasterService for Service {
         &self,
         request: Request<Streaming<rpc::SessionRequest>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
+        if Peer::of(&request)?.retired.is_cancelled() {
+            let answer = rpc::SessionResponse {
+                event: Some(session::farewell()),
+            };
+            let only = futures_util::stream::once(std::future::ready(Ok(answer)));
+            return Ok(Response::new(Box::pin(only)));
+        }
         let (identity, peer) = Peer::node(&request)?;
         let stream = session::open(&self.core, identity, peer, request.into_inner()).await?;
         Ok(Response::new(Box::pin(stream)))

@@ -113,7 +113,18 @@ struct Session {
 enum End {
     Peer,
     Told(Status),
+    /// The node was deleted or revoked.
+    Retired,
     Quiet,
+}
+
+/// What a node is told that was deleted or revoked.
+pub(super) fn farewell() -> Down {
+    Down::Goodbye(rpc::Goodbye {
+        retry_after: None,
+        reason: "the node was deleted, or its identity revoked".to_owned(),
+        retired: true,
+    })
 }
 
 impl Session {
@@ -141,6 +152,7 @@ impl Session {
             tokio::select! {
                 biased;
                 () = cut.cancelled() => break End::Quiet,
+                () = peer.retired.cancelled() => break End::Retired,
                 () = core.shutdown.cancelled() => break End::Quiet,
                 () = self.outbound.closed() => break End::Peer,
                 // Cancel safe: the stream keeps what it has not given out.
@@ -173,11 +185,21 @@ impl Session {
                 let goodbye = rpc::Goodbye {
                     retry_after: prost_types::Duration::try_from(RETRY).ok(),
                     reason: status.message().to_owned(),
+                    retired: false,
                 };
                 let _ = self.outbound.try_send(rpc::SessionResponse {
                     event: Some(Down::Goodbye(goodbye)),
                 });
                 tracing::info!(node = node.0, reason = status.message(), "session ended");
+            }
+            End::Retired => {
+                let _ = self.outbound.try_send(rpc::SessionResponse {
+                    event: Some(farewell()),
+                });
+                tracing::info!(
+                    node = node.0,
+                    "session ended: the node is deleted or revoked"
+                );
             }
             End::Peer => tracing::info!(node = node.0, "node closed its session"),
             End::Quiet => tracing::info!(node = node.0, "session cut"),
@@ -189,7 +211,7 @@ impl Session {
         let node = self.identity.node;
         let desired = match self.core.store.node(node).await {
             Ok(row) => row.desired_rev,
-            Err(StoreError::NotFound(_)) => return Err(Some(End::Quiet)),
+            Err(StoreError::NotFound(_)) => return Err(Some(End::Retired)),
             Err(error) => {
                 tracing::warn!(
                     node = node.0,

@@ -10,7 +10,7 @@ use super::page::{Page, PageRequest};
 use super::regions::check_region;
 use super::{FieldIssue, Record, Service, ServiceError, record};
 use crate::auth::access::Access;
-use crate::domain::{DesiredState, NodeId, RegionId};
+use crate::domain::{DesiredState, NodeId, ObservedState, RegionId};
 use crate::store::node_list::{self, NodeFilter};
 use crate::store::nodes::{self, NodeChange, NodeRow};
 
@@ -213,11 +213,11 @@ impl Service {
         Ok(row)
     }
 
-    /// Removes a node; its certificate is worth nothing any more.
+    /// Removes a node; its certificate is worth nothing any more, and it is told to serve nobody.
     ///
     /// # Errors
     ///
-    /// [`ServiceError::NotFound`], [`ServiceError::Stale`].
+    /// [`ServiceError::NotFound`], [`ServiceError::Stale`]; [`ServiceError::Conflict`] of a node that is connected and serves.
     pub async fn delete_node(
         &self,
         access: Access<'_>,
@@ -226,7 +226,21 @@ impl Service {
     ) -> Result<(), ServiceError> {
         let now = self.now();
         let mut tx = self.store().begin().await?;
-        let old = nodes::delete(&mut tx, id, expected).await?;
+        let node = nodes::get_for_update(&mut tx, id).await?;
+        let connected = matches!(
+            node.observed_state,
+            ObservedState::Online | ObservedState::Suspect
+        );
+        let serving = !matches!(
+            node.desired_state,
+            DesiredState::Maintenance | DesiredState::Disabled
+        );
+        if connected && serving {
+            let detail = "the node serves, and what it has not reported yet would be lost: disable it first, and wait for \
+                          its last report (some 10 s)";
+            return Err(ServiceError::conflict("node_serving", detail));
+        }
+        let old = nodes::delete(&mut tx, id, expected, now).await?;
         record(
             &mut tx,
             access,

@@ -130,6 +130,23 @@ impl Store {
             .await)?)
     }
 
+    /// Returns whether a certificate is that of a node that was deleted or revoked, and must not serve. One that was
+    /// replaced is not, nor is one that this store has never heard of: it may be an older copy.
+    ///
+    /// # Errors
+    ///
+    /// The store fails.
+    pub async fn is_retired(&self, fingerprint: &[u8]) -> Result<bool, StoreError> {
+        const SQL: &str = "select count(*) from (select fingerprint from deleted_node_certificates where fingerprint = $1 \
+                           union all select fingerprint from node_certificates where fingerprint = $1 \
+                           and revoked_at is not null) retired";
+        let found = on!(read self, |ex| sqlx::query_scalar::<_, i64>(SQL)
+            .bind(fingerprint)
+            .fetch_one(ex)
+            .await)?;
+        Ok(found > 0)
+    }
+
     /// Returns tokens, the newest first.
     ///
     /// # Errors

@@ -330,7 +330,8 @@ pub async fn set_desired_state(
     get(tx, id).await
 }
 
-/// Removes a node and everything that hangs on it but the hourly traffic.
+/// Removes a node and everything that hangs on it but the hourly traffic. Its certificates are remembered as those of a
+/// node that must not serve.
 ///
 /// # Errors
 ///
@@ -339,9 +340,18 @@ pub async fn delete(
     tx: &mut Tx,
     id: NodeId,
     expected_rev: Option<i64>,
+    now: Timestamp,
 ) -> Result<NodeRow, StoreError> {
     let old = get_for_update(tx, id).await?;
     check_rev("node", expected_rev, old.rev)?;
+    const CERTIFICATES: &str = "insert into deleted_node_certificates (fingerprint, deleted_at) \
+                                select fingerprint, $2 from node_certificates where node_id = $1";
+    on!(tx, |ex| sqlx::query(CERTIFICATES)
+        .bind(id)
+        .bind(now)
+        .execute(ex)
+        .await
+        .rows())?;
     const SQL: &str = "delete from vps_nodes where id = $1";
     on!(tx, |ex| sqlx::query(SQL).bind(id).execute(ex).await.rows())?;
     for topic in [Topic::Nodes, Topic::Users, Topic::Revocations] {

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use hy2_master_sdk::auth::ca::CertificateAuthority;
 use hy2_master_sdk::domain::{Clock, ManualClock, ObservedState, SystemClock};
+use hy2_master_sdk::store::nodes;
 use hy2_proto::control::rpc::master_service_client::MasterServiceClient;
 use hy2_proto::control::{ALPN_MASTER, rpc};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tonic::Code;
 
-use crate::agent::{Agent, DEADLINE, TestMaster, connect, eventually, proof};
+use crate::agent::{Agent, DEADLINE, Session, TestMaster, connect, eventually, proof};
 
 #[tokio::test]
 async fn of_a_hundred_who_use_a_token_at_once_one_enrols() {
@@ -411,6 +412,39 @@ async fn what_a_node_says_of_itself_is_text() {
     master.agent("another").await;
 }
 
+/// Reads a session up to its end; the last word is that the node must not serve any more.
+async fn until_farewell(session: &mut Session) {
+    let mut last = None;
+    while let Some(event) = session.next().await {
+        last = Some(event);
+    }
+    match last {
+        Some(rpc::session_response::Event::Goodbye(goodbye)) => assert!(goodbye.retired),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_deleted_node_is_told_so_now_and_whenever_it_asks() {
+    let master = TestMaster::start().await;
+    let (agent, other) = (master.agent("node").await, master.agent("other").await);
+    let mut session = agent.session().await;
+    session.update().await;
+    for node in [agent.node().await, other.node().await] {
+        let mut tx = master.master.store().begin().await.unwrap();
+        let now = master.master.now();
+        nodes::delete(&mut tx, node, None, now).await.unwrap();
+        tx.commit().await.unwrap();
+    }
+    let ended = tokio::time::timeout(Duration::from_secs(5), until_farewell(&mut session));
+    ended.await.expect("the stream ends within 5 s");
+    // Also the one that was away.
+    for agent in [agent, other] {
+        let mut again = agent.try_session(rpc::Hello::default()).await.unwrap();
+        until_farewell(&mut again).await;
+    }
+}
+
 #[tokio::test]
 async fn a_revocation_cuts_open_streams_and_nothing_brings_the_node_back() {
     let master = TestMaster::start().await;
@@ -423,12 +457,18 @@ async fn a_revocation_cuts_open_streams_and_nothing_brings_the_node_back() {
     let mut client = agent.client().await;
     client.lease(rpc::LeaseRequest::default()).await.unwrap();
     master.master.revoke_node(node, "stolen").await.unwrap();
-    let ended = tokio::time::timeout(Duration::from_secs(5), async {
-        while session.next().await.is_some() {}
-    });
+    let ended = tokio::time::timeout(Duration::from_secs(5), until_farewell(&mut session));
     ended.await.expect("the stream ends within 5 s");
-    assert!(client.lease(rpc::LeaseRequest::default()).await.is_err());
-    assert!(agent.try_session(rpc::Hello::default()).await.is_err());
+    eventually("its other streams are cut", async || {
+        client.lease(rpc::LeaseRequest::default()).await.is_err()
+    })
+    .await;
+    // It is told once more whenever it asks, and gets nothing else.
+    let mut again = agent.try_session(rpc::Hello::default()).await.unwrap();
+    until_farewell(&mut again).await;
+    let mut client = agent.client().await;
+    let refused = client.lease(rpc::LeaseRequest::default()).await;
+    assert_eq!(refused.unwrap_err().code(), Code::Unauthenticated);
     let mut anonymous = MasterServiceClient::new(agent.channel(false).await.unwrap());
     let renew = rpc::RenewCertificateRequest {
         csr: agent.csr().into(),

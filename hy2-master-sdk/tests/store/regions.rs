@@ -112,7 +112,7 @@ pub(crate) async fn a_region_stays_while_something_uses_it_and_what_is_over_forg
         assert!(matches!(error, StoreError::Reference(_)), "{error:?}");
     }
     let mut tx = store.begin().await.unwrap();
-    nodes::delete(&mut tx, node, None).await.unwrap();
+    nodes::delete(&mut tx, node, None, NOW).await.unwrap();
     tx.commit().await.unwrap();
     // Two tokens are open until their time is over.
     assert_eq!(uses(store, region, 899).await, expected(0, 0, 2));

@@ -1118,6 +1118,9 @@ pub struct Goodbye {
     pub retry_after: ::core::option::Option<::prost_types::Duration>,
     #[prost(string, tag = "2")]
     pub reason: ::prost::alloc::string::String,
+    /// The node was deleted, or its identity revoked: it stops serving until a master welcomes it again.
+    #[prost(bool, tag = "3")]
+    pub retired: bool,
 }
 /// The master takes leases back: a user was disabled, a quota changed.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -7,3 +7,10 @@ create table node_multipliers (
     multiplier integer not null,
     primary key (node_id, since)
 ) strict;
+
+-- Certificates of nodes that were deleted: such a node is told to stop serving when it asks for its master.
+
+create table deleted_node_certificates (
+    fingerprint blob primary key,
+    deleted_at integer not null
+) strict;

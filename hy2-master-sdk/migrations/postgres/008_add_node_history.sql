@@ -7,3 +7,10 @@ create table node_multipliers (
     multiplier bigint not null,
     primary key (node_id, since)
 );
+
+-- Certificates of nodes that were deleted: such a node is told to stop serving when it asks for its master.
+
+create table deleted_node_certificates (
+    fingerprint bytea primary key,
+    deleted_at bigint not null
+);
