@@ -363,6 +363,11 @@ impl ConfigBody {
                 }
             }
         }
+        let until = self.previous_obfs.as_ref().map(|previous| previous.until);
+        if until.is_some_and(|until| !until.is_rfc_3339()) {
+            let path = "previous_obfs.until".to_owned();
+            wrong(path, "not milliseconds since 1970 within the year 9999");
+        }
         let obfs = [
             ("obfs", self.obfs.as_ref()),
             (

@@ -270,6 +270,12 @@ impl Service {
                 "goes with draining only",
             ));
         }
+        if deadline.is_some_and(|deadline| !deadline.is_rfc_3339()) {
+            return Err(ServiceError::invalid(
+                "drain_deadline",
+                "must be between the years 0 and 9999",
+            ));
+        }
         if deadline.is_some_and(|deadline| deadline <= now) {
             return Err(ServiceError::invalid(
                 "drain_deadline",
