@@ -60,8 +60,8 @@ fn every_role() -> Vec<Role> {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct Agents {
     listen: String,
-    /// Names and addresses by which agents reach this master.
-    names: Vec<String>,
+    /// Names and addresses by which agents reach this master; left out: agents go by the fixed name in its certificate.
+    names: Option<Vec<String>>,
     /// How often agents report traffic, such as `10s`.
     traffic_interval: Option<Interval>,
     /// How often agents say that they live.
@@ -72,7 +72,7 @@ impl Default for Agents {
     fn default() -> Self {
         Self {
             listen: "0.0.0.0:50052".into(),
-            names: Vec::new(),
+            names: None,
             traffic_interval: None,
             heartbeat_interval: None,
         }
@@ -178,6 +178,14 @@ fn is_host(text: &str) -> bool {
     text.parse::<IpAddr>().is_ok() || url::Host::parse(text).is_ok()
 }
 
+/// Tells whether two listeners would want one port of one address. Port 0 is always another one, and `[::]` takes
+/// connections over IPv4, too.
+fn meet(one: SocketAddr, other: SocketAddr) -> bool {
+    let [a, b] = [one, other].map(|address| address.ip().to_canonical());
+    let covers = |a: IpAddr, b: IpAddr| a.is_unspecified() && (a.is_ipv6() || b.is_ipv4());
+    one.port() != 0 && one.port() == other.port() && (a == b || covers(a, b) || covers(b, a))
+}
+
 impl Config {
     /// Reads a file.
     pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
@@ -209,8 +217,15 @@ impl Config {
         if !is_address {
             bail!("agents.listen: must be an address and a port, such as 0.0.0.0:50052");
         }
-        if let Some(at) = self.agents.names.iter().position(|name| !is_host(name)) {
-            bail!("agents.names[{at}]: must be a host name or an address");
+        if let Some(names) = &self.agents.names {
+            if names.is_empty() {
+                bail!(
+                    "agents.names: must have the name or address by which agents reach this master"
+                );
+            }
+            if let Some(at) = names.iter().position(|name| !is_host(name)) {
+                bail!("agents.names[{at}]: must be a host name or an address");
+            }
         }
         if let Database::Postgres(url) = &self.database
             && !Url::parse(url).is_ok_and(|url| {
@@ -223,11 +238,41 @@ impl Config {
         if !matches!(self.public.url.scheme(), "http" | "https") {
             bail!("public.url: must begin with https://, or http:// behind a proxy of your own");
         }
+        if self.public.url.query().is_some() || self.public.url.fragment().is_some() {
+            bail!(
+                "public.url: must not have a ? or a #: the address of a subscription is this one with more behind it"
+            );
+        }
         if let Some(url) = self.redis()
             && !Url::parse(url)
                 .is_ok_and(|url| matches!(url.scheme(), "redis" | "rediss" | "redis+unix" | "unix"))
         {
             bail!("redis: must be redis://:password@host:port");
+        }
+        Ok(())
+    }
+
+    /// Judges whether what this process does can listen side by side: to be asked when its roles are known.
+    pub(crate) fn check_listeners(&self) -> anyhow::Result<()> {
+        // A name is not looked up: it may stand for another address tomorrow.
+        let agents = self.agents().and_then(|listen| listen.parse().ok());
+        let listeners = [
+            ("agents.listen", agents),
+            ("api.listen", self.has(Role::Api).then_some(self.api.listen)),
+            (
+                "public.listen",
+                self.has(Role::Public).then_some(self.public.listen),
+            ),
+        ];
+        let mut taken: Vec<(&str, SocketAddr)> = Vec::new();
+        for (key, address) in listeners {
+            let Some(address) = address else { continue };
+            if let Some((other, at)) = taken.iter().find(|(_, at)| meet(*at, address)) {
+                bail!(
+                    "{key}: {address} meets {at} of {other}: each needs an address or a port of its own"
+                );
+            }
+            taken.push((key, address));
         }
         Ok(())
     }
@@ -239,7 +284,7 @@ impl Config {
             Database::Postgres(url) => Master::postgres(url),
         };
         let mut config = MasterConfig::default();
-        config.names.clone_from(&self.agents.names);
+        config.names = self.agents.names.clone().unwrap_or_default();
         if let Some(Interval(interval)) = self.agents.traffic_interval {
             config.traffic_interval = interval;
         }
@@ -309,7 +354,9 @@ mod tests {
     fn read(text: &str) -> Result<Config, String> {
         let file = tempfile::NamedTempFile::new().expect("a file");
         std::fs::write(file.path(), text).expect("written");
-        Config::read(file.path()).map_err(|error| format!("{error:#}"))
+        let read = Config::read(file.path());
+        read.and_then(|config| config.check_listeners().map(|()| config))
+            .map_err(|error| format!("{error:#}"))
     }
 
     const LEAST: &str = "database: sqlite:/tmp/x.db\nkeyFile: /tmp/x.key\npublic:\n  url: https://sub.example.org/\n";
@@ -393,10 +440,42 @@ mod tests {
                 &format!("{LEAST}agents:\n  heartbeatInterval: 5ms\n"),
                 "between 100ms and 60m",
             ),
+            (
+                &format!("{LEAST}agents:\n  names: []\n"),
+                "agents.names: must have",
+            ),
+            (&LEAST.replace(".org/", ".org/?a=b"), "public.url: must not"),
+            (&LEAST.replace(".org/", ".org/#a"), "public.url: must not"),
+            (
+                &format!("{LEAST}api: {{listen: '127.0.0.1:8080'}}\n"),
+                "public.listen: 0.0.0.0:8080 meets 127.0.0.1:8080 of api.listen",
+            ),
+            (
+                &format!("{LEAST}api: {{listen: '127.0.0.1:50052'}}\n"),
+                "api.listen: 127.0.0.1:50052 meets 0.0.0.0:50052 of agents.listen",
+            ),
+            (
+                &format!("{LEAST}agents: {{listen: '[::]:8080'}}\n"),
+                "public.listen: 0.0.0.0:8080 meets [::]:8080 of agents.listen",
+            ),
+            ("", "no settings"),
+            (&format!("{LEAST}keyFile: /tmp/y.key\n"), "twice"),
         ];
         for (text, wanted) in cases {
             let error = read(text).expect_err(text);
             assert!(error.contains(wanted) && !error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn listeners_that_do_not_meet_are_let_be() {
+        for more in [
+            "api: {listen: '127.0.0.1:0'}\nagents: {listen: '127.0.0.1:0'}\n",
+            "api: {listen: '127.0.0.1:9'}\nagents: {listen: '127.0.0.2:9'}\n",
+            "api: {listen: '127.0.0.1:8080'}\nroles: [api]\n",
+            "api: {listen: '127.0.0.1:9'}\nagents: {listen: 'master.example.org:9'}\n",
+        ] {
+            assert_eq!(read(&format!("{LEAST}{more}")).err(), None, "{more}");
         }
     }
 

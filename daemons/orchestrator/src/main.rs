@@ -45,6 +45,13 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> anyhow::Result<()> {
     let mut config = Config::read(&cli.config)?;
+    if let Command::Run(flags) = &cli.command {
+        config.take_roles(&flags.roles);
+    }
+    if let Command::Run(_) | Command::Check = cli.command {
+        let path = || cli.config.display().to_string();
+        config.check_listeners().with_context(path)?;
+    }
     if let Command::Check = cli.command {
         Certificates::read(config.tls())?;
         return say(&format!("{}: ok", cli.config.display()));
@@ -55,10 +62,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         .build()?;
     runtime.block_on(async {
         match &cli.command {
-            Command::Run(flags) => {
-                config.take_roles(&flags.roles);
-                serve(&config, flags).await
-            }
+            Command::Run(flags) => serve(&config, flags).await,
             Command::Migrate => {
                 config.master().start().await?.shutdown().await;
                 say("the database is up to date")

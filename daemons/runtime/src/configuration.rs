@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use anyhow::{Context, anyhow};
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
+use serde_saphyr::Error;
 
 /// Reads a YAML file.
 ///
@@ -26,15 +27,38 @@ fn parse<T: DeserializeOwned>(text: &str) -> Result<T, String> {
             error.into_inner()
         })
     });
-    read.map_err(|error: serde_saphyr::Error| {
-        let said = error.without_snippet().to_string();
-        let said = said.lines().next().unwrap_or_default();
-        let said = said.trim().trim_start_matches("error: ");
-        match key.as_str() {
-            "" | "." => said.to_owned(),
+    read.map_err(|error: Error| {
+        if let Ok(None) = serde_saphyr::from_str::<Option<IgnoredAny>>(text) {
+            return "the file has no settings".to_owned();
+        }
+        let said = reason(error.without_snippet());
+        // Between two keys, the path ends with one that is not known yet.
+        match key.trim_end_matches(['.', '?']) {
+            "" => said,
             key => format!("{key}: {said}"),
         }
     })
+}
+
+/// Says what is wrong, also where the parser speaks to who calls it.
+fn reason(error: &Error) -> String {
+    match error {
+        Error::DuplicateMappingKey { key, location } => {
+            let key = key
+                .as_ref()
+                .map_or_else(String::new, |key| format!(" {key:?}"));
+            format!("line {}: key{key} is given twice", location.line())
+        }
+        Error::MultipleDocuments { location, .. } => format!(
+            "line {}: the file holds more than one document",
+            location.line()
+        ),
+        other => {
+            let said = other.to_string();
+            let said = said.lines().next().unwrap_or_default();
+            said.trim().trim_start_matches("error: ").to_owned()
+        }
+    }
 }
 
 #[cfg(test)]
@@ -76,7 +100,11 @@ mod tests {
                 "api: {listen: '1.2.3.4:5', proxies: []}\n---\na: b\n",
                 "document",
             ),
-            ("database: two\n", "database"),
+            ("database: two\n", "line 2: key \"database\" is given twice"),
+            (
+                "api: {listen: '1.2.3.4:5', proxies: [], listen: x}\n",
+                "api: line 2: key \"listen\" is given twice",
+            ),
         ] {
             let error = parse::<File>(&format!("{secret}{rest}")).expect_err(rest);
             assert!(error.contains(wanted), "{wanted} not in {error}");
@@ -84,6 +112,28 @@ mod tests {
                 !error.contains("hunter2") && !error.contains('\n'),
                 "{error}"
             );
+            assert!(
+                !["Policy", "from_", "Options"]
+                    .iter()
+                    .any(|word| error.contains(word)),
+                "{error} is for who writes programs"
+            );
+        }
+    }
+
+    #[test]
+    fn a_file_without_settings_is_said_to_be_one() {
+        for text in [
+            "",
+            "\n\n",
+            "# nothing yet\n",
+            "---\n",
+            "---\n...\n",
+            "null\n",
+            "~\n",
+        ] {
+            let error = parse::<File>(text).expect_err(text);
+            assert_eq!(error, "the file has no settings", "{text:?}");
         }
     }
 }

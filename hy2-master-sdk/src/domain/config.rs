@@ -1,5 +1,5 @@
 //! What an operator configures of nodes: JSON bodies for the fleet, a region, a node, merged in that
-//! order (RFC 7396), then checked as a whole.
+//! order ([`merge`]), then checked as a whole.
 //!
 //! Passwords in a body are sealed before it is stored ([`seal`]) and opened when it becomes what a
 //! node runs ([`open`]).
@@ -262,8 +262,38 @@ impl NodeParts {
     }
 }
 
-/// Applies `patch` to `target` as RFC 7396 says: objects merge, null removes, the rest replaces.
+/// Lays the body of a scope over that of the more general ones: objects merge, null removes, the rest replaces
+/// (RFC 7396), but for what is not made of parts:
+///
+/// - Of `obfs`, `masquerade` and `tls` one kind is chosen. Another kind replaces, the same kind merges.
+/// - `previous_obfs` is taken as a whole from the most specific scope that has it. It goes with `obfs`: a scope that
+///   has an `obfs` of its own takes no window from a more general one, whose clients are others.
 pub fn merge(target: &mut Value, patch: &Value) {
+    if let (Value::Object(target), Value::Object(patch)) = (&mut *target, patch) {
+        for field in ["obfs", "masquerade", "tls"] {
+            let kinds = target.get(field).zip(patch.get(field));
+            if kinds.is_some_and(|(old, new)| is_other_kind(old, new)) {
+                target.remove(field);
+            }
+        }
+        if patch.contains_key("obfs") || patch.contains_key("previous_obfs") {
+            target.remove("previous_obfs");
+        }
+    }
+    merge_parts(target, patch);
+}
+
+/// Tells whether a choice between kinds, `{"kind": {..}}`, falls on another one.
+fn is_other_kind(old: &Value, new: &Value) -> bool {
+    let (Value::Object(old), Value::Object(new)) = (old, new) else {
+        return false;
+    };
+    let mut chosen = new.iter().filter(|(_, value)| !value.is_null());
+    chosen.any(|(kind, _)| !old.contains_key(kind))
+}
+
+/// Applies `patch` to `target` as RFC 7396 says.
+fn merge_parts(target: &mut Value, patch: &Value) {
     let Value::Object(patch) = patch else {
         *target = patch.clone();
         return;
@@ -278,7 +308,7 @@ pub fn merge(target: &mut Value, patch: &Value) {
         if value.is_null() {
             target.remove(key);
         } else {
-            merge(target.entry(key.clone()).or_insert(Value::Null), value);
+            merge_parts(target.entry(key.clone()).or_insert(Value::Null), value);
         }
     }
 }
@@ -332,6 +362,11 @@ impl ConfigBody {
                     wrong(path.to_owned(), "no file");
                 }
             }
+        }
+        let until = self.previous_obfs.as_ref().map(|previous| previous.until);
+        if until.is_some_and(|until| !until.is_rfc_3339()) {
+            let path = "previous_obfs.until".to_owned();
+            wrong(path, "not milliseconds since 1970 within the year 9999");
         }
         let obfs = [
             ("obfs", self.obfs.as_ref()),
@@ -630,6 +665,80 @@ mod tests {
             let mut target = original;
             merge(&mut target, &patch);
             assert_eq!(target, expected);
+        }
+    }
+
+    #[test]
+    fn of_kinds_one_is_chosen() {
+        let merged = |bodies: &[Value]| {
+            let mut target = json!({});
+            for body in bodies {
+                merge(&mut target, body);
+            }
+            target
+        };
+        let salamander = json!({"salamander": {"password": "a-password-of-16"}});
+        let gecko = json!({"gecko": {"password": "b-password-of-16", "min_packet_size": 600}});
+        let file = json!({"file": {"directory": "/srv"}});
+        let proxy = json!({"proxy": {"url": "https://example.org"}});
+        let files = json!({"files": {"certificate": "/c", "key": "/k"}});
+        for (field, old, new) in [
+            ("obfs", &gecko, &salamander),
+            ("obfs", &salamander, &gecko),
+            ("masquerade", &file, &proxy),
+            ("masquerade", &json!("not_found"), &proxy),
+            ("masquerade", &proxy, &json!("not_found")),
+            ("tls", &files, &json!("issued")),
+            ("tls", &json!("issued"), &files),
+        ] {
+            let found = merged(&[json!({field: old}), json!({field: new})]);
+            assert_eq!(found, json!({field: new}));
+            ConfigBody::parse(found).unwrap();
+        }
+        // The same kind merges, and one kind beside another is still a mistake.
+        let size = json!({"obfs": {"gecko": {"min_packet_size": 700}}});
+        let found = merged(&[json!({"obfs": gecko}), size]);
+        assert_eq!(
+            found["obfs"],
+            json!({"gecko": {"password": "b-password-of-16", "min_packet_size": 700}})
+        );
+        let both =
+            json!({"obfs": {"gecko": gecko["gecko"], "salamander": salamander["salamander"]}});
+        assert!(ConfigBody::parse(merged(&[json!({"obfs": gecko}), both])).is_err());
+        let headers =
+            |name: &str| json!({"masquerade": {"string": {"content": "", "headers": {name: "x"}}}});
+        let found = merged(&[headers("a"), headers("b")]);
+        assert_eq!(
+            found["masquerade"]["string"]["headers"],
+            json!({"a": "x", "b": "x"})
+        );
+    }
+
+    #[test]
+    fn a_window_belongs_to_the_most_specific_scope_as_a_whole() {
+        let salamander = json!({"salamander": {"password": "a-password-of-16"}});
+        let gecko = json!({"gecko": {"password": "b-password-of-16"}});
+        let fleet = json!({"obfs": salamander, "previous_obfs": {"obfs": gecko, "until": 5}});
+        for (own, expected) in [
+            (json!({}), json!({"obfs": gecko, "until": 5})),
+            (json!({"previous_obfs": {"until": 7}}), json!({"until": 7})),
+            (
+                json!({"previous_obfs": {"obfs": null, "until": 7}}),
+                json!({"until": 7}),
+            ),
+            (
+                json!({"previous_obfs": {"obfs": salamander, "until": 7}}),
+                json!({"obfs": salamander, "until": 7}),
+            ),
+            (json!({"previous_obfs": null}), Value::Null),
+            // Who has an obfuscation of its own has nothing to do with what the fleet had.
+            (json!({"obfs": gecko}), Value::Null),
+            (json!({"obfs": null}), Value::Null),
+        ] {
+            let mut merged = fleet.clone();
+            merge(&mut merged, &own);
+            assert_eq!(merged["previous_obfs"], expected, "{own}");
+            ConfigBody::parse(merged).unwrap();
         }
     }
 

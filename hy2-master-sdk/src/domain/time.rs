@@ -28,6 +28,16 @@ impl Timestamp {
     pub const HOUR: i64 = 3_600_000;
     /// Milliseconds of a day.
     pub const DAY: i64 = 24 * Self::HOUR;
+    /// The first moment that RFC 3339 can write: the year 0 begins.
+    pub const FIRST: Self = Self(-62_167_219_200_000);
+    /// The last one: the year 9999 ends.
+    pub const LAST: Self = Self(253_402_300_799_999);
+
+    /// Tells whether RFC 3339 can write the moment; any other would go out as what cannot be read back.
+    #[must_use]
+    pub const fn is_rfc_3339(self) -> bool {
+        Self::FIRST.0 <= self.0 && self.0 <= Self::LAST.0
+    }
 
     /// Returns the moment `days` times 24 hours later, or the last one there is.
     #[must_use]
@@ -179,6 +189,14 @@ mod tests {
     #[test]
     fn it_prints_as_rfc_3339() {
         assert_eq!(Timestamp(0).to_string(), "1970-01-01T00:00:00Z");
+        assert_eq!(Timestamp::FIRST.to_string(), "0000-01-01T00:00:00Z");
+        assert_eq!(Timestamp::LAST.to_string(), "9999-12-31T23:59:59.999Z");
+        for at in [
+            Timestamp(Timestamp::FIRST.0 - 1),
+            Timestamp(Timestamp::LAST.0 + 1),
+        ] {
+            assert!(!at.is_rfc_3339() && at.to_string().ends_with(" ms"), "{at}");
+        }
         assert_eq!(Timestamp(i64::MAX).to_string(), format!("{} ms", i64::MAX));
     }
 }

@@ -1,12 +1,13 @@
 //! Configuration of nodes: bodies for the fleet, a region or a node, kept for ever, never changed.
 
-use std::time::Duration;
+use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use super::moment::Moment;
+use super::obfuscation::{self, Bodies, FLEET, KeepError, Place, places};
 use super::page::{Page, PageRequest};
 use super::{FieldIssue, Record, Service, ServiceError, record};
 use crate::auth::access::Access;
@@ -17,10 +18,6 @@ use crate::store::{StoreError, Tx, config_list, regions};
 
 /// What passwords in a body read as; written back, they stay what they are.
 const HIDDEN: &str = "***";
-
-/// For how long an obfuscation is accepted beside the one that follows it: by then clients have
-/// fetched their subscriptions.
-const OBFUSCATION_KEPT: Duration = Duration::from_secs(86_400);
 
 /// A revision as the API shows it.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -201,26 +198,14 @@ impl Service {
         let mut body = put.body;
         let old = newest.as_ref().map(|row| &row.body.0);
         keep_hidden(&mut body, old, "body")?;
-        let until = body.pointer("/previous_obfs/until").and_then(Value::as_i64);
-        let known = old.and_then(|old| old.pointer("/previous_obfs/until")?.as_i64());
-        // One that has run out since may come back with the rest of the body.
-        if until.is_some_and(|until| until <= self.now().0) && until != known {
-            return Err(ServiceError::invalid(
-                "body.previous_obfs.until",
-                "is over: leave previous_obfs out, or name a time to come",
-            ));
-        }
-        self.keep_obfuscation(&mut tx, scope, old, &mut body)
-            .await?;
-        self.append(
-            tx,
-            access,
-            (scope, scope_id),
+        let said = self.said(old, &mut body)?;
+        let revision = Revision {
+            place: (scope, scope_id),
             body,
-            put.message,
-            put.dry_run,
-        )
-        .await
+            message: put.message,
+        };
+        self.append(tx, access, revision, said, "body.obfs", put.dry_run)
+            .await
     }
 
     /// Puts the body of an earlier revision in force again, as a new revision.
@@ -237,44 +222,80 @@ impl Service {
         let mut tx = self.store().begin().await?;
         config_list::lock(&mut tx).await?;
         let message = format!("back to revision {id}");
-        let scope = (old.scope, old.scope_id);
-        let newest = config_list::newest(&mut tx, old.scope, old.scope_id).await?;
         let mut body = old.body.0;
         if let Some(fields) = body.as_object_mut() {
             // The window of then was for what was before it then.
             fields.remove("previous_obfs");
         }
-        let newest = newest.as_ref().map(|row| &row.body.0);
-        self.keep_obfuscation(&mut tx, old.scope, newest, &mut body)
+        let revision = Revision {
+            place: (old.scope, old.scope_id),
+            body,
+            message,
+        };
+        let row = self
+            .append(tx, access, revision, None, "obfs", false)
             .await?;
-        let row = self.append(tx, access, scope, body, message, false).await?;
         row.ok_or_else(|| ServiceError::internal("a rollback is no dry run"))
     }
 
+    /// Puts a body in force, and what keeps nodes from cutting those who use the obfuscation of before; `field` is
+    /// named when that is impossible.
     async fn append(
         &self,
         mut tx: Tx,
         access: Access<'_>,
-        (scope, scope_id): (ConfigScope, i64),
-        mut body: Value,
-        message: String,
+        mut revision: Revision,
+        said: Option<Value>,
+        field: &str,
         dry_run: bool,
     ) -> Result<Option<ConfigRow>, ServiceError> {
-        config::seal(self.vault(), &mut body);
-        self.check_merged(&mut tx, scope, scope_id, &body).await?;
+        config::seal(self.vault(), &mut revision.body);
+        let place = revision.place;
+        let nodes = concerned(&mut tx, place).await?;
+        let mut before = Bodies::default();
+        before.load(&mut tx, &[FLEET, place]).await?;
+        for node in &nodes {
+            before.load(&mut tx, node).await?;
+        }
+        let mut after = before.clone();
+        after.put(place, revision.body);
+        self.check_merged(&after, place, &nodes)?;
+        let others = self.keep_obfuscation(&before, &mut after, (place, &nodes), said, field)?;
         if dry_run {
             tx.rollback().await?;
             return Ok(None);
         }
+        revision.body = after.of(place);
+        let row = self.write_config(&mut tx, access, revision).await?;
+        for other in others {
+            let revision = Revision {
+                place: other,
+                body: after.of(other),
+                message: format!("previous_obfs, after revision {}", row.id),
+            };
+            self.write_config(&mut tx, access, revision).await?;
+        }
+        tx.commit().await?;
+        Ok(Some(row))
+    }
+
+    /// Appends a revision whose passwords are sealed.
+    pub(super) async fn write_config(
+        &self,
+        tx: &mut Tx,
+        access: Access<'_>,
+        revision: Revision,
+    ) -> Result<ConfigRow, ServiceError> {
+        let (scope, scope_id) = revision.place;
         let now = self.now();
         let new = NewConfig {
             scope,
             scope_id,
-            body,
+            body: revision.body,
             author: Some(access.caller().admin).filter(|admin| admin.0 > 0),
-            message,
+            message: revision.message,
         };
-        let row = published::append_config(&mut tx, &new, now).await?;
+        let row = published::append_config(tx, &new, now).await?;
         let after = json!({
             "revision": row.id, "scope": row.scope, "scope_id": row.scope_id,
             "sha256": hex::encode(&row.sha256), "message": row.message,
@@ -287,109 +308,100 @@ impl Service {
             owner: None,
             topic: "config.changed",
         };
-        record(&mut tx, access, written, now).await?;
-        tx.commit().await?;
-        Ok(Some(row))
+        record(tx, access, written, now).await?;
+        Ok(row)
     }
 
-    /// Lets clients use the obfuscation of now for a day more when `body` brings another one, unless it says itself
-    /// what is accepted beside it; and keeps such a window that is open.
-    async fn keep_obfuscation(
-        &self,
-        tx: &mut Tx,
-        scope: ConfigScope,
-        old: Option<&Value>,
-        body: &mut Value,
-    ) -> Result<(), ServiceError> {
-        let fleet = match scope {
-            ConfigScope::Fleet => None,
-            _ => config_list::newest(tx, ConfigScope::Fleet, 0).await?,
+    /// Returns what a body says of the obfuscation that is accepted beside its own. A window that came back with the
+    /// rest of the body, as it was read, says nothing of this change, and is taken out.
+    fn said(&self, old: Option<&Value>, body: &mut Value) -> Result<Option<Value>, ServiceError> {
+        let Some(window) = body.get("previous_obfs").cloned() else {
+            return Ok(None);
         };
-        let inherited = fleet.as_ref().and_then(|row| row.body.0.get("obfs"));
-        let of = |body: Option<&Value>| {
-            let own = body.and_then(|body| body.get("obfs"));
-            own.or(inherited)
-                .filter(|obfs| !obfs.is_null())
-                .cloned()
-                .unwrap_or(Value::Null)
-        };
-        let (before, after) = (of(old), of(Some(body)));
-        let open = |mut obfs: Value| {
-            config::open(self.vault(), &mut obfs).map_err(ServiceError::internal)?;
-            Ok::<_, ServiceError>(obfs)
-        };
-        let changes = open(before.clone())? != open(after)?;
-        // Where nothing runs yet, nobody uses anything.
-        let is_used = old.is_some() || !config_list::nodes(tx, None, None).await?.is_empty();
-        let now = self.now();
-        let window = match old.and_then(|old| old.get("previous_obfs")) {
-            _ if changes && !is_used => None,
-            _ if changes => {
-                let until = now.plus(OBFUSCATION_KEPT);
-                // Plain is said as such: a window of the fleet's would be merged into one that is silent.
-                Some(json!({"obfs": before, "until": until}))
-            }
-            Some(window) if window["until"].as_i64().is_some_and(|until| until > now.0) => {
-                Some(window.clone())
-            }
-            _ => None,
-        };
-        if let (Some(window), Some(fields)) = (window, body.as_object_mut()) {
-            fields.entry("previous_obfs").or_insert(window);
+        let known = old.and_then(|old| old.get("previous_obfs"));
+        let until = window["until"].as_i64();
+        let over = until.is_some_and(|until| until <= self.now().0);
+        if over && known.and_then(|known| known["until"].as_i64()) != until {
+            return Err(ServiceError::invalid(
+                "body.previous_obfs.until",
+                "is over: leave previous_obfs out, or name a time to come",
+            ));
         }
-        Ok(())
+        if !over && (window.is_null() || known != Some(&window)) {
+            return Ok(Some(window));
+        }
+        if let Some(fields) = body.as_object_mut() {
+            fields.remove("previous_obfs");
+        }
+        Ok(None)
     }
 
-    /// Checks the body by itself and merged with the others for every node concerned.
-    async fn check_merged(
+    /// Lets clients use the obfuscation of before for a day more wherever `after` brings another one, and keeps such
+    /// windows that are open. Returns the places whose bodies have to be others for that, beside the changed one.
+    fn keep_obfuscation(
         &self,
-        tx: &mut Tx,
-        scope: ConfigScope,
-        scope_id: i64,
-        body: &Value,
+        before: &Bodies,
+        after: &mut Bodies,
+        (place, nodes): (Place, &[Vec<Place>]),
+        said: Option<Value>,
+        field: &str,
+    ) -> Result<Vec<Place>, ServiceError> {
+        // Where nothing runs yet, nobody uses anything.
+        if nodes.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut paths = vec![path_of(place, nodes)];
+        if place == FLEET {
+            let regions: BTreeSet<_> = nodes
+                .iter()
+                .flatten()
+                .filter(|(scope, _)| *scope == ConfigScope::Region)
+                .map(|(_, id)| *id)
+                .collect();
+            let below = regions.into_iter();
+            paths.extend(below.map(|id| vec![FLEET, (ConfigScope::Region, id)]));
+        }
+        if place.0 != ConfigScope::Node {
+            paths.extend_from_slice(nodes);
+        }
+        let mut others = Vec::new();
+        for path in paths {
+            let kept = obfuscation::keep(
+                self.vault(),
+                self.now(),
+                (before, &path),
+                (after, &path),
+                said.as_ref(),
+            );
+            let Some(&last) = path.last() else { continue };
+            match kept {
+                Ok(is_other) => others.extend((is_other && last != place).then_some(last)),
+                Err(KeepError::Open(error)) => return Err(ServiceError::internal(error)),
+                Err(KeepError::Taken(until)) => {
+                    let message = format!(
+                        "node {} accepts until {until} what clients used before the last change of its obfuscation, \
+                         and cannot accept a third one: wait until then, or say with previous_obfs in the body which \
+                         one is accepted beside the new one (null: none)",
+                        last.1
+                    );
+                    return Err(ServiceError::invalid(field, message));
+                }
+            }
+        }
+        Ok(others)
+    }
+
+    /// Checks a changed body by itself and merged with the others for every node concerned.
+    fn check_merged(
+        &self,
+        after: &Bodies,
+        place: Place,
+        nodes: &[Vec<Place>],
     ) -> Result<(), ServiceError> {
-        let concerned = match scope {
-            ConfigScope::Fleet if scope_id == 0 => config_list::nodes(tx, None, None).await?,
-            ConfigScope::Fleet => return Err(ServiceError::NotFound("configuration")),
-            ConfigScope::Region => {
-                regions::check(tx, RegionId(scope_id)).await?;
-                config_list::nodes(tx, Some(RegionId(scope_id)), None).await?
-            }
-            ConfigScope::Node => {
-                let node = NodeId(scope_id);
-                let found = config_list::nodes(tx, None, Some(node)).await?;
-                if found.is_empty() {
-                    return Err(StoreError::NotFound("node").into());
-                }
-                found
-            }
-        };
-        let fleet = match scope {
-            ConfigScope::Fleet => body.clone(),
-            _ => {
-                let newest = config_list::newest(tx, ConfigScope::Fleet, 0).await?;
-                newest.map_or_else(|| json!({}), |row| row.body.0)
-            }
-        };
-        // Without a node in the way of it, the body alone over the fleet's.
-        let mut alone = fleet.clone();
-        config::merge(&mut alone, body);
-        self.check_body(alone, "body")?;
-        for (node, region) in concerned {
-            let mut merged = fleet.clone();
-            let layers = [
-                (ConfigScope::Region, region.map(|id| id.0)),
-                (ConfigScope::Node, Some(node.0)),
-            ];
-            for (layer, id) in layers {
-                let Some(id) = id else { continue };
-                if layer == scope && id == scope_id {
-                    config::merge(&mut merged, body);
-                } else if let Some(row) = config_list::newest(tx, layer, id).await? {
-                    config::merge(&mut merged, &row.body.0);
-                }
-            }
-            self.check_body(merged, &format!("body, on node {node}"))?;
+        self.check_body(after.merged(&path_of(place, nodes)), "body")?;
+        for node in nodes {
+            let number = node.last().map_or(0, |(_, id)| *id);
+            self.check_body(after.merged(node), &format!("body, on node {number}"))?;
         }
         Ok(())
     }
@@ -402,6 +414,86 @@ impl Service {
             };
             ServiceError::Invalid(errors.into_iter().map(issue).collect())
         })
+    }
+
+    /// Lets the clients of a node that has gone to another region use the obfuscation of before for a day more; `tx`
+    /// has the lock of configurations.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::Invalid`] of `region_id` if the configuration of the region is not one for this node.
+    pub(super) async fn configure_moved(
+        &self,
+        tx: &mut Tx,
+        access: Access<'_>,
+        node: NodeId,
+        [old, new]: [Option<RegionId>; 2],
+    ) -> Result<(), ServiceError> {
+        let (old, new) = (places(node, old), places(node, new));
+        let mut before = Bodies::default();
+        before.load(tx, &old).await?;
+        before.load(tx, &new).await?;
+        let mut after = before.clone();
+        self.check_body(after.merged(&new), "region_id")?;
+        let own = (ConfigScope::Node, node.0);
+        let both = (&mut after, new.as_slice());
+        match obfuscation::keep(self.vault(), self.now(), (&before, &old), both, None) {
+            Ok(false) => Ok(()),
+            Ok(true) => {
+                let revision = Revision {
+                    place: own,
+                    body: after.of(own),
+                    message: "previous_obfs, after the move to another region".to_owned(),
+                };
+                self.write_config(tx, access, revision).await.map(drop)
+            }
+            Err(KeepError::Open(error)) => Err(ServiceError::internal(error)),
+            Err(KeepError::Taken(until)) => {
+                let message = format!(
+                    "there the node gets another obfuscation, and it accepts until {until} what clients used before \
+                     the last change of the one it has, and cannot accept a third one: wait until then, or give up \
+                     the older one with previous_obfs: null in the configuration of the node"
+                );
+                Err(ServiceError::invalid("region_id", message))
+            }
+        }
+    }
+}
+
+/// A body on its way into force.
+pub(super) struct Revision {
+    place: Place,
+    body: Value,
+    message: String,
+}
+
+/// Returns the places of every node that a body is for.
+async fn concerned(tx: &mut Tx, (scope, id): Place) -> Result<Vec<Vec<Place>>, ServiceError> {
+    let found = match scope {
+        ConfigScope::Fleet if id == 0 => config_list::nodes(tx, None, None).await?,
+        ConfigScope::Fleet => return Err(ServiceError::NotFound("configuration")),
+        ConfigScope::Region => {
+            regions::check(tx, RegionId(id)).await?;
+            config_list::nodes(tx, Some(RegionId(id)), None).await?
+        }
+        ConfigScope::Node => {
+            let found = config_list::nodes(tx, None, Some(NodeId(id))).await?;
+            if found.is_empty() {
+                return Err(StoreError::NotFound("node").into());
+            }
+            found
+        }
+    };
+    let each = found.into_iter();
+    Ok(each.map(|(node, region)| places(node, region)).collect())
+}
+
+/// Returns a place with the more general ones in front of it; `nodes` are those that it is for.
+fn path_of(place: Place, nodes: &[Vec<Place>]) -> Vec<Place> {
+    match place.0 {
+        ConfigScope::Fleet => vec![FLEET],
+        ConfigScope::Region => vec![FLEET, place],
+        ConfigScope::Node => nodes.iter().flatten().copied().collect(),
     }
 }
 
@@ -453,7 +545,7 @@ fn diff(changes: &mut Vec<ConfigChange>, at: &str, old: Option<&Value>, new: Opt
         return;
     }
     if let (Some(Value::Object(a)), Some(Value::Object(b))) = (old, new) {
-        let keys: std::collections::BTreeSet<_> = a.keys().chain(b.keys()).collect();
+        let keys: BTreeSet<_> = a.keys().chain(b.keys()).collect();
         for key in keys {
             let path = if at.is_empty() {
                 key.clone()

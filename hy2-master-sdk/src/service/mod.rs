@@ -14,6 +14,7 @@ pub mod fleet;
 pub mod import;
 pub mod moment;
 pub mod nodes;
+mod obfuscation;
 pub mod page;
 pub mod plans;
 pub mod pools;

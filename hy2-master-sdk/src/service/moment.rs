@@ -26,9 +26,13 @@ impl<'de> Deserialize<'de> for Moment {
         let at = OffsetDateTime::parse(&text, &Rfc3339)
             .map_err(|_| D::Error::custom("not a moment in RFC 3339"))?;
         let ms = at.unix_timestamp_nanos() / 1_000_000;
+        // An offset carries the first and the last hours over the edge.
         i64::try_from(ms)
-            .map(|ms| Self(Timestamp(ms)))
-            .map_err(|_| D::Error::custom("out of range"))
+            .ok()
+            .map(Timestamp)
+            .filter(|at| at.is_rfc_3339())
+            .map(Self)
+            .ok_or_else(|| D::Error::custom("not between the years 0 and 9999 in UTC"))
     }
 }
 
@@ -77,7 +81,13 @@ mod tests {
             serde_json::to_string(&at).unwrap(),
             "\"2026-11-26T12:00:00.25Z\""
         );
-        for bad in ["\"yesterday\"", "5", "\"2026-11-26\""] {
+        for bad in [
+            "\"yesterday\"",
+            "5",
+            "\"2026-11-26\"",
+            "\"9999-12-31T23:59:59-00:01\"",
+            "\"0000-01-01T00:00:00+00:01\"",
+        ] {
             assert!(serde_json::from_str::<Moment>(bad).is_err(), "{bad}");
         }
     }

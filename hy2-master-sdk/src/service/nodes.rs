@@ -11,6 +11,7 @@ use super::regions::check_region;
 use super::{FieldIssue, Record, Service, ServiceError, record};
 use crate::auth::access::Access;
 use crate::domain::{DesiredState, NodeId, ObservedState, RegionId};
+use crate::store::config_list;
 use crate::store::node_list::{self, NodeFilter};
 use crate::store::nodes::{self, NodeChange, NodeRow};
 
@@ -184,11 +185,13 @@ impl Service {
         Ok(self.store().node(id).await?)
     }
 
-    /// Changes what operators decide of a node.
+    /// Changes what operators decide of a node. One that goes to a region with another obfuscation accepts for a day
+    /// the one it had, by a revision of its own configuration.
     ///
     /// # Errors
     ///
-    /// [`ServiceError::NotFound`], [`ServiceError::Stale`], [`ServiceError::Invalid`].
+    /// [`ServiceError::NotFound`], [`ServiceError::Stale`], [`ServiceError::Invalid`], also of `region_id` if that
+    /// would cut clients or the configuration of the region does not go with that of the node.
     pub async fn update_node(
         &self,
         access: Access<'_>,
@@ -199,9 +202,18 @@ impl Service {
         check(&change)?;
         let now = self.now();
         let mut tx = self.store().begin().await?;
+        if change.region_id.is_some() {
+            // Before the node is locked, as who puts a configuration in force does it.
+            config_list::lock(&mut tx).await?;
+        }
         let old = nodes::get(&mut tx, id).await?;
         check_region(&mut tx, "region_id", change.region_id.flatten()).await?;
-        let row = nodes::update(&mut tx, id, expected, &to_store(change), now).await?;
+        let mut row = nodes::update(&mut tx, id, expected, &to_store(change), now).await?;
+        if row.region_id != old.region_id {
+            let regions = [old.region_id, row.region_id];
+            self.configure_moved(&mut tx, access, id, regions).await?;
+            row = nodes::get(&mut tx, id).await?;
+        }
         record(
             &mut tx,
             access,
@@ -270,6 +282,12 @@ impl Service {
             return Err(ServiceError::invalid(
                 "drain_deadline",
                 "goes with draining only",
+            ));
+        }
+        if deadline.is_some_and(|deadline| !deadline.is_rfc_3339()) {
+            return Err(ServiceError::invalid(
+                "drain_deadline",
+                "must be between the years 0 and 9999",
             ));
         }
         if deadline.is_some_and(|deadline| deadline <= now) {

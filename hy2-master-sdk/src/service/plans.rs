@@ -13,6 +13,9 @@ use crate::store::nodes::check_rev;
 use crate::store::plans::{self, PlanRow};
 use crate::store::{StoreError, Tx};
 
+/// Most days of a plan, a hundred years: whatever is reckoned with it is a date that everybody can read.
+const MAX_DURATION_DAYS: i64 = 36_500;
+
 /// A plan as the API shows it.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[schema(as = Plan)]
@@ -84,7 +87,7 @@ pub struct CreatePlan {
     #[serde(default = "never")]
     #[schema(value_type = String, default = "none")]
     pub period: QuotaPeriod,
-    /// How many days the access of a user lasts who is given the plan, if no end of the user's own is set.
+    /// How many days the access of a user lasts who is given the plan, if no end of the user's own is set; 1 to 36500.
     #[serde(default)]
     pub duration_days: Option<i64>,
     /// Devices at once.
@@ -129,7 +132,7 @@ pub struct UpdatePlan {
     /// When the quota starts anew.
     #[schema(value_type = Option<String>)]
     pub period: Option<QuotaPeriod>,
-    /// How many days access lasts, of users who are given the plan from now on.
+    /// How many days access lasts, 1 to 36500, of users who are given the plan from now on.
     #[serde(deserialize_with = "present")]
     #[schema(value_type = Option<i64>)]
     pub duration_days: Option<Option<i64>>,
@@ -345,6 +348,11 @@ fn check(plan: &PlanRow) -> Result<(), ServiceError> {
         if value.is_some_and(|value| value <= 0) {
             issues.push(FieldIssue::new(field, "must be positive"));
         }
+    }
+    let days = plan.duration_days;
+    if days.is_some_and(|days| days > MAX_DURATION_DAYS) {
+        let message = format!("must be at most {MAX_DURATION_DAYS}; null for no end");
+        issues.push(FieldIssue::new("duration_days", message));
     }
     if !(1..=64).contains(&plan.nodes_per_user) {
         issues.push(FieldIssue::new(

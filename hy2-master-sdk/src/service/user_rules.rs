@@ -2,6 +2,7 @@
 
 use secrecy::ExposeSecret;
 
+use super::moment::Moment;
 use super::user_view::{CreateUser, UpdateUser};
 use super::{FieldIssue, ServiceError};
 use crate::auth::access::Access;
@@ -9,6 +10,9 @@ use crate::domain::{AdminId, PlanId, RegionId, Timestamp, UserStatus};
 use crate::store::due::TIME_IS_OVER;
 use crate::store::users::{UserChange, UserRow};
 use crate::store::{Tx, admins};
+
+/// Most seconds of a hold: 36,500 days, as of a plan.
+const MAX_HOLD_S: u32 = 36_500 * 86_400;
 
 /// Why a user is disabled whom no reseller lets in again.
 const BY_OPERATOR: &str = "an operator disabled this user";
@@ -34,12 +38,14 @@ pub(super) fn check_user(new: &CreateUser, at: &str) -> Result<(), ServiceError>
         Some(&new.tags),
         new.email.as_deref(),
     );
-    if new.hold_duration_s == Some(0) {
+    let in_bounds = |seconds: &u32| (1..=MAX_HOLD_S).contains(seconds);
+    if !new.hold_duration_s.as_ref().is_none_or(in_bounds) {
         issues.push(FieldIssue::new(
             format!("{at}hold_duration_s"),
-            "must be positive",
+            format!("must be between 1 and {MAX_HOLD_S} (36500 days)"),
         ));
     }
+    check_end(&mut issues, at, new.expires_at);
     if new.node_ids.len() > 64 {
         issues.push(FieldIssue::new(
             format!("{at}node_ids"),
@@ -76,6 +82,7 @@ pub(super) fn check_change(change: &UpdateUser) -> Result<(), ServiceError> {
     for (field, value) in limits {
         check_positive(&mut issues, "", field, value.flatten());
     }
+    check_end(&mut issues, "", change.expires_at.flatten());
     let email = change.email.as_ref().and_then(Option::as_deref);
     check_texts(
         &mut issues,
@@ -112,6 +119,14 @@ fn check_name(issues: &mut Vec<FieldIssue>, at: &str, name: &str) {
 fn check_positive(issues: &mut Vec<FieldIssue>, at: &str, field: &str, value: Option<i64>) {
     if value.is_some_and(|value| value <= 0) {
         issues.push(FieldIssue::new(format!("{at}{field}"), "must be positive"));
+    }
+}
+
+/// Not every way in reads RFC 3339: contracts and foreign exports count from 1970.
+fn check_end(issues: &mut Vec<FieldIssue>, at: &str, end: Option<Moment>) {
+    if end.is_some_and(|end| !end.0.is_rfc_3339()) {
+        let message = "must be between the years 0 and 9999";
+        issues.push(FieldIssue::new(format!("{at}expires_at"), message));
     }
 }
 
@@ -204,15 +219,25 @@ fn check_granted(
     Ok(())
 }
 
+/// Turns what was asked for into what changes in the store.
+///
+/// # Errors
+///
+/// [`ServiceError::Invalid`] of `expires_at` if a user on hold would never start.
 pub(super) fn to_store(
     change: UpdateUser,
     old: &UserRow,
     access: Access<'_>,
     now: Timestamp,
-) -> UserChange {
+) -> Result<UserChange, ServiceError> {
     let expires_at = change.expires_at.map(|at| at.map(|at| at.0));
     let end = expires_at.unwrap_or(old.expires_at);
     let over = end.is_some_and(|end| end <= now);
+    // Nodes let nobody in past the end, and a hold starts with the first connection.
+    if over && expires_at.is_some() && change.status.is_none() && old.status == UserStatus::OnHold {
+        let message = "must be in the future: the user is on hold, and would never start";
+        return Err(ServiceError::invalid("expires_at", message));
+    }
     // A later end lets an expired user in again; a larger quota is judged by the quota task.
     let status = match (change.status, old.status) {
         (None, UserStatus::Expired) if expires_at.is_some() && !over => Some(UserStatus::Active),
@@ -223,7 +248,7 @@ pub(super) fn to_store(
         }
         (status, _) => status,
     };
-    UserChange {
+    Ok(UserChange {
         username: change.username,
         admin_id: None,
         plan_id: change.plan_id.map(|plan| plan.map(PlanId)),
@@ -246,5 +271,5 @@ pub(super) fn to_store(
         telegram_id: change.telegram_id,
         note: change.note,
         tags: change.tags,
-    }
+    })
 }

@@ -115,7 +115,7 @@ pub struct CreateUser {
     pub home_region_id: Option<i64>,
     /// When access ends.
     pub expires_at: Option<Moment>,
-    /// Access lasts so many seconds from the first connection on.
+    /// Access lasts so many seconds from the first connection on; 36500 days at most.
     pub hold_duration_s: Option<u32>,
     /// Bytes in a period.
     pub quota_bytes: Option<i64>,

@@ -234,7 +234,7 @@ impl Service {
             &mut tx,
             id,
             expected,
-            &to_store(change, &old, access, now),
+            &to_store(change, &old, access, now)?,
             now,
         )
         .await?;
@@ -347,7 +347,7 @@ impl Service {
             status: Some(status),
             ..UpdateUser::default()
         };
-        let row = users::update(tx, id, None, &to_store(change, &old, access, now), now).await?;
+        let row = users::update(tx, id, None, &to_store(change, &old, access, now)?, now).await?;
         record(
             tx,
             access,

@@ -1,5 +1,6 @@
 //! How clients want a subscription written.
 
+use std::collections::HashSet;
 use std::str::FromStr;
 
 use base64::Engine as _;
@@ -125,13 +126,30 @@ fn names(servers: &[Server]) -> Vec<String> {
     servers.iter().map(|server| server.name.clone()).collect()
 }
 
+/// Returns `wanted`, or with `kind` behind it what is not taken, and takes it: a file with one name twice does not load.
+fn free_name(taken: &mut HashSet<String>, wanted: &str, kind: &str) -> String {
+    let mut name = wanted.to_owned();
+    let mut number = 1;
+    while !taken.insert(name.clone()) {
+        name = match number {
+            1 => format!("{wanted} ({kind})"),
+            _ => format!("{wanted} ({kind} {number})"),
+        };
+        number += 1;
+    }
+    name
+}
+
 fn sing_box(servers: &[Server]) -> Value {
+    let mut taken: HashSet<String> = names(servers).into_iter().collect();
+    let [proxy, auto, direct] =
+        ["proxy", "auto", "direct"].map(|name| free_name(&mut taken, name, "group"));
     let mut outbounds = Vec::new();
     if !servers.is_empty() {
-        let mut choices = vec!["auto".to_owned()];
+        let mut choices = vec![auto.clone()];
         choices.extend(names(servers));
-        outbounds.push(json!({"type": "selector", "tag": "proxy", "outbounds": choices}));
-        outbounds.push(json!({"type": "urltest", "tag": "auto", "outbounds": names(servers)}));
+        outbounds.push(json!({"type": "selector", "tag": proxy, "outbounds": choices}));
+        outbounds.push(json!({"type": "urltest", "tag": auto, "outbounds": names(servers)}));
     }
     for server in servers {
         let mut tls = json!({"enabled": true, "alpn": ["h3"]});
@@ -153,12 +171,8 @@ fn sing_box(servers: &[Server]) -> Value {
         }
         outbounds.push(outbound);
     }
-    outbounds.push(json!({"type": "direct", "tag": "direct"}));
-    let last = if servers.is_empty() {
-        "direct"
-    } else {
-        "proxy"
-    };
+    outbounds.push(json!({"type": "direct", "tag": direct}));
+    let last = if servers.is_empty() { direct } else { proxy };
     json!({
         "log": {"level": "warn"},
         "inbounds": [{"type": "mixed", "tag": "mixed", "listen": "127.0.0.1", "listen_port": 2080}],
@@ -167,12 +181,32 @@ fn sing_box(servers: &[Server]) -> Value {
     })
 }
 
+/// What Clash's heirs have without being told.
+const BUILT_IN: [&str; 7] = [
+    "DIRECT",
+    "REJECT",
+    "REJECT-DROP",
+    "PASS",
+    "PASS-RULE",
+    "COMPATIBLE",
+    "GLOBAL",
+];
+
 fn clash(servers: &[Server]) -> Value {
+    let built_in = BUILT_IN.iter().map(|name| (*name).to_owned());
+    let mut taken: HashSet<String> = built_in.chain(names(servers)).collect();
+    let servers: Vec<(String, &Server)> = servers
+        .iter()
+        .map(|server| match BUILT_IN.contains(&server.name.as_str()) {
+            true => (free_name(&mut taken, &server.name, "server"), server),
+            false => (server.name.clone(), server),
+        })
+        .collect();
     let proxies: Vec<Value> = servers
         .iter()
-        .map(|server| {
+        .map(|(name, server)| {
             let mut proxy = json!({
-                "name": server.name, "type": "hysteria2", "server": server.host,
+                "name": name, "type": "hysteria2", "server": server.host,
                 "port": server.port, "password": server.credential.as_str(), "alpn": ["h3"],
                 "sni": server.sni.as_ref().unwrap_or(&server.host),
             });
@@ -189,18 +223,20 @@ fn clash(servers: &[Server]) -> Value {
     if proxies.is_empty() {
         return json!({"mixed-port": 7890, "mode": "rule", "proxies": [], "rules": ["MATCH,DIRECT"]});
     }
-    let mut choices = vec!["auto".to_owned()];
-    choices.extend(names(servers));
+    let [proxy, auto] = ["proxy", "auto"].map(|name| free_name(&mut taken, name, "group"));
+    let names: Vec<String> = servers.into_iter().map(|(name, _)| name).collect();
+    let mut choices = vec![auto.clone()];
+    choices.extend_from_slice(&names);
     json!({
         "mixed-port": 7890,
         "mode": "rule",
         "proxies": proxies,
+        "rules": [format!("MATCH,{proxy}")],
         "proxy-groups": [
-            {"name": "proxy", "type": "select", "proxies": choices},
-            {"name": "auto", "type": "url-test", "proxies": names(servers),
+            {"name": proxy, "type": "select", "proxies": choices},
+            {"name": auto, "type": "url-test", "proxies": names,
              "url": "https://www.gstatic.com/generate_204", "interval": 300},
         ],
-        "rules": ["MATCH,proxy"],
     })
 }
 
@@ -324,6 +360,86 @@ mod tests {
             config["obfs"]["salamander"]["password"],
             "- \"salt\": yes #\n&*"
         );
+    }
+
+    #[test]
+    fn groups_have_other_names_than_servers() {
+        let named = |names: &[&str]| -> Vec<Server> {
+            let with = |name: &&str| Server {
+                name: (*name).to_owned(),
+                ..server()
+            };
+            names.iter().map(with).collect()
+        };
+        let distinct = |names: &[String]| {
+            let all: HashSet<_> = names.iter().collect();
+            assert_eq!(all.len(), names.len(), "{names:?}");
+        };
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        for names in [
+            &["ny", "auto", "proxy", "direct"][..],
+            &[
+                "auto",
+                "auto (group)",
+                "auto (group 2)",
+                "proxy (group)",
+                "proxy",
+            ],
+            &[
+                "DIRECT",
+                "REJECT",
+                "GLOBAL",
+                "PASS",
+                "COMPATIBLE",
+                "REJECT-DROP",
+                "direct",
+            ],
+            &["DIRECT", "DIRECT (server)"],
+        ] {
+            let servers = named(names);
+            let config: Value =
+                serde_json::from_str(&Format::SingBox.write(&servers, "").unwrap()).unwrap();
+            let outbounds = config["outbounds"].as_array().unwrap();
+            let tags: Vec<String> = outbounds.iter().map(|out| text(&out["tag"])).collect();
+            distinct(&tags);
+            assert_eq!(tags[2..tags.len() - 1], *names, "servers keep their names");
+            assert_eq!(config["route"]["final"], outbounds[0]["tag"]);
+            for group in &outbounds[..2] {
+                for choice in group["outbounds"].as_array().unwrap() {
+                    assert!(
+                        tags.contains(&text(choice)) && *choice != group["tag"],
+                        "{group}"
+                    );
+                }
+            }
+
+            let config = read_yaml(&Format::Clash.write(&servers, "").unwrap());
+            let built_in = [
+                "DIRECT",
+                "REJECT",
+                "REJECT-DROP",
+                "PASS",
+                "COMPATIBLE",
+                "GLOBAL",
+            ];
+            let mut all: Vec<String> = built_in.map(str::to_owned).to_vec();
+            let groups = config["proxy-groups"].as_array().unwrap();
+            for it in config["proxies"].as_array().unwrap().iter().chain(groups) {
+                all.push(text(&it["name"]));
+            }
+            distinct(&all);
+            assert_eq!(
+                config["rules"],
+                json!([format!("MATCH,{}", text(&groups[0]["name"]))])
+            );
+            for group in groups {
+                for choice in group["proxies"].as_array().unwrap() {
+                    let choice = text(choice);
+                    assert!(all[built_in.len()..].contains(&choice), "{choice}");
+                    assert_ne!(choice, text(&group["name"]));
+                }
+            }
+        }
     }
 
     #[test]

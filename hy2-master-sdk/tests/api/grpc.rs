@@ -56,6 +56,33 @@ on_both! {
         fleet.stop().await;
     }
 
+    async fn moments_that_cannot_be_written_are_refused(fleet) {
+        let owner = fleet.owner().await;
+        let mut grpc = connect(&fleet).await;
+        for seconds in [253_402_300_800, i64::MAX, i64::MIN] {
+            let late = Some(prost_types::Timestamp { seconds, nanos: 0 });
+            let new = pb::CreateUserRequest {
+                username: "ann".into(),
+                expires_at: late,
+                ..Default::default()
+            };
+            let refused = grpc.create_user(ask(&owner, new)).await.unwrap_err();
+            assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+            assert!(refused.message().contains("expires_at"), "{refused}");
+        }
+        let user = json!({"username": "bob", "hold_duration_s": 60});
+        let user = owner.post("/api/v1/users", &user).await.expect(201);
+        let past = pb::UpdateUserRequest {
+            id: user["id"].as_u64().unwrap(),
+            expires_at: Some(prost_types::Timestamp { seconds: 1, nanos: 0 }),
+            ..Default::default()
+        };
+        let refused = grpc.update_user(ask(&owner, past)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+        assert!(refused.message().contains("expires_at"), "{refused}");
+        fleet.stop().await;
+    }
+
     async fn regions_are_made_over_grpc_and_users_name_them_by_their_codes(fleet) {
         let owner = fleet.owner().await;
         let mut grpc = connect(&fleet).await;

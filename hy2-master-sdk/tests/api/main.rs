@@ -10,6 +10,7 @@ mod events;
 mod grpc;
 mod harness;
 mod hostile;
+mod obfuscation;
 #[path = "../support/postgres.rs"]
 mod postgres;
 mod reconciled;

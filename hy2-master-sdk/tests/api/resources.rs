@@ -473,6 +473,69 @@ on_both! {
         fleet.stop().await;
     }
 
+    async fn no_length_and_no_end_leaves_the_years_that_can_be_written(fleet) {
+        let owner = fleet.owner().await;
+        let refused = async |path: &str, body: Value, field: &str| {
+            let answer = owner.post(path, &body).await.expect(422);
+            assert_eq!(answer["errors"][0]["path"], field, "{answer}");
+        };
+        for days in [36_501, 1_000_000_000_000_000_000_i64] {
+            refused("/api/v1/plans", json!({"name": "p", "duration_days": days}), "duration_days").await;
+        }
+        let plan = json!({"name": "p", "duration_days": 36_500});
+        let plan = owner.post("/api/v1/plans", &plan).await.expect(201);
+        let change = json!({"duration_days": 36_501});
+        let answer = owner.patch(&format!("/api/v1/plans/{}", plan["id"]), &change).await.expect(422);
+        assert_eq!(answer["errors"][0]["path"], "duration_days");
+        let hold = json!({"username": "x", "hold_duration_s": 3_153_600_001_u32});
+        refused("/api/v1/users", hold, "hold_duration_s").await;
+        let late = json!({"username": "x", "expires_at": "9999-12-31T23:59:59-12:00"});
+        refused("/api/v1/users", late, "expires_at").await;
+        let hold = json!({"username": "ann", "hold_duration_s": 3_153_600_000_u32});
+        owner.post("/api/v1/users", &hold).await.expect(201);
+        let late = json!({"username": "bob", "expires_at": "9999-12-31T23:59:59.999Z"});
+        owner.post("/api/v1/users", &late).await.expect(201);
+        let given = json!({"username": "cyd", "plan_id": plan["id"]});
+        let given = owner.post("/api/v1/users", &given).await.expect(201);
+        assert_eq!(given["expires_at"], "2126-12-22T08:00:00Z");
+        let until = json!({"body": {"previous_obfs": {"until": 253_402_300_800_000_i64}}});
+        let answer = owner.put("/api/v1/configs/fleet/0", &until).await.expect(422);
+        assert_eq!(answer["errors"][0]["path"], "body: previous_obfs.until");
+
+        let marzban = json!({"users": [
+            {"username": "m0", "expire": 253_402_300_800_i64},
+            {"username": "m1", "status": "on_hold", "on_hold_expire_duration": 5_000_000_000_i64},
+        ]});
+        let import = json!({"format": "marzban", "data": marzban});
+        let report = owner.post("/api/v1/users:import", &import).await.expect(200);
+        let failed: Vec<_> = report["failed"].as_array().unwrap().iter().map(|it| it["path"].clone()).collect();
+        assert_eq!(failed, ["users[0].expires_at", "users[1].hold_duration_s"], "{report}");
+        // What goes out comes in again.
+        let data = owner.get("/api/v1/users:export").await.expect(200);
+        let import = json!({"format": "json", "data": data});
+        let report = owner.post("/api/v1/users:import", &import).await.expect(200);
+        assert_eq!((&report["failed"], &report["skipped"]), (&json!([]), &json!(["ann", "bob", "cyd"])));
+        fleet.stop().await;
+    }
+
+    async fn who_is_on_hold_gets_no_end_in_the_past(fleet) {
+        let owner = fleet.owner().await;
+        let user = json!({"username": "ann", "hold_duration_s": 86_400});
+        let user = owner.post("/api/v1/users", &user).await.expect(201);
+        let path = format!("/api/v1/users/{}", user["id"]);
+        for end in ["2020-01-01T00:00:00Z", "2027-01-15T08:00:00Z"] {
+            let answer = owner.patch(&path, &json!({"expires_at": end})).await.expect(422);
+            assert_eq!(answer["errors"][0]["path"], "expires_at", "{answer}");
+        }
+        assert_eq!(owner.get(&path).await.expect(200)["expires_at"], Value::Null);
+        let change = json!({"expires_at": "2028-01-01T00:00:00Z"});
+        assert_eq!(owner.patch(&path, &change).await.expect(200)["status"], "on_hold");
+        // Who is taken off hold with it is over, and shown as such.
+        let change = json!({"expires_at": "2020-01-01T00:00:00Z", "status": "active"});
+        assert_eq!(owner.patch(&path, &change).await.expect(200)["status"], "expired");
+        fleet.stop().await;
+    }
+
     async fn nodes_are_cordoned_revoked_and_asked_when_away(fleet) {
         let owner = fleet.owner().await;
         let node = fleet.node("ny").await;

@@ -357,7 +357,12 @@ impl Hunt {
                    "obfs": {"salamander": {"password": key}}})
         };
         self.fleet.put_config(body(&first)).await;
-        self.fleet.put_config(body(&second)).await;
+        // Two obfuscations are accepted at once: plain, from before the first, is given up for it.
+        let mut next = body(&second);
+        next["previous_obfs"] = json!({
+            "obfs": {"salamander": {"password": first}}, "until": 4_000_000_000_000_i64,
+        });
+        self.fleet.put_config(next).await;
         let chosen = word("chosen");
         self.secrets.text("a chosen credential", &chosen);
         let mark = word("note");

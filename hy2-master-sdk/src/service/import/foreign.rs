@@ -46,7 +46,8 @@ impl MarzbanUser {
         Row {
             username: self.username,
             expires_at: seconds(self.expire),
-            hold_duration_s: hold.and_then(|seconds| u32::try_from(seconds).ok()),
+            // What does not fit is refused with the rest that is too long; left out, it would be no end at all.
+            hold_duration_s: hold.map(|seconds| u32::try_from(seconds).unwrap_or(u32::MAX)),
             quota_bytes: left(self.data_limit, self.used_traffic.unwrap_or(0)),
             renewal: self
                 .data_limit_reset_strategy
@@ -141,7 +142,8 @@ impl ThreeXUiClient {
             username: self.email,
             status: Some(if self.enable { "active" } else { "disabled" }.to_owned()),
             expires_at: (self.expiry_time > 0).then_some(Moment(Timestamp(self.expiry_time))),
-            hold_duration_s: hold.and_then(|seconds| u32::try_from(seconds).ok()),
+            // What does not fit is refused with the rest that is too long; left out, it would be no end at all.
+            hold_duration_s: hold.map(|seconds| u32::try_from(seconds).unwrap_or(u32::MAX)),
             quota_bytes: left(Some(self.total_gb), used),
             renewal: (self.reset > 0).then(|| ("reset", format!("{} days", self.reset))),
             max_devices: Some(self.limit_ip).filter(|limit| *limit > 0),
