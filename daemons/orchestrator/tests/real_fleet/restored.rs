@@ -33,7 +33,10 @@ async fn agents_come_back_by_the_new_epoch_to_a_restored_postgresql() {
 
 async fn run(store: Store) {
     let mut fleet = Fleet::start(store, 3).await;
-    let alice = fleet.user("alice", json!({})).await;
+    // With a quota: what the nodes hold of it is lent anew by the restored master, and no stream notices.
+    let alice = fleet
+        .user("alice", json!({"quota_bytes": 1_u64 << 30}))
+        .await;
     let links = fleet.links(&alice).await;
     let (mut clients, mut loads) = (Vec::new(), Vec::new());
     for (seed, uri) in links.iter().enumerate() {
