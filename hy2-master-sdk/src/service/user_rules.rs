@@ -128,7 +128,10 @@ fn check_texts(
             "must have at most 2000 bytes",
         ));
     }
-    if email.is_some_and(|email| email.len() > 254 || !email.contains('@')) {
+    let is_address = |email: &str| {
+        email.len() <= 254 && email.contains('@') && !email.contains(char::is_whitespace)
+    };
+    if email.is_some_and(|email| !is_address(email)) {
         issues.push(FieldIssue::new(format!("{at}email"), "is not an address"));
     }
     let bad = |tag: &String| tag.is_empty() || tag.len() > 64;

@@ -21,4 +21,5 @@ mod redis_server;
 mod regions;
 mod resources;
 mod rights;
+mod round_trip;
 mod subscriptions;
