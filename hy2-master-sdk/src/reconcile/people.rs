@@ -60,6 +60,7 @@ pub(super) async fn limits(core: Arc<Core>, fence: Option<Fence>) -> Result<(), 
         }
         // New periods before quotas: who has a new one is not limited by the old.
         let renewed = due::periods(&mut tx, now).await?;
+        users::lock(&mut tx, &renewed).await?;
         for user in &renewed {
             users::reset_traffic(&mut tx, *user, "a new period", "system", now).await?;
         }

@@ -22,4 +22,5 @@ mod regions;
 mod resources;
 mod rights;
 mod round_trip;
+mod spent;
 mod subscriptions;
