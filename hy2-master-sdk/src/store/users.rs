@@ -365,6 +365,7 @@ pub async fn reset_traffic(
         .await
         .rows())?;
     const SQL: &str = "update users set status = case when status = 'limited' then 'active' else status end, \
+                       status_reason = case when status = 'limited' then '' else status_reason end, \
                        period_started_at = $2, rev = rev + 1, updated_at = $2 where id = $1";
     on!(tx, |ex| sqlx::query(SQL)
         .bind(id)

@@ -1,6 +1,7 @@
 //! A reseller's quota: what its users have used counts as spent for good.
 
 use hy2_master_sdk::domain::NodeId;
+use hy2_master_sdk::store::due;
 use hy2_master_sdk::store::traffic::{Batch, BatchRow};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -211,6 +212,21 @@ on_both! {
         shop.owner.patch(&shop.account, &json!({"quota_bytes": null})).await.expect(200);
         let new = json!({"username": "v", "plan_id": daily});
         shop.ann.post("/api/v1/users", &new).await.expect(201);
+        fleet.stop().await;
+    }
+
+    async fn who_starts_anew_has_no_reason_left(fleet) {
+        let mut shop = Shop::open(&fleet, 1000).await;
+        let user = shop.user("u", 10).await;
+        shop.uses(&fleet, user, 10).await;
+        let mut tx = fleet.master.store().begin().await.unwrap();
+        due::used_up(&mut tx, None, START).await.unwrap();
+        tx.commit().await.unwrap();
+        let said = |user: &Value| (user["status"].clone(), user["status_reason"].clone());
+        let limited = shop.ann.get(&at_user(user)).await.expect(200);
+        assert_eq!(said(&limited), (json!("limited"), json!("the quota is used up")));
+        let anew = shop.ann.post(&format!("{}/reset", at_user(user)), &json!({})).await.expect(200);
+        assert_eq!(said(&anew), (json!("active"), json!("")));
         fleet.stop().await;
     }
 }
