@@ -253,7 +253,7 @@ pub async fn get(tx: &mut Tx, id: UserId) -> Result<UserRow, StoreError> {
 }
 
 /// Changes a user, if it is still at `expected_rev` (`None`: whatever it is at), and bumps every
-/// node that serves the user.
+/// node that serves the user. With another plan that has pools, the user moves to nodes of these.
 ///
 /// # Errors
 ///
@@ -301,6 +301,9 @@ pub async fn update(
         .await
         .rows())?;
     super::assignments::touch_users(tx, &[id], now).await?;
+    if change.plan_id.is_some_and(|plan| plan != old.plan_id) {
+        super::assignments::leave_other_pools(tx, id).await?;
+    }
     tx.call(Topic::Users);
     get(tx, id).await
 }
