@@ -142,28 +142,35 @@ fn check_texts(
     }
 }
 
-/// Checks a reseller's limits with the row locked, so that two requests at once count each other.
-pub(super) async fn check_reseller(
+/// Checks a user whom a reseller makes: what holds of each alone.
+pub(super) async fn check_reseller_user(
     tx: &mut Tx,
     owner: AdminId,
     quota: Option<i64>,
     plan: Option<&PlanRow>,
 ) -> Result<(), ServiceError> {
+    let admin = admins::get_in(tx, owner).await?;
+    check_plan(&admin, plan)?;
+    check_has_quota(&admin, quota)
+}
+
+/// Checks that what a reseller has made in this transaction is within its limits. After the last of it, so that the
+/// reseller's row is locked after those of users and nodes, as everybody locks them; two requests at once count each
+/// other.
+pub(super) async fn check_reseller_room(tx: &mut Tx, owner: AdminId) -> Result<(), ServiceError> {
     let admin = admins::get_for_update(tx, owner).await?;
     if let Some(most) = admin.max_users
-        && admins::user_count(tx, owner).await? >= most
+        && admins::user_count(tx, owner).await? > most
     {
         return Err(ServiceError::conflict(
             "user_limit",
             "your account may have no more users",
         ));
     }
-    check_plan(&admin, plan)?;
-    check_room(tx, &admin, quota, quota.unwrap_or(0)).await
+    check_room(tx, &admin).await
 }
 
-/// Checks the quota that a reseller has given a user in this transaction. After the change, so that the reseller's row is
-/// locked after those of users and nodes: everybody locks in this order.
+/// Checks the quota that a reseller has given a user in this transaction.
 pub(super) async fn check_reseller_quota(
     tx: &mut Tx,
     owner: AdminId,
@@ -176,8 +183,9 @@ pub(super) async fn check_reseller_quota(
     let admin = admins::get_for_update(tx, owner).await?;
     // Less is always possible, and what was used stays used, however small the quota becomes.
     let held = |row: &UserRow| row.quota_bytes.unwrap_or(0).max(old.used());
-    match held(new) > held(old) || new.quota_bytes.is_none() {
-        true => check_room(tx, &admin, new.quota_bytes, 0).await,
+    check_has_quota(&admin, new.quota_bytes)?;
+    match held(new) > held(old) {
+        true => check_room(tx, &admin).await,
         false => Ok(()),
     }
 }
@@ -191,8 +199,7 @@ pub(super) async fn check_reseller_plan(
     check_plan(&admins::get_in(tx, owner).await?, Some(plan))
 }
 
-/// Checks what a reseller set back in this transaction: it is spent, and their quotas are there once more. After the
-/// last of them, so that the reseller's row is locked after those of all users.
+/// Checks what a reseller set back in this transaction: it is spent, and their quotas are there once more.
 pub(super) async fn check_reseller_resets(tx: &mut Tx, owner: AdminId) -> Result<(), ServiceError> {
     if tx.spent(owner) == 0 {
         return Ok(());
@@ -233,23 +240,22 @@ fn check_plan(admin: &admins::AdminRow, plan: Option<&PlanRow>) -> Result<(), Se
     Ok(())
 }
 
-/// Checks that a reseller's quota has room for the one of a user, of which `more` is not in the store yet.
-async fn check_room(
-    tx: &mut Tx,
-    admin: &admins::AdminRow,
-    quota: Option<i64>,
-    more: i64,
-) -> Result<(), ServiceError> {
+fn check_has_quota(admin: &admins::AdminRow, quota: Option<i64>) -> Result<(), ServiceError> {
+    match admin.quota_bytes.is_some() && quota.is_none() {
+        true => Err(ServiceError::invalid(
+            "quota_bytes",
+            "your users need a quota",
+        )),
+        false => Ok(()),
+    }
+}
+
+/// Checks that a reseller's quota has room for what its users have by now.
+async fn check_room(tx: &mut Tx, admin: &admins::AdminRow) -> Result<(), ServiceError> {
     let Some(most) = admin.quota_bytes else {
         return Ok(());
     };
-    if quota.is_none() {
-        return Err(ServiceError::invalid(
-            "quota_bytes",
-            "your users need a quota",
-        ));
-    }
-    if total(tx, admin).await?.saturating_add(more) > most {
+    if total(tx, admin).await? > most {
         let detail =
             "the quotas of your users and what was spent before would exceed that of your account";
         return Err(ServiceError::conflict("quota_limit", detail));

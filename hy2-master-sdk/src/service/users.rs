@@ -8,8 +8,8 @@ use super::moment::Moment;
 use super::page::{Page, PageRequest};
 use super::regions::check_region;
 use super::user_rules::{
-    check_change, check_reseller, check_reseller_plan, check_reseller_quota, check_reseller_resets,
-    check_reseller_status, check_user, to_store,
+    check_change, check_reseller_plan, check_reseller_quota, check_reseller_resets,
+    check_reseller_room, check_reseller_status, check_reseller_user, check_user, to_store,
 };
 pub use super::user_view::{BatchAction, CreateUser, UpdateUser, UserView};
 use super::{Record, Service, ServiceError, record};
@@ -110,11 +110,15 @@ impl Service {
         check_user(&new, "")?;
         let mut tx = self.store().begin().await?;
         let row = self.create_user_in(&mut tx, access, &new, now).await?;
+        if let Some(owner) = access.owner() {
+            check_reseller_room(&mut tx, owner).await?;
+        }
         tx.commit().await?;
         Ok(row)
     }
 
-    /// Makes a user in a transaction that makes others too. `new` has been checked.
+    /// Makes a user in a transaction that makes others too. `new` has been checked; whether a reseller may have so many is
+    /// checked after the last one.
     pub(super) async fn create_user_in(
         &self,
         tx: &mut Tx,
@@ -127,7 +131,7 @@ impl Service {
             None => None,
         };
         if let Some(owner) = access.owner() {
-            check_reseller(tx, owner, new.quota_bytes, plan.as_ref()).await?;
+            check_reseller_user(tx, owner, new.quota_bytes, plan.as_ref()).await?;
         }
         let end = plan.and_then(|plan| plan.end(now));
         check_region(tx, "home_region_id", new.home_region_id).await?;

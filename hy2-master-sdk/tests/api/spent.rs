@@ -110,6 +110,9 @@ on_both! {
         assert_eq!(shop.spent().await, 600);
         shop.refused("v", 401).await;
         let other = shop.user("v", 400).await;
+        let two = json!([{"username": "w", "quota_bytes": 1}, {"username": "x", "quota_bytes": 1}]);
+        let import = json!({"format": "json", "data": two});
+        assert_eq!(ann.post("/api/v1/users:import", &import).await.problem(409), "quota_limit");
         // What is reported of a user who is gone counts too.
         shop.uses(&fleet, user, 50).await;
         let quota = |bytes: i64| json!({"quota_bytes": bytes});

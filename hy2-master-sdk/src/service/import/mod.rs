@@ -17,7 +17,7 @@ use self::ours::{check_json, csv_of, json_of, own, read_csv};
 use super::moment::Moment;
 use super::page::{MAX_SIZE, PageRequest};
 use super::regions::no_region;
-use super::user_rules::check_user;
+use super::user_rules::{check_reseller_room, check_user};
 use super::users::{CreateUser, ListUsers, UserView};
 use super::{FieldIssue, Service, ServiceError};
 use crate::auth::access::Access;
@@ -203,6 +203,11 @@ impl Service {
                 users::update(&mut tx, row.id, None, &change, now).await?;
             }
             report.created += 1;
+        }
+        if let Some(owner) = access.owner()
+            && report.created > 0
+        {
+            check_reseller_room(&mut tx, owner).await?;
         }
         match dry_run {
             true => tx.rollback().await?,
