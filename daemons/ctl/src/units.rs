@@ -57,6 +57,12 @@ pub(crate) fn number(text: &str) -> Result<Value, String> {
         .map_err(|_| "expected a number".to_owned())
 }
 
+/// Reads a factor like `1.5` into billionths.
+pub(crate) fn billionths(text: &str) -> Result<Value, String> {
+    scaled(text, &[("", 1_000_000_000)], 1)
+        .map_err(|()| "expected a factor like 1.5, with at most 9 decimals".to_owned())
+}
+
 /// Reads `40.7,-74`: degrees north and east.
 pub(crate) fn location(text: &str) -> Result<Value, String> {
     let wrong = || "expected degrees north and east like 40.7,-74".to_owned();
@@ -184,6 +190,22 @@ mod tests {
         assert_eq!(rate("100mbps"), Ok(json!(12_500_000)));
         assert_eq!(rate("1.5 Gbps"), Ok(json!(187_500_000)));
         assert!(rate("100").is_err());
+    }
+
+    #[test]
+    fn factors_are_read_to_the_last_decimal() {
+        for (text, expected) in [
+            ("1", 1_000_000_000_i64),
+            ("0", 0),
+            ("1.5", 1_500_000_000),
+            ("0.000000001", 1),
+            ("1000", 1_000_000_000_000),
+        ] {
+            assert_eq!(billionths(text), Ok(json!(expected)), "{text}");
+        }
+        for text in ["", "-1", "1x", "one", "0.0000000001", "1,5"] {
+            assert!(billionths(text).is_err(), "{text}");
+        }
     }
 
     #[test]

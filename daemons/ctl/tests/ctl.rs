@@ -683,11 +683,22 @@ async fn nodes_enrol_serve_and_go() {
         "100",
         "--provider",
         "x",
+        "--billing-multiplier",
+        "1.5",
         "--tag",
         "eu",
         "--name",
         "bln",
     ]);
+    assert_eq!(changed["billing_multiplier"], 1_500_000_000);
+    let much = ["nodes", "update", "bln", "--billing-multiplier", "1001"];
+    let refused = ctl.run(&much);
+    assert_eq!(refused.code, 5);
+    assert!(
+        refused.stderr.contains("billing_multiplier"),
+        "{}",
+        refused.stderr
+    );
     assert_eq!(
         (
             &changed["weight"],

@@ -117,7 +117,7 @@ async fn get_plan_pools(
     Ok(Json(PlanPools { pool_ids }))
 }
 
-/// Says which pools a plan has. Users keep the nodes that they have.
+/// Says which pools a plan has. Users keep the nodes that they have; who is given the plan from now on moves to its pools.
 #[utoipa::path(put, path = "/plans/{id}/pools", tag = "plans", request_body = PlanPools,
     params(("id" = i64, Path)), responses((status = 200, body = PlanPools), errors::Common))]
 async fn set_plan_pools(

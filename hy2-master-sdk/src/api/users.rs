@@ -409,7 +409,8 @@ struct ResetRequest {
     reason: String,
 }
 
-/// Starts a user's quota anew. Counters are never set back.
+/// Starts a user's quota anew. Counters are never set back: what was used is spent of the quota of the user's reseller, who is
+/// refused (409, `quota_limit`) when no room for it is left there.
 #[utoipa::path(post, path = "/users/{id}/reset", tag = "users", params(("id" = i64, Path)),
     request_body = ResetRequest, responses((status = 200, body = UserView), errors::Common))]
 async fn reset_user_traffic(

@@ -1,11 +1,8 @@
 //! Buckets in this process.
 
 use std::collections::HashMap;
-use std::num::NonZeroU32;
-use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use governor::clock::{Clock, DefaultClock};
-use governor::{DefaultKeyedRateLimiter, Quota};
 use parking_lot::Mutex;
 
 use super::{Limit, Limited};
@@ -19,11 +16,10 @@ const MAX_KEYS: usize = 200_000;
 /// Where the keys beyond [`MAX_KEYS`] meet.
 const OVERFLOW: &str = "\0overflow";
 
-/// Token buckets by limit and key.
+/// Token buckets by limit and key, each as the moment at which it is full again.
 #[derive(Default)]
 pub struct LocalLimiter {
-    clock: DefaultClock,
-    limits: Mutex<HashMap<Limit, Arc<DefaultKeyedRateLimiter<String>>>>,
+    limits: Mutex<HashMap<Limit, HashMap<String, Instant>>>,
 }
 
 impl LocalLimiter {
@@ -33,33 +29,46 @@ impl LocalLimiter {
     ///
     /// [`Limited`] if it is empty.
     pub fn check(&self, limit: Limit, key: &str) -> Result<(), Limited> {
-        let limiter = self.limiter(limit);
-        if limiter.len() > SWEEP_AT {
-            limiter.retain_recent();
+        self.check_at(limit, key, Instant::now())
+    }
+
+    /// Puts back what was taken of the bucket of `key`; a full one stays full.
+    pub fn give_back(&self, limit: Limit, key: &str) {
+        let mut limits = self.limits.lock();
+        if let Some(full_at) = limits.get_mut(&limit).and_then(|keys| keys.get_mut(key))
+            && let Some(earlier) = full_at.checked_sub(each(limit))
+        {
+            *full_at = earlier;
         }
-        let key = if limiter.len() > MAX_KEYS {
+    }
+
+    fn check_at(&self, limit: Limit, key: &str, now: Instant) -> Result<(), Limited> {
+        let mut limits = self.limits.lock();
+        let keys = limits.entry(limit).or_default();
+        if keys.len() > SWEEP_AT {
+            keys.retain(|_, full_at| *full_at > now);
+        }
+        let key = if keys.len() > MAX_KEYS && !keys.contains_key(key) {
             OVERFLOW
         } else {
             key
         };
-        limiter
-            .check_key(&key.to_owned())
-            .map_err(|not_until| Limited {
-                retry_after: not_until.wait_time_from(self.clock.now()),
-            })
+        let each = each(limit);
+        let full_at = keys.get(key).map_or(now, |full_at| (*full_at).max(now)) + each;
+        let empty_for = full_at.saturating_duration_since(now);
+        match empty_for.checked_sub(each * limit.burst.max(1)) {
+            Some(retry_after) if retry_after > Duration::ZERO => Err(Limited { retry_after }),
+            _ => {
+                keys.insert(key.to_owned(), full_at);
+                Ok(())
+            }
+        }
     }
+}
 
-    fn limiter(&self, limit: Limit) -> Arc<DefaultKeyedRateLimiter<String>> {
-        let mut limits = self.limits.lock();
-        let made = limits.entry(limit).or_insert_with(|| {
-            let burst = NonZeroU32::new(limit.burst).unwrap_or(NonZeroU32::MIN);
-            let quota = Quota::with_period(limit.period / burst.get())
-                .unwrap_or_else(|| Quota::per_second(burst))
-                .allow_burst(burst);
-            Arc::new(DefaultKeyedRateLimiter::keyed(quota))
-        });
-        Arc::clone(made)
-    }
+/// How long one takes to come back.
+fn each(limit: Limit) -> Duration {
+    limit.period / limit.burst.max(1)
 }
 
 impl std::fmt::Debug for LocalLimiter {
@@ -71,7 +80,6 @@ impl std::fmt::Debug for LocalLimiter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     const FIVE: Limit = Limit::new("five", 5, 900);
 
@@ -94,5 +102,55 @@ mod tests {
         }
         limiter.check(FIVE, "b").unwrap();
         limiter.check(Limit::new("six", 5, 900), "a").unwrap();
+    }
+
+    #[test]
+    fn a_bucket_fills_by_one_after_the_other_and_holds_no_more_than_it_did() {
+        let (limiter, start) = (LocalLimiter::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        for _ in 0..5 {
+            limiter.check_at(FIVE, "a", start).unwrap();
+        }
+        let limited = limiter.check_at(FIVE, "a", at(1)).unwrap_err();
+        assert_eq!(limited.retry_after, Duration::from_secs(179));
+        limiter.check_at(FIVE, "a", at(180)).unwrap();
+        assert!(limiter.check_at(FIVE, "a", at(180)).is_err());
+        for _ in 0..5 {
+            limiter.check_at(FIVE, "a", at(9_000)).unwrap();
+        }
+        assert!(limiter.check_at(FIVE, "a", at(9_000)).is_err());
+    }
+
+    #[test]
+    fn what_is_given_back_can_be_taken_once_more_and_a_full_bucket_stays_as_it_is() {
+        let (limiter, now) = (LocalLimiter::default(), Instant::now());
+        for _ in 0..50 {
+            limiter.check_at(FIVE, "a", now).unwrap();
+            limiter.give_back(FIVE, "a");
+        }
+        limiter.give_back(FIVE, "a");
+        limiter.give_back(FIVE, "nobody");
+        for _ in 0..5 {
+            limiter.check_at(FIVE, "a", now).unwrap();
+        }
+        assert!(limiter.check_at(FIVE, "a", now).is_err());
+        limiter.give_back(FIVE, "a");
+        limiter.check_at(FIVE, "a", now).unwrap();
+        assert!(limiter.check_at(FIVE, "a", now).is_err());
+    }
+
+    #[test]
+    fn beyond_so_many_keys_new_ones_share_a_bucket() {
+        let (limiter, now) = (LocalLimiter::default(), Instant::now());
+        for key in 0..=MAX_KEYS {
+            let key = key.to_string();
+            let mut limits = limiter.limits.lock();
+            let keys = limits.entry(FIVE).or_default();
+            keys.insert(key, now + Duration::from_secs(900));
+        }
+        for key in ["a", "b", "c", "d", "e"] {
+            limiter.check_at(FIVE, key, now).unwrap();
+        }
+        assert!(limiter.check_at(FIVE, "f", now).is_err());
     }
 }

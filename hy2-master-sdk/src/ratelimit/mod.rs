@@ -27,13 +27,13 @@ pub struct Limit {
     pub period: Duration,
 }
 
-/// Logins of one account from one address: 5 in 15 minutes.
+/// Logins of one account from one address that fail: 5 in 15 minutes.
 pub const LOGIN: Limit = Limit::new("login", 5, 15 * 60);
 
 /// Logins from one address, whatever the account: 30 in 15 minutes.
 pub const LOGIN_ADDRESS: Limit = Limit::new("login-address", 30, 15 * 60);
 
-/// Logins to one account from anywhere: 100 an hour. Wide, because whoever uses it up locks the
+/// Logins to one account from anywhere that fail: 100 an hour. Wide, because whoever uses it up locks the
 /// account out.
 pub const LOGIN_ACCOUNT: Limit = Limit::new("login-account", 100, 3_600);
 
@@ -131,6 +131,19 @@ impl RateLimiter {
                 .increment(1);
         }
         answer
+    }
+
+    /// Puts back what [`check`](Self::check) took of the bucket of `key`: what was asked for has turned out to be right.
+    #[cfg_attr(
+        not(feature = "redis"),
+        allow(clippy::unused_async, reason = "same shape with Redis")
+    )]
+    pub async fn give_back(&self, limit: Limit, key: &str) {
+        self.local.give_back(limit, key);
+        #[cfg(feature = "redis")]
+        if let Some(shared) = &self.shared {
+            shared.give_back(limit, key).await;
+        }
     }
 }
 

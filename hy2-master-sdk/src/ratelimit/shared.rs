@@ -9,7 +9,7 @@ use super::{Limit, Limited};
 use crate::redis::Redis;
 
 /// Token bucket: tokens and the time of the last refill (Redis's own clock, in microseconds) in
-/// one hash; returns 0, or the microseconds until the next token. Numbers are written out in full:
+/// one hash; returns 0, or the microseconds until the next token. Takes a token or puts one back. Numbers are written out in full:
 /// Lua's own way keeps 14 digits, and microseconds have 16.
 const BUCKET: &str = r"
 local now = redis.call('TIME')
@@ -23,7 +23,9 @@ if now > at then
   tokens = math.min(burst, tokens + (now - at) / each)
 end
 local wait = 0
-if tokens >= 1 then
+if ARGV[3] == 'back' then
+  tokens = math.min(burst, tokens + 1)
+elseif tokens >= 1 then
   tokens = tokens - 1
 else
   wait = math.ceil((1 - tokens) * each)
@@ -51,6 +53,20 @@ impl SharedLimiter {
 
     /// Takes one from the bucket of `key`; `None` if Redis does not answer.
     pub async fn check(&self, limit: Limit, key: &str) -> Option<Result<(), Limited>> {
+        Some(match self.run(limit, key, "take").await? {
+            0 => Ok(()),
+            wait => Err(Limited {
+                retry_after: Duration::from_micros(wait),
+            }),
+        })
+    }
+
+    /// Puts back what was taken of the bucket of `key`; if Redis does not answer, it comes back with time.
+    pub async fn give_back(&self, limit: Limit, key: &str) {
+        self.run(limit, key, "back").await;
+    }
+
+    async fn run(&self, limit: Limit, key: &str, what: &str) -> Option<u64> {
         let burst = limit.burst.max(1);
         let each = (limit.period / burst).as_micros().max(1);
         // What was typed as a name may be a password, and addresses are private: their hash is enough.
@@ -58,14 +74,10 @@ impl SharedLimiter {
         let mut call = self.script.prepare_invoke();
         call.key(self.redis.key("limit", &format!("{}:{key}", limit.name)))
             .arg(burst)
-            .arg(u64::try_from(each).unwrap_or(u64::MAX));
+            .arg(u64::try_from(each).unwrap_or(u64::MAX))
+            .arg(what);
         let ask = |mut connection| async move { call.invoke_async::<u64>(&mut connection).await };
-        Some(match self.redis.ask(ask).await? {
-            0 => Ok(()),
-            wait => Err(Limited {
-                retry_after: Duration::from_micros(wait),
-            }),
-        })
+        self.redis.ask(ask).await
     }
 }
 

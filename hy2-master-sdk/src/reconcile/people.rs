@@ -8,7 +8,7 @@ use super::driver::TaskError;
 use crate::core::Core;
 use crate::domain::{AssignmentSource, NodeId, ObservedState, PlanId, UserId};
 use crate::plan::assign::{Candidate, Need, choose};
-use crate::store::assignments::{self, NewAssignment};
+use crate::store::assignments::{self, Move, NewAssignment};
 use crate::store::cluster::{self, Fence};
 use crate::store::{StoreError, due, pools, users};
 
@@ -60,6 +60,7 @@ pub(super) async fn limits(core: Arc<Core>, fence: Option<Fence>) -> Result<(), 
         }
         // New periods before quotas: who has a new one is not limited by the old.
         let renewed = due::periods(&mut tx, now).await?;
+        users::lock(&mut tx, &renewed).await?;
         for user in &renewed {
             users::reset_traffic(&mut tx, *user, "a new period", "system", now).await?;
         }
@@ -87,7 +88,7 @@ pub(super) async fn limits(core: Arc<Core>, fence: Option<Fence>) -> Result<(), 
     }
 }
 
-/// Gives nodes to users who have too few.
+/// Gives nodes to users who have too few, and takes users off nodes that they leave for these.
 pub(super) async fn assign(core: Arc<Core>, fence: Option<Fence>) -> Result<(), TaskError> {
     let mut candidates = core
         .store
@@ -130,7 +131,9 @@ pub(super) async fn assign(core: Arc<Core>, fence: Option<Fence>) -> Result<(), 
         let ids = short.iter().map(|row| row.id).collect::<Vec<_>>();
         let mut has = due::nodes_of(&mut tx, &ids).await?;
         let mut never = due::taken_off(&mut tx, &ids).await?;
-        let mut chosen = Vec::new();
+        let (mut given, mut left) = (0, 0);
+        let mut leaving = due::leaving(&mut tx, &ids).await?;
+        let mut moves = Vec::new();
         for row in &short {
             let need = Need {
                 region: row.home_region_id,
@@ -140,24 +143,41 @@ pub(super) async fn assign(core: Arc<Core>, fence: Option<Fence>) -> Result<(), 
                 among: row.plan_id.and_then(|plan| pools.get(&plan).cloned()),
             };
             let first_rank = i64::try_from(need.has.len()).unwrap_or(i64::MAX);
-            for (rank, (node, score)) in (first_rank..).zip(choose(&need, &mut candidates)) {
-                chosen.push(NewAssignment {
+            let to: Vec<_> = (first_rank..)
+                .zip(choose(&need, &mut candidates))
+                .map(|(rank, (node, score))| NewAssignment {
                     user_id: row.id,
                     node_id: node,
                     rank,
                     source: AssignmentSource::Auto,
                     score: Some(score),
+                })
+                .collect();
+            let mut from = leaving.remove(&row.id).unwrap_or_default();
+            from.retain(|node| to.iter().all(|new| new.node_id != *node));
+            // Nobody leaves the last node for none.
+            if need.has.is_empty() && to.is_empty() {
+                from.clear();
+            }
+            given += to.len();
+            left += from.len();
+            if !to.is_empty() || !from.is_empty() {
+                moves.push(Move {
+                    user: row.id,
+                    plan: row.plan_id,
+                    to,
+                    from,
                 });
             }
         }
-        match assignments::assign_many(&mut tx, &chosen, now).await {
+        match assignments::move_users(&mut tx, &moves, now).await {
             Ok(()) => tx.commit().await?,
             // A node or a user went away meanwhile: the next run sees it.
             Err(StoreError::NotFound(_) | StoreError::Reference(_)) => return Ok(()),
             Err(error) => return Err(error.into()),
         }
-        if !chosen.is_empty() {
-            tracing::info!(assignments = chosen.len(), "users were given nodes");
+        if !moves.is_empty() {
+            tracing::info!(given, left, "users were given nodes");
         }
         if short.len() < BATCH as usize {
             return Ok(());

@@ -32,8 +32,11 @@ pub struct AdminView {
     pub totp: bool,
     /// Whether the password has to be changed first.
     pub must_change_password: bool,
-    /// Most that the quotas of a reseller's users may add up to.
+    /// Most that the quotas of a reseller's users and `spent_bytes` may add up to.
     pub quota_bytes: Option<i64>,
+    /// What users have used for good: in periods that are over, before their quota was started anew by somebody, or
+    /// before they were deleted. What present users have used of their present quotas is not in it.
+    pub spent_bytes: i64,
     /// Most users of a reseller.
     pub max_users: Option<i64>,
     /// Last login.
@@ -54,6 +57,7 @@ impl From<AdminRow> for AdminView {
             totp: row.totp_enc.is_some(),
             must_change_password: row.must_change_password,
             quota_bytes: row.quota_bytes,
+            spent_bytes: row.spent_bytes,
             max_users: row.max_users,
             last_login_at: row.last_login_at.map(Moment),
             rev: row.rev,
@@ -72,7 +76,7 @@ pub struct CreateAdmin {
     pub password: SecretText,
     /// Role.
     pub role: Role,
-    /// Most that the quotas of a reseller's users may add up to.
+    /// Most that a reseller's users may use in all: their quotas and what is spent may add up to no more.
     #[serde(default)]
     pub quota_bytes: Option<i64>,
     /// Most users of a reseller.
@@ -96,7 +100,7 @@ pub struct UpdateAdmin {
     pub role: Option<Role>,
     /// `active` or `disabled`.
     pub status: Option<String>,
-    /// Most that the quotas of a reseller's users may add up to.
+    /// Most that a reseller's users may use in all: their quotas and what is spent may add up to no more.
     #[serde(deserialize_with = "present")]
     #[schema(value_type = Option<i64>)]
     pub quota_bytes: Option<Option<i64>>,

@@ -6,8 +6,9 @@ use super::moment::Moment;
 use super::user_view::{CreateUser, UpdateUser};
 use super::{FieldIssue, ServiceError};
 use crate::auth::access::Access;
-use crate::domain::{AdminId, PlanId, RegionId, Timestamp, UserStatus};
+use crate::domain::{AdminId, PlanId, QuotaPeriod, RegionId, Timestamp, UserStatus};
 use crate::store::due::TIME_IS_OVER;
+use crate::store::plans::PlanRow;
 use crate::store::users::{UserChange, UserRow};
 use crate::store::{Tx, admins};
 
@@ -143,7 +144,10 @@ fn check_texts(
             "must have at most 2000 bytes",
         ));
     }
-    if email.is_some_and(|email| email.len() > 254 || !email.contains('@')) {
+    let is_address = |email: &str| {
+        email.len() <= 254 && email.contains('@') && !email.contains(char::is_whitespace)
+    };
+    if email.is_some_and(|email| !is_address(email)) {
         issues.push(FieldIssue::new(format!("{at}email"), "is not an address"));
     }
     let bad = |tag: &String| tag.is_empty() || tag.len() > 64;
@@ -153,36 +157,77 @@ fn check_texts(
     }
 }
 
-/// Checks a reseller's limits with the row locked, so that two requests at once count each other.
-pub(super) async fn check_reseller(
+/// Checks a user whom a reseller makes: what holds of each alone.
+pub(super) async fn check_reseller_user(
     tx: &mut Tx,
     owner: AdminId,
     quota: Option<i64>,
+    plan: Option<&PlanRow>,
 ) -> Result<(), ServiceError> {
+    let admin = admins::get_in(tx, owner).await?;
+    check_plan(&admin, plan)?;
+    check_has_quota(&admin, quota)
+}
+
+/// Checks that what a reseller has made in this transaction is within its limits. After the last of it, so that the
+/// reseller's row is locked after those of users and nodes, as everybody locks them; two requests at once count each
+/// other.
+pub(super) async fn check_reseller_room(tx: &mut Tx, owner: AdminId) -> Result<(), ServiceError> {
     let admin = admins::get_for_update(tx, owner).await?;
-    let (users, granted) = admins::holdings(tx, owner).await?;
-    if admin.max_users.is_some_and(|most| users >= most) {
+    if let Some(most) = admin.max_users
+        && admins::user_count(tx, owner).await? > most
+    {
         return Err(ServiceError::conflict(
             "user_limit",
             "your account may have no more users",
         ));
     }
-    check_granted(&admin, granted, quota)
+    check_room(tx, &admin).await
 }
 
-pub(super) async fn check_reseller_change(
+/// Checks the quota that a reseller has given a user in this transaction.
+pub(super) async fn check_reseller_quota(
     tx: &mut Tx,
     owner: AdminId,
     old: &UserRow,
-    change: &UpdateUser,
+    new: &UserRow,
 ) -> Result<(), ServiceError> {
-    check_reseller_status(old, change.status)?;
-    let Some(quota) = change.quota_bytes.filter(|quota| *quota != old.quota_bytes) else {
+    if new.quota_bytes == old.quota_bytes {
+        return Ok(());
+    }
+    let admin = admins::get_for_update(tx, owner).await?;
+    // Less is always possible, and what was used stays used, however small the quota becomes.
+    let held = |row: &UserRow| row.quota_bytes.unwrap_or(0).max(old.used());
+    check_has_quota(&admin, new.quota_bytes)?;
+    match held(new) > held(old) {
+        true => check_room(tx, &admin).await,
+        false => Ok(()),
+    }
+}
+
+/// Checks the plan that a reseller gives somebody.
+pub(super) async fn check_reseller_plan(
+    tx: &mut Tx,
+    owner: AdminId,
+    plan: &PlanRow,
+) -> Result<(), ServiceError> {
+    check_plan(&admins::get_in(tx, owner).await?, Some(plan))
+}
+
+/// Checks what a reseller set back in this transaction: it is spent, and their quotas are there once more.
+pub(super) async fn check_reseller_resets(tx: &mut Tx, owner: AdminId) -> Result<(), ServiceError> {
+    if tx.spent(owner) == 0 {
+        return Ok(());
+    }
+    let admin = admins::get_for_update(tx, owner).await?;
+    let Some(most) = admin.quota_bytes else {
         return Ok(());
     };
-    let admin = admins::get_for_update(tx, owner).await?;
-    let (_, granted) = admins::holdings(tx, owner).await?;
-    check_granted(&admin, granted - old.quota_bytes.unwrap_or(0), quota)
+    if total(tx, &admin).await? > most {
+        let detail = "what your users have used is spent; with their quotas anew it would exceed that of your account";
+        return Err(ServiceError::conflict("quota_limit", detail));
+    }
+    Ok(())
 }
 
 /// Leaves users whom an operator disabled to operators.
@@ -198,25 +243,46 @@ pub(super) fn check_reseller_status(
     Ok(())
 }
 
-fn check_granted(
-    admin: &admins::AdminRow,
-    granted: i64,
-    quota: Option<i64>,
-) -> Result<(), ServiceError> {
+/// Refuses a quota that starts anew by itself to resellers who have one.
+fn check_plan(admin: &admins::AdminRow, plan: Option<&PlanRow>) -> Result<(), ServiceError> {
+    let renews = |plan: &PlanRow| plan.period != QuotaPeriod::None || plan.next_plan_id.is_some();
+    if admin.quota_bytes.is_some() && plan.is_some_and(renews) {
+        return Err(ServiceError::invalid(
+            "plan_id",
+            "your users cannot have a plan whose quota starts anew, by its period or with the next plan",
+        ));
+    }
+    Ok(())
+}
+
+fn check_has_quota(admin: &admins::AdminRow, quota: Option<i64>) -> Result<(), ServiceError> {
+    match admin.quota_bytes.is_some() && quota.is_none() {
+        true => Err(ServiceError::invalid(
+            "quota_bytes",
+            "your users need a quota",
+        )),
+        false => Ok(()),
+    }
+}
+
+/// Checks that a reseller's quota has room for what its users have by now.
+async fn check_room(tx: &mut Tx, admin: &admins::AdminRow) -> Result<(), ServiceError> {
     let Some(most) = admin.quota_bytes else {
         return Ok(());
     };
-    let Some(quota) = quota else {
-        return Err(ServiceError::invalid(
-            "quota_bytes",
-            "your users need a quota",
-        ));
-    };
-    if granted.saturating_add(quota) > most {
-        let detail = "the quotas of your users would exceed that of your account";
+    if total(tx, admin).await? > most {
+        let detail =
+            "the quotas of your users and what was spent before would exceed that of your account";
         return Err(ServiceError::conflict("quota_limit", detail));
     }
     Ok(())
+}
+
+/// Returns what is taken of a reseller's quota: what is spent, and what users hold.
+async fn total(tx: &mut Tx, admin: &admins::AdminRow) -> Result<i64, ServiceError> {
+    let held = admins::held_bytes(tx, admin.id).await?;
+    let spent = admin.spent_bytes.saturating_add(tx.spent(admin.id));
+    Ok(held.saturating_add(spent))
 }
 
 /// Turns what was asked for into what changes in the store.

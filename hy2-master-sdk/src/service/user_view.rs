@@ -159,7 +159,8 @@ pub struct UpdateUser {
     /// `active` or `disabled`.
     #[schema(value_type = Option<String>)]
     pub status: Option<UserStatus>,
-    /// Plan.
+    /// Plan. To one with pools the user moves: nodes outside these are left for nodes in them, as soon as there are some;
+    /// assignments by hand stay.
     #[serde(deserialize_with = "present")]
     #[schema(value_type = Option<i64>)]
     pub plan_id: Option<Option<i64>>,

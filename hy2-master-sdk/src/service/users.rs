@@ -8,8 +8,8 @@ use super::moment::Moment;
 use super::page::{Page, PageRequest};
 use super::regions::check_region;
 use super::user_rules::{
-    check_change, check_reseller, check_reseller_change, check_reseller_status, check_user,
-    to_store,
+    check_change, check_reseller_plan, check_reseller_quota, check_reseller_resets,
+    check_reseller_room, check_reseller_status, check_reseller_user, check_user, to_store,
 };
 pub use super::user_view::{BatchAction, CreateUser, UpdateUser, UserView};
 use super::{Record, Service, ServiceError, record};
@@ -110,11 +110,15 @@ impl Service {
         check_user(&new, "")?;
         let mut tx = self.store().begin().await?;
         let row = self.create_user_in(&mut tx, access, &new, now).await?;
+        if let Some(owner) = access.owner() {
+            check_reseller_room(&mut tx, owner).await?;
+        }
         tx.commit().await?;
         Ok(row)
     }
 
-    /// Makes a user in a transaction that makes others too. `new` has been checked.
+    /// Makes a user in a transaction that makes others too. `new` has been checked; whether a reseller may have so many is
+    /// checked after the last one.
     pub(super) async fn create_user_in(
         &self,
         tx: &mut Tx,
@@ -122,13 +126,14 @@ impl Service {
         new: &CreateUser,
         now: Timestamp,
     ) -> Result<UserRow, ServiceError> {
-        if let Some(owner) = access.owner() {
-            check_reseller(tx, owner, new.quota_bytes).await?;
-        }
-        let end = match new.plan_id {
-            Some(plan) => plan_of(tx, plan).await?.end(now),
+        let plan = match new.plan_id {
+            Some(plan) => Some(plan_of(tx, plan).await?),
             None => None,
         };
+        if let Some(owner) = access.owner() {
+            check_reseller_user(tx, owner, new.quota_bytes, plan.as_ref()).await?;
+        }
+        let end = plan.and_then(|plan| plan.end(now));
         check_region(tx, "home_region_id", new.home_region_id).await?;
         let uid = Uuid::new_v4();
         let secrets = UserSecrets::generate(self.vault(), uid).map_err(ServiceError::internal)?;
@@ -217,13 +222,17 @@ impl Service {
         let now = self.now();
         let mut tx = self.store().begin().await?;
         let old = reach(access, users::get_for_update(&mut tx, id).await?)?;
-        if let Some(owner) = access.owner() {
-            check_reseller_change(&mut tx, owner, &old, &change).await?;
+        if access.owner().is_some() {
+            check_reseller_status(&old, change.status)?;
         }
         if let Some(Some(plan)) = change.plan_id
             && old.plan_id != Some(PlanId(plan))
         {
-            let end = plan_of(&mut tx, plan).await?.end(now);
+            let plan = plan_of(&mut tx, plan).await?;
+            if let Some(owner) = access.owner() {
+                check_reseller_plan(&mut tx, owner, &plan).await?;
+            }
+            let end = plan.end(now);
             let is_free = change.expires_at.is_none() && old.status != UserStatus::OnHold;
             if let (Some(end), true) = (end, is_free) {
                 change.expires_at = Some(Some(Moment(end)));
@@ -238,6 +247,9 @@ impl Service {
             now,
         )
         .await?;
+        if let Some(owner) = access.owner() {
+            check_reseller_quota(&mut tx, owner, &old, &row).await?;
+        }
         record(
             &mut tx,
             access,
@@ -308,6 +320,8 @@ impl Service {
         order.dedup_by_key(|(_, id)| *id);
         let now = self.now();
         let mut tx = self.store().begin().await?;
+        let all: Vec<_> = order.iter().map(|(_, id)| UserId(*id)).collect();
+        users::lock(&mut tx, &all).await?;
         for (at, id) in &order {
             let done = self
                 .batch_one(&mut tx, access, UserId(*id), action, now)
@@ -318,6 +332,9 @@ impl Service {
                 }
                 other => other,
             })?;
+        }
+        if let (BatchAction::ResetTraffic, Some(owner)) = (action, access.owner()) {
+            check_reseller_resets(&mut tx, owner).await?;
         }
         tx.commit().await?;
         Ok(order.len())
@@ -357,11 +374,11 @@ impl Service {
         .await
     }
 
-    /// Starts a user's quota anew.
+    /// Starts a user's quota anew. What was used of it is spent of the quota that the user's administrator has.
     ///
     /// # Errors
     ///
-    /// [`ServiceError::NotFound`].
+    /// [`ServiceError::NotFound`], [`ServiceError::Conflict`] if a reseller's own quota has no room for it.
     pub async fn reset_user_traffic(
         &self,
         access: Access<'_>,
@@ -377,6 +394,9 @@ impl Service {
         let now = self.now();
         let mut tx = self.store().begin().await?;
         let row = self.reset_in(&mut tx, access, id, reason, now).await?;
+        if let Some(owner) = access.owner() {
+            check_reseller_resets(&mut tx, owner).await?;
+        }
         tx.commit().await?;
         Ok(row)
     }

@@ -28,10 +28,12 @@ pub struct AdminRow {
     pub totp_pending_enc: Option<Vec<u8>>,
     /// Whether the password was given by somebody else.
     pub must_change_password: bool,
-    /// Most traffic that the quotas of a reseller's users may add up to.
+    /// Most traffic of a reseller's users: their quotas, and what was used before those.
     pub quota_bytes: Option<i64>,
     /// Most users that a reseller may have.
     pub max_users: Option<i64>,
+    /// What users have used in periods that are over, and those who are gone.
+    pub spent_bytes: i64,
     /// Sessions of earlier epochs are over.
     pub session_epoch: i64,
     /// Last login.
@@ -105,17 +107,17 @@ pub struct SessionRow {
 
 const ADMIN_BY_ID: &str = "select a.id, a.username, a.password_hash, r.name as role, a.status, a.totp_enc, \
     a.totp_last_step, a.totp_pending_enc, a.must_change_password, a.quota_bytes, a.max_users, \
-    a.session_epoch, a.last_login_at, a.rev, a.created_at, a.updated_at \
+    a.spent_bytes, a.session_epoch, a.last_login_at, a.rev, a.created_at, a.updated_at \
     from admins a join admin_roles r on r.id = a.role_id where a.id = $1";
 
 const ADMIN_BY_NAME: &str = "select a.id, a.username, a.password_hash, r.name as role, a.status, a.totp_enc, \
     a.totp_last_step, a.totp_pending_enc, a.must_change_password, a.quota_bytes, a.max_users, \
-    a.session_epoch, a.last_login_at, a.rev, a.created_at, a.updated_at \
+    a.spent_bytes, a.session_epoch, a.last_login_at, a.rev, a.created_at, a.updated_at \
     from admins a join admin_roles r on r.id = a.role_id where a.username = $1";
 
 const ADMINS_AFTER: &str = "select a.id, a.username, a.password_hash, r.name as role, a.status, a.totp_enc, \
     a.totp_last_step, a.totp_pending_enc, a.must_change_password, a.quota_bytes, a.max_users, \
-    a.session_epoch, a.last_login_at, a.rev, a.created_at, a.updated_at \
+    a.spent_bytes, a.session_epoch, a.last_login_at, a.rev, a.created_at, a.updated_at \
     from admins a join admin_roles r on r.id = a.role_id where a.id > $1 order by a.id limit $2";
 
 const SESSION: &str = "select id, admin_id, refresh_hash, address, user_agent, created_at, refreshed_at, \
@@ -604,18 +606,50 @@ pub async fn get_for_update(tx: &mut Tx, id: AdminId) -> Result<AdminRow, StoreE
     get_in(tx, id).await
 }
 
-/// Returns how many users an administrator has, and what their quotas add up to.
+/// Returns how many users an administrator has.
 ///
 /// # Errors
 ///
 /// The database refuses.
-pub async fn holdings(tx: &mut Tx, id: AdminId) -> Result<(i64, i64), StoreError> {
-    let sums = on!(tx, |ex| sqlx::query_as(
-        "select count(*), cast(coalesce(sum(quota_bytes), 0) as bigint) from users \
-         where admin_id = $1 and deleted_at is null",
+pub async fn user_count(tx: &mut Tx, id: AdminId) -> Result<i64, StoreError> {
+    Ok(on!(tx, |ex| sqlx::query_scalar(
+        "select count(*) from users where admin_id = $1 and deleted_at is null",
     )
     .bind(id)
     .fetch_one(ex)
-    .await)?;
-    Ok(sums)
+    .await)?)
+}
+
+/// Returns what an administrator's users hold of its quota: each the larger one of the user's quota and of what was
+/// used of it, and what nodes reported of users who were gone.
+///
+/// # Errors
+///
+/// The database refuses.
+pub async fn held_bytes(tx: &mut Tx, id: AdminId) -> Result<i64, StoreError> {
+    // Sums beyond the numbers that there are end at the largest.
+    const PG: &str = "select cast(least(coalesce(sum(greatest(c.billed - c.base_billed, \
+        case when u.deleted_at is null then u.quota_bytes end, 0)), 0), 9223372036854775807) as bigint) \
+        from users u join user_counters c on c.user_id = u.id where u.admin_id = $1";
+    const SQLITE: &str = "select cast(total(max(c.billed - c.base_billed, \
+        coalesce(case when u.deleted_at is null then u.quota_bytes end, 0))) as integer) \
+        from users u join user_counters c on c.user_id = u.id where u.admin_id = $1";
+    let sql = if tx.is_postgres() { PG } else { SQLITE };
+    Ok(on!(tx, |ex| sqlx::query_scalar(sql)
+        .bind(id)
+        .fetch_one(ex)
+        .await)?)
+}
+
+/// Adds to what an administrator's users have spent; not a change of the account, which keeps its revision.
+pub(super) async fn add_spent(tx: &mut Tx, id: AdminId, bytes: i64) -> Result<(), StoreError> {
+    const SQL: &str = "update admins set spent_bytes = case when spent_bytes > 9223372036854775807 - $2 \
+                       then 9223372036854775807 else spent_bytes + $2 end where id = $1";
+    on!(tx, |ex| sqlx::query(SQL)
+        .bind(id)
+        .bind(bytes)
+        .execute(ex)
+        .await
+        .map(drop))?;
+    Ok(())
 }

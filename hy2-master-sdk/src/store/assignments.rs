@@ -1,12 +1,14 @@
 //! Who serves whom. Every change gives the node a new revision and marks the row with it: what
 //! changed for a node after revision R is the rows with a greater one.
 
+use std::collections::{BTreeMap, HashMap};
+
 use sqlx::FromRow;
 use sqlx::types::Json;
 
 use super::nodes::{self, Bump};
 use super::{Connection, Rows as _, Store, StoreError, Topic, Tx, on};
-use crate::domain::{AssignmentId, AssignmentSource, NodeId, Timestamp, UserId};
+use crate::domain::{AssignmentId, AssignmentSource, NodeId, PlanId, Timestamp, UserId};
 
 /// One assignment, released or not.
 #[derive(Debug, Clone, FromRow)]
@@ -39,6 +41,19 @@ pub struct NewAssignment {
     pub rank: i64,
     pub source: AssignmentSource,
     pub score: Option<f64>,
+}
+
+/// What the assignment task decided of one user.
+#[derive(Debug, Clone)]
+pub struct Move {
+    /// Who.
+    pub user: UserId,
+    /// The plan that it was decided by.
+    pub plan: Option<PlanId>,
+    /// New nodes.
+    pub to: Vec<NewAssignment>,
+    /// Nodes that the user leaves.
+    pub from: Vec<NodeId>,
 }
 
 impl Store {
@@ -113,7 +128,7 @@ pub async fn assign_many(
     new: &[NewAssignment],
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    let mut by_node = std::collections::BTreeMap::<NodeId, Vec<&NewAssignment>>::new();
+    let mut by_node = BTreeMap::<NodeId, Vec<&NewAssignment>>::new();
     for assignment in new {
         by_node
             .entry(assignment.node_id)
@@ -129,6 +144,62 @@ pub async fn assign_many(
     Ok(())
 }
 
+/// Gives users their new nodes and takes them off those that they leave, at once. Leaves out who has another plan by
+/// now or is being changed: the change calls for the next run.
+///
+/// # Errors
+///
+/// As [`assign`].
+pub async fn move_users(tx: &mut Tx, moves: &[Move], now: Timestamp) -> Result<(), StoreError> {
+    let mut revs = BTreeMap::<NodeId, i64>::new();
+    for step in moves {
+        revs.extend(step.to.iter().map(|new| (new.node_id, 0)));
+        revs.extend(step.from.iter().map(|node| (*node, 0)));
+    }
+    for (node, rev) in &mut revs {
+        *rev = nodes::bump(tx, *node, Bump::USERS, now).await?;
+    }
+    let ids = moves.iter().map(|step| step.user.0).collect::<Vec<_>>();
+    let plans = hold_plans(tx, ids).await?;
+    for step in moves {
+        if plans.get(&step.user) != Some(&step.plan) {
+            continue;
+        }
+        for new in &step.to {
+            let rev = revs.get(&new.node_id).copied().unwrap_or(0);
+            assign_at(tx, new, rev, now).await?;
+        }
+        for node in &step.from {
+            let rev = revs.get(node).copied().unwrap_or(0);
+            release_at(tx, step.user, *node, rev, None, now).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Returns the plans of those users whom nobody else is changing, and keeps them until the transaction ends. Waits for
+/// nobody: who holds a user may wait for a node that this transaction holds.
+async fn hold_plans(
+    tx: &mut Tx,
+    ids: Vec<i64>,
+) -> Result<HashMap<UserId, Option<PlanId>>, StoreError> {
+    const PG: &str = "select id, plan_id from users where id = any($1) and deleted_at is null \
+                      order by id for share skip locked";
+    const SQLITE: &str = "select id, plan_id from users where id in (select value from json_each($1)) \
+                          and deleted_at is null";
+    let rows: Vec<(UserId, Option<PlanId>)> = match tx.connection() {
+        Connection::Pg(tx) => {
+            let query = sqlx::query_as(PG).bind(ids);
+            query.fetch_all(&mut **tx).await?
+        }
+        Connection::Sqlite(tx) => {
+            let query = sqlx::query_as(SQLITE).bind(Json(ids));
+            query.fetch_all(&mut **tx).await?
+        }
+    };
+    Ok(rows.into_iter().collect())
+}
+
 async fn assign_at(
     tx: &mut Tx,
     new: &NewAssignment,
@@ -139,8 +210,8 @@ async fn assign_at(
         "insert into node_assignments (user_id, node_id, rank, source, score, rev, assigned_at, updated_at) \
          values ($1, $2, $3, $4, $5, $6, $7, $7) \
          on conflict (user_id, node_id) where released_at is null do update \
-         set rank = excluded.rank, source = excluded.source, score = excluded.score, rev = excluded.rev, \
-         updated_at = excluded.updated_at returning ",
+         set rank = excluded.rank, source = excluded.source, score = excluded.score, reason = null, \
+         rev = excluded.rev, updated_at = excluded.updated_at returning ",
         assignment_columns!()
     );
     tx.call(Topic::Users);
@@ -168,21 +239,7 @@ pub async fn release(
     now: Timestamp,
 ) -> Result<(), StoreError> {
     let rev = nodes::bump(tx, node, Bump::USERS, now).await?;
-    const SQL: &str = "update node_assignments set released_at = $3, updated_at = $3, rev = $4 \
-                       where user_id = $1 and node_id = $2 and released_at is null";
-    let rows = on!(tx, |ex| sqlx::query(SQL)
-        .bind(user)
-        .bind(node)
-        .bind(now)
-        .bind(rev)
-        .execute(ex)
-        .await
-        .rows())?;
-    tx.call(Topic::Users);
-    if rows == 0 {
-        return Err(StoreError::NotFound("assignment"));
-    }
-    Ok(())
+    found(release_at(tx, user, node, rev, None, now).await?)
 }
 
 /// Takes a user off a node for good: the assignment task does not choose the node again, until somebody assigns it.
@@ -196,17 +253,63 @@ pub async fn take_off(
     node: NodeId,
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    const SQL: &str = "update node_assignments set reason = $3 \
-                       where user_id = $1 and node_id = $2 and released_at is null";
+    let rev = nodes::bump(tx, node, Bump::USERS, now).await?;
     let reason = Json(serde_json::json!({"released": "by an operator"}));
-    on!(tx, |ex| sqlx::query(SQL)
+    found(release_at(tx, user, node, rev, Some(reason), now).await?)
+}
+
+/// Releases at a revision of the node; the reason is the new one, or none. Returns how many there were.
+async fn release_at(
+    tx: &mut Tx,
+    user: UserId,
+    node: NodeId,
+    rev: i64,
+    reason: Option<Json<serde_json::Value>>,
+    now: Timestamp,
+) -> Result<u64, StoreError> {
+    const SQL: &str = "update node_assignments set released_at = $3, updated_at = $3, rev = $4, reason = $5 \
+                       where user_id = $1 and node_id = $2 and released_at is null";
+    let rows = on!(tx, |ex| sqlx::query(SQL)
         .bind(user)
         .bind(node)
+        .bind(now)
+        .bind(rev)
         .bind(&reason)
         .execute(ex)
         .await
         .rows())?;
-    release(tx, user, node, now).await
+    tx.call(Topic::Users);
+    Ok(rows)
+}
+
+const fn found(rows: u64) -> Result<(), StoreError> {
+    match rows {
+        0 => Err(StoreError::NotFound("assignment")),
+        _ => Ok(()),
+    }
+}
+
+/// Marks the automatic assignments of a user that are outside the pools of the plan, which is new: the assignment task
+/// takes the user off these nodes once there is one that stays. Assignments by hand stay, and without pools all do.
+/// After [`touch_users`], which locks the nodes first, as everybody does.
+///
+/// # Errors
+///
+/// The store fails.
+pub(super) async fn leave_other_pools(tx: &mut Tx, user: UserId) -> Result<(), StoreError> {
+    const SQL: &str = "update node_assignments set reason = case \
+        when exists (select 1 from users u join plan_pools pp on pp.plan_id = u.plan_id where u.id = $1) \
+        and node_id not in (select m.node_id from users u join plan_pools pp on pp.plan_id = u.plan_id \
+        join pool_members m on m.pool_id = pp.pool_id where u.id = $1) then $2 end \
+        where user_id = $1 and released_at is null and source in ('auto', 'failover')";
+    let reason = Json(serde_json::json!({"leaving": "the plan has other nodes"}));
+    on!(tx, |ex| sqlx::query(SQL)
+        .bind(user)
+        .bind(&reason)
+        .execute(ex)
+        .await
+        .rows())?;
+    Ok(())
 }
 
 /// Takes a user off every node.

@@ -51,7 +51,8 @@ impl Store {
     }
 
     /// Returns users after `after` who may connect and have fewer nodes than wanted and than there
-    /// are: `available`, or what the pools of their plan have.
+    /// are: `available`, or what the pools of their plan have. Nodes that a user leaves do not count; who has others
+    /// than these is returned as well.
     ///
     /// # Errors
     ///
@@ -69,12 +70,14 @@ impl Store {
             and n.observed_state not in ('pending', 'revoked') group by pp.plan_id), \
             served as (select u.id, u.home_region_id, u.plan_id, coalesce(p.nodes_per_user, 3) as wanted, \
             pooled.available as in_pools, (select count(*) from node_assignments a \
-            where a.user_id = u.id and a.released_at is null) as has from users u \
+            where a.user_id = u.id and a.released_at is null and a.reason is null) as has, \
+            exists (select 1 from node_assignments a where a.user_id = u.id and a.released_at is null \
+            and a.reason is not null) as leaves from users u \
             left join plans p on p.id = u.plan_id left join pooled on pooled.plan_id = u.plan_id \
             where u.id > $1 and u.status in ('active', 'on_hold')) \
-            select id, home_region_id, plan_id, wanted from served where has < wanted and \
+            select id, home_region_id, plan_id, wanted from served where (leaves and has > 0) or has < wanted and \
             case when in_pools is null then has < $2 else in_pools > (select count(*) from node_assignments a \
-            where a.user_id = served.id and a.released_at is null and a.node_id in (select m.node_id \
+            where a.user_id = served.id and a.released_at is null and a.reason is null and a.node_id in (select m.node_id \
             from plan_pools pp join pool_members m on m.pool_id = pp.pool_id where pp.plan_id = served.plan_id)) end \
             order by id limit $3";
         Ok(on!(read self, |ex| sqlx::query_as::<_, ShortRow>(SQL)
@@ -86,7 +89,7 @@ impl Store {
     }
 }
 
-/// Returns the nodes that serve each of the users.
+/// Returns the nodes that serve each of the users, without those that the user leaves.
 ///
 /// # Errors
 ///
@@ -96,9 +99,27 @@ pub async fn nodes_of(
     users: &[UserId],
 ) -> Result<HashMap<UserId, Vec<NodeId>>, StoreError> {
     const PG: &str = "select user_id, node_id from node_assignments \
-                      where user_id = any($1) and released_at is null order by user_id, node_id";
+                      where user_id = any($1) and released_at is null and reason is null order by user_id, node_id";
     const SQLITE: &str = "select user_id, node_id from node_assignments where user_id in \
-                          (select value from json_each($1)) and released_at is null order by user_id, node_id";
+                          (select value from json_each($1)) and released_at is null and reason is null \
+                          order by user_id, node_id";
+    by_user(tx, users, PG, SQLITE).await
+}
+
+/// Returns the nodes that each of the users leaves: outside the pools of a plan that is new.
+///
+/// # Errors
+///
+/// The store fails.
+pub async fn leaving(
+    tx: &mut Tx,
+    users: &[UserId],
+) -> Result<HashMap<UserId, Vec<NodeId>>, StoreError> {
+    const PG: &str = "select user_id, node_id from node_assignments where user_id = any($1) \
+                      and released_at is null and reason is not null order by user_id, node_id";
+    const SQLITE: &str = "select user_id, node_id from node_assignments where user_id in \
+                          (select value from json_each($1)) and released_at is null and reason is not null \
+                          order by user_id, node_id";
     by_user(tx, users, PG, SQLITE).await
 }
 
@@ -183,6 +204,9 @@ pub async fn next_plans(tx: &mut Tx, now: Timestamp) -> Result<Vec<UserId>, Stor
         users.push(user);
     }
     touch(tx, &users, now).await?;
+    for user in &users {
+        assignments::leave_other_pools(tx, *user).await?;
+    }
     Ok(users)
 }
 

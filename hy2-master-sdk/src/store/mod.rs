@@ -35,6 +35,7 @@ pub mod user_list;
 pub mod users;
 pub mod webhooks;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -46,6 +47,7 @@ use sqlx::{Postgres, Sqlite, Transaction};
 
 pub use self::bus::{Bus, Topic};
 pub use self::error::StoreError;
+use crate::domain::AdminId;
 
 /// A pool of connections to either database.
 #[derive(Debug, Clone)]
@@ -357,6 +359,7 @@ impl Store {
         Ok(Tx {
             connection,
             calls: 0,
+            spent: BTreeMap::new(),
             bus: self.bus.clone(),
         })
     }
@@ -377,6 +380,7 @@ impl Store {
         Ok(Tx {
             connection,
             calls: 0,
+            spent: BTreeMap::new(),
             bus: self.bus.clone(),
         })
     }
@@ -398,6 +402,7 @@ impl Store {
 pub struct Tx {
     connection: Connection,
     calls: u8,
+    spent: BTreeMap<AdminId, i64>,
     bus: Bus,
 }
 
@@ -440,12 +445,31 @@ impl Tx {
         self.calls |= topic.bit();
     }
 
+    /// Counts what users of an administrator have used as spent for good. Written at the commit, in one order: rows of
+    /// administrators are locked after those of users and nodes, so that nobody waits in a circle.
+    pub(crate) fn spend(&mut self, admin: Option<AdminId>, bytes: i64) {
+        if let Some(admin) = admin
+            && bytes > 0
+        {
+            let spent = self.spent.entry(admin).or_default();
+            *spent = spent.saturating_add(bytes);
+        }
+    }
+
+    /// Returns what this transaction will have spent of an administrator's quota.
+    pub(crate) fn spent(&self, admin: AdminId) -> i64 {
+        self.spent.get(&admin).copied().unwrap_or(0)
+    }
+
     /// Makes everything happen.
     ///
     /// # Errors
     ///
     /// The database refuses, or the connection is lost: then it is not known whether it happened.
     pub async fn commit(mut self) -> Result<(), StoreError> {
+        for (admin, bytes) in std::mem::take(&mut self.spent) {
+            admins::add_spent(&mut self, admin, bytes).await?;
+        }
         let calls = Topic::ALL
             .iter()
             .copied()

@@ -5,7 +5,7 @@ use sqlx::types::Json;
 use uuid::Uuid;
 
 use super::nodes::check_rev;
-use super::{Rows as _, Store, StoreError, Topic, Tx, on};
+use super::{Connection, Rows as _, Store, StoreError, Topic, Tx, on};
 use crate::domain::{AdminId, NodeId, PlanId, RegionId, Timestamp, UserId, UserStatus};
 
 /// One user, with the counters.
@@ -253,7 +253,7 @@ pub async fn get(tx: &mut Tx, id: UserId) -> Result<UserRow, StoreError> {
 }
 
 /// Changes a user, if it is still at `expected_rev` (`None`: whatever it is at), and bumps every
-/// node that serves the user.
+/// node that serves the user. With another plan that has pools, the user moves to nodes of these.
 ///
 /// # Errors
 ///
@@ -268,6 +268,10 @@ pub async fn update(
 ) -> Result<UserRow, StoreError> {
     let old = get_for_update(tx, id).await?;
     check_rev("user", expected_rev, old.rev)?;
+    if change.admin_id.is_some_and(|admin| admin != old.admin_id) {
+        // The next one has the user with what is used, and its quota.
+        tx.spend(old.admin_id, old.used());
+    }
     const SQL: &str = "update users set username = $2, admin_id = $3, plan_id = $4, status = $5, status_reason = $6, \
                        expires_at = $7, quota_bytes = $8, max_devices = $9, max_connections = $10, \
                        up_bytes_per_s = $11, down_bytes_per_s = $12, home_region_id = $13, email = $14, \
@@ -297,6 +301,9 @@ pub async fn update(
         .await
         .rows())?;
     super::assignments::touch_users(tx, &[id], now).await?;
+    if change.plan_id.is_some_and(|plan| plan != old.plan_id) {
+        super::assignments::leave_other_pools(tx, id).await?;
+    }
     tx.call(Topic::Users);
     get(tx, id).await
 }
@@ -315,6 +322,7 @@ pub async fn delete(
 ) -> Result<UserRow, StoreError> {
     let old = get_for_update(tx, id).await?;
     check_rev("user", expected_rev, old.rev)?;
+    spend_used(tx, &old).await?;
     super::assignments::release_all(tx, id, now).await?;
     const SQL: &str = "update users set status = 'deleted', deleted_at = $2, updated_at = $2, rev = rev + 1, \
                        seed_enc = $3, credential_enc = null, auth_hash = null, subscription_hash = $4, \
@@ -346,13 +354,7 @@ pub async fn reset_traffic(
     now: Timestamp,
 ) -> Result<UserRow, StoreError> {
     let old = get_for_update(tx, id).await?;
-    const LOCK: &str =
-        "update user_counters set base_billed = billed where user_id = $1 returning billed";
-    let billed = on!(tx, |ex| sqlx::query_scalar::<_, i64>(LOCK)
-        .bind(id)
-        .fetch_optional(ex)
-        .await)?
-    .unwrap_or(0);
+    let billed = spend_used(tx, &old).await?;
     const ROW: &str = "insert into traffic_resets (user_id, used_before, base_billed, reason, actor, at) \
                        values ($1, $2, $3, $4, $5, $6)";
     on!(tx, |ex| sqlx::query(ROW)
@@ -366,6 +368,7 @@ pub async fn reset_traffic(
         .await
         .rows())?;
     const SQL: &str = "update users set status = case when status = 'limited' then 'active' else status end, \
+                       status_reason = case when status = 'limited' then '' else status_reason end, \
                        period_started_at = $2, rev = rev + 1, updated_at = $2 where id = $1";
     on!(tx, |ex| sqlx::query(SQL)
         .bind(id)
@@ -376,6 +379,19 @@ pub async fn reset_traffic(
     super::assignments::touch_users(tx, &[id], now).await?;
     tx.call(Topic::Users);
     get(tx, id).await
+}
+
+/// Starts to count what a user has used from nothing; its administrator has spent it. Returns the billed bytes.
+async fn spend_used(tx: &mut Tx, old: &UserRow) -> Result<i64, StoreError> {
+    const SQL: &str =
+        "update user_counters set base_billed = billed where user_id = $1 returning billed";
+    let billed = on!(tx, |ex| sqlx::query_scalar::<_, i64>(SQL)
+        .bind(old.id)
+        .fetch_optional(ex)
+        .await)?
+    .unwrap_or(0);
+    tx.spend(old.admin_id, billed - old.base_billed);
+    Ok(billed)
 }
 
 /// Gives a user a new subscription token; the old one is worth nothing.
@@ -430,6 +446,18 @@ pub async fn set_secrets(
         .rows())?;
     found("user", done)?;
     super::assignments::touch_users(tx, &[id], now).await
+}
+
+/// Keeps others from changing users until the transaction ends. For a transaction that changes several: rows of users
+/// are locked before those of nodes, so that nobody waits in a circle.
+pub(crate) async fn lock(tx: &mut Tx, users: &[UserId]) -> Result<(), StoreError> {
+    // On SQLite a transaction that writes is alone anyway.
+    if let Connection::Pg(tx) = tx.connection() {
+        const SQL: &str = "select id from users where id = any($1) order by id for no key update";
+        let ids = users.iter().map(|user| user.0).collect::<Vec<_>>();
+        sqlx::query(SQL).bind(ids).execute(&mut **tx).await?;
+    }
+    Ok(())
 }
 
 /// Returns a user and keeps others from changing it until the transaction ends.

@@ -34,6 +34,24 @@ on_both! {
         fleet.stop().await;
     }
 
+    async fn right_logins_use_nothing_up_and_make_up_for_no_wrong_ones(fleet) {
+        let client = fleet.client().with("x-forwarded-for", "198.51.100.7");
+        let right = json!({"username": "admin", "password": fleet.owner_password()});
+        let wrong = json!({"username": "admin", "password": "a wrong password"});
+        let log_in = async |login: &Value| client.post("/api/v1/auth/login", login).await.status;
+        for _ in 0..12 {
+            assert_eq!(log_in(&right).await, 200);
+        }
+        for _ in 0..4 {
+            assert_eq!(log_in(&wrong).await, 401);
+        }
+        assert_eq!(log_in(&right).await, 200);
+        assert_eq!(log_in(&wrong).await, 401);
+        assert_eq!(log_in(&wrong).await, 429);
+        assert_eq!(log_in(&right).await, 429);
+        fleet.stop().await;
+    }
+
     async fn an_account_and_an_address_are_guessed_at_so_often_and_no_more(fleet) {
         // One account from everywhere: a hundred in an hour.
         let guess = json!({"username": "admin", "password": "a wrong password"});

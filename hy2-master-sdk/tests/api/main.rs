@@ -22,4 +22,6 @@ mod redis_server;
 mod regions;
 mod resources;
 mod rights;
+mod round_trip;
+mod spent;
 mod subscriptions;

@@ -73,4 +73,84 @@ on_both! {
         assert_eq!(nodes_of(&ann).await, 1);
         fleet.stop().await;
     }
+
+    async fn who_is_given_another_plan_moves_to_its_pools(fleet) {
+        let owner = fleet.owner().await;
+        let mut nodes = Vec::new();
+        for name in ["one", "two", "three", "four"] {
+            let node = fleet.node(name).await;
+            let mut tx = fleet.master.store().begin().await.unwrap();
+            let (seen, now) = (ObservedState::Enrolling, fleet.master.now());
+            nodes::set_observed_state(&mut tx, node, seen, "", now).await.unwrap();
+            tx.commit().await.unwrap();
+            nodes.push(node.0);
+        }
+        let [one, two, three, four] = nodes[..] else { panic!("{nodes:?}") };
+        let pool = async |name: &str, nodes: &[i64]| {
+            let new = json!({"name": name, "node_ids": nodes});
+            owner.post("/api/v1/node-pools", &new).await.expect(201)["id"].clone()
+        };
+        let plan = async |new: Value, pools: &[&Value]| {
+            let plan = owner.post("/api/v1/plans", &new).await.expect(201)["id"].clone();
+            let pools = json!({"pool_ids": pools});
+            owner.put(&format!("/api/v1/plans/{plan}/pools"), &pools).await.expect(200);
+            plan
+        };
+        let (first, second) = (pool("first", &[one]).await, pool("second", &[three]).await);
+        let none = pool("none", &[]).await;
+        let basic = plan(json!({"name": "basic", "nodes_per_user": 1}), &[&second]).await;
+        let later = plan(json!({"name": "later", "nodes_per_user": 1}), &[&none]).await;
+        let trial = json!({"name": "trial", "nodes_per_user": 1, "duration_days": 7, "next_plan_id": basic});
+        let trial = plan(trial, &[&first]).await;
+        let prem = plan(json!({"name": "prem", "nodes_per_user": 1}), &[&first]).await;
+        let nodes_of = async |at: &str| {
+            let answer = owner.get(&format!("{at}/assignments")).await.expect(200);
+            let items = answer["items"].as_array().unwrap().clone();
+            let mut nodes: Vec<i64> = items.iter().map(|it| it["node_id"].as_i64().unwrap()).collect();
+            nodes.sort_unstable();
+            nodes
+        };
+        let on = async |at: &str, wanted: &[i64]| {
+            fleet
+                .until("the nodes of the plan", async || {
+                    let nodes = nodes_of(at).await;
+                    assert!(!nodes.is_empty(), "at no time without a node");
+                    (nodes == wanted).then_some(())
+                })
+                .await;
+        };
+        let ann = make(&owner, &json!({"username": "ann", "plan_id": prem})).await;
+        let bob = make(&owner, &json!({"username": "bob", "plan_id": trial})).await;
+        for at in [&ann, &bob] {
+            fleet.until("a node", async || (nodes_of(at).await == [one]).then_some(())).await;
+        }
+        owner.patch(&ann, &json!({"plan_id": basic})).await.expect(200);
+        on(&ann, &[three]).await;
+        // As the next plan does at the end of one.
+        owner.patch(&bob, &json!({"expires_at": "2027-01-15T08:00:30Z"})).await.expect(200);
+        on(&bob, &[three]).await;
+        // Back, and a node by hand, which stays.
+        let number: i64 = ann.rsplit('/').next().unwrap().parse().unwrap();
+        owner.patch(&ann, &json!({"plan_id": prem})).await.expect(200);
+        on(&ann, &[one]).await;
+        let by_hand = json!({"user_id": number, "node_id": two});
+        owner.post("/api/v1/assignments", &by_hand).await.expect(201);
+        owner.patch(&ann, &json!({"plan_id": basic})).await.expect(200);
+        on(&ann, &[two]).await;
+        // Nobody is left without a node while the pools have none.
+        owner.patch(&bob, &json!({"plan_id": later})).await.expect(200);
+        let cy = make(&owner, &json!({"username": "cy", "plan_id": prem})).await;
+        fleet.until("cy has a node", async || (nodes_of(&cy).await == [one]).then_some(())).await;
+        assert_eq!(nodes_of(&bob).await, [three]);
+        let members = json!({"node_ids": [four]});
+        owner.patch(&format!("/api/v1/node-pools/{none}"), &members).await.expect(200);
+        on(&bob, &[four]).await;
+        // A change of the pools alone leaves users where they are.
+        let members = json!({"node_ids": [two]});
+        owner.patch(&format!("/api/v1/node-pools/{none}"), &members).await.expect(200);
+        let dan = make(&owner, &json!({"username": "dan", "plan_id": prem})).await;
+        fleet.until("dan has a node", async || (nodes_of(&dan).await == [one]).then_some(())).await;
+        assert_eq!(nodes_of(&bob).await, [four]);
+        fleet.stop().await;
+    }
 }

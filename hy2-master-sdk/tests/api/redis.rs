@@ -142,6 +142,28 @@ async fn buckets_are_shared_between_masters_and_each_remembers_what_it_let_throu
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_master_gives_back_another_may_take_and_no_more() {
+    let mut server = RedisServer::start().await;
+    let redis = Redis::new(&server.url(), "test:").unwrap();
+    let (one, two) = (limiter(&redis), limiter(&redis));
+    for _ in 0..9 {
+        one.check(THREE, "a").await.unwrap();
+        one.give_back(THREE, "a").await;
+    }
+    one.give_back(THREE, "a").await;
+    for _ in 0..3 {
+        two.check(THREE, "a").await.unwrap();
+    }
+    one.check(THREE, "a").await.unwrap_err();
+    two.give_back(THREE, "a").await;
+    one.check(THREE, "a").await.unwrap();
+    one.check(THREE, "a").await.unwrap_err();
+    // Without Redis nothing hangs.
+    server.kill();
+    two.give_back(THREE, "a").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_one_master_keeps_another_finds_and_a_master_starts_without_redis() {
     let mut server = RedisServer::start().await;
     let (one, two) = (

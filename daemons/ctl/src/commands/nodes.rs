@@ -69,7 +69,7 @@ pub(crate) enum Nodes {
     /// Show a node
     Show(Which),
     /// Change what operators decide of a node
-    Update(Update),
+    Update(Box<Update>),
     /// Tokens with which nodes enrol
     #[command(subcommand)]
     Token(Token),
@@ -134,6 +134,9 @@ pub(crate) struct Update {
     /// How many connections it can carry
     #[arg(long, value_name = "N", value_parser = units::or_none(units::number))]
     capacity: Option<Value>,
+    /// What one byte counts of quotas: 1.5, 0 for nothing
+    #[arg(long, value_name = "FACTOR", value_parser = units::billionths)]
+    billing_multiplier: Option<Value>,
     /// Region, code or id
     #[arg(long)]
     region: Option<String>,
@@ -308,6 +311,7 @@ impl Update {
             ("listen_port", self.port),
             ("weight", self.weight),
             ("capacity_sessions", self.capacity),
+            ("billing_multiplier", self.billing_multiplier),
             ("country", self.country),
             ("provider", self.provider),
             ("note", self.note.map(Value::from)),

@@ -17,7 +17,7 @@ use self::ours::{check_json, csv_of, json_of, own, read_csv};
 use super::moment::Moment;
 use super::page::{MAX_SIZE, PageRequest};
 use super::regions::no_region;
-use super::user_rules::check_user;
+use super::user_rules::{check_reseller_room, check_user};
 use super::users::{CreateUser, ListUsers, UserView};
 use super::{FieldIssue, Service, ServiceError};
 use crate::auth::access::Access;
@@ -55,7 +55,9 @@ pub enum ImportFormat {
 pub struct ImportUsers {
     /// Where the users come from.
     pub format: ImportFormat,
-    /// The export: text for CSV, otherwise JSON or text with JSON in it.
+    /// The export: text for CSV, otherwise JSON or text with JSON in it. In CSV `;` separates tags, with `\;` and `\\` for a
+    /// semicolon and a backslash in one; an apostrophe in front of `=`, `+`, `-`, `@`, a tab, a line end or another
+    /// apostrophe is taken away, which exports put there for spreadsheets; outer spaces count in notes and tags only.
     #[schema(value_type = Object)]
     pub data: Value,
     /// Plan for all of them, whatever theirs was.
@@ -202,6 +204,11 @@ impl Service {
             }
             report.created += 1;
         }
+        if let Some(owner) = access.owner()
+            && report.created > 0
+        {
+            check_reseller_room(&mut tx, owner).await?;
+        }
         match dry_run {
             true => tx.rollback().await?,
             false => tx.commit().await?,
@@ -322,7 +329,7 @@ fn shape(row: Row, plan_id: Option<i64>) -> (CreateUser, bool, bool) {
 
 #[cfg(test)]
 mod tests {
-    use super::ours::{COLUMNS, OF_EXPORTS, plain};
+    use super::ours::{COLUMNS, OF_EXPORTS, bare, joined, plain, split};
     use super::*;
     use crate::domain::Timestamp;
     use serde_json::json;
@@ -458,5 +465,17 @@ mod tests {
     fn formulas_leave_as_text() {
         assert_eq!(plain("=1+1"), "'=1+1");
         assert_eq!(plain("ann"), "ann");
+        // The sign of old exports is taken away, an apostrophe of one's own is not.
+        assert_eq!((bare("'=1"), bare("'tis"), bare("'")), ("=1", "'tis", "'"));
+        for text in ["'tis", "'", "''", "'=x", "''=x", "\tx", "'\rx", " =x", ""] {
+            assert_eq!(bare(&plain(text)), text);
+        }
+    }
+
+    #[test]
+    fn tags_share_a_field_whatever_is_in_them() {
+        assert_eq!(split("a;b\\c; d"), ["a", "b\\c", " d"]);
+        let tags = ["a;b", ";", "\\", "\\;", "\\\\", " x ", "a"].map(str::to_owned);
+        assert_eq!(split(&joined(&tags)), tags);
     }
 }

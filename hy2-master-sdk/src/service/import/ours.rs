@@ -117,7 +117,7 @@ pub(super) fn csv_of(
             plain(user.email.as_deref().unwrap_or_default()),
             number(user.telegram_id),
             plain(&user.note),
-            plain(&user.tags.join(";")),
+            plain(&joined(&user.tags)),
         ];
         writer
             .write_record(&record)
@@ -129,12 +129,47 @@ pub(super) fn csv_of(
     String::from_utf8(bytes).map_err(ServiceError::internal)
 }
 
-/// Keeps spreadsheets from taking a text for a formula.
+/// What spreadsheets take for the beginning of a formula, and the mark in front of it.
+const GUARDED: [char; 7] = ['=', '+', '-', '@', '\t', '\r', '\''];
+
+/// Keeps spreadsheets from taking a text for a formula, by an apostrophe in front of it.
 pub(super) fn plain(text: &str) -> String {
-    match text.starts_with(['=', '+', '-', '@', '\t', '\r']) {
+    let own_mark = bare(text) != text;
+    match own_mark || (text.starts_with(GUARDED) && !text.starts_with('\'')) {
         true => format!("'{text}"),
         false => text.to_owned(),
     }
+}
+
+/// Takes away the apostrophe of [`plain`]; any other is the text's own.
+pub(super) fn bare(text: &str) -> &str {
+    match text.strip_prefix('\'') {
+        Some(rest) if rest.starts_with(GUARDED) => rest,
+        _ => text,
+    }
+}
+
+/// Puts tags in one field, with `;` between them; in a tag `\;` is a semicolon and `\\` a backslash.
+pub(super) fn joined(tags: &[String]) -> String {
+    let escape = |tag: &String| tag.replace('\\', "\\\\").replace(';', "\\;");
+    tags.iter().map(escape).collect::<Vec<_>>().join(";")
+}
+
+/// Reads what [`joined`] wrote; a backslash in front of anything else is itself.
+pub(super) fn split(text: &str) -> Vec<String> {
+    let mut tags = vec![String::new()];
+    let mut letters = text.chars().peekable();
+    while let Some(letter) = letters.next() {
+        let escaped = (letter == '\\')
+            .then(|| letters.next_if(|next| matches!(next, ';' | '\\')))
+            .flatten();
+        if letter == ';' {
+            tags.push(String::new());
+        } else if let Some(tag) = tags.last_mut() {
+            tag.push(escaped.unwrap_or(letter));
+        }
+    }
+    tags
 }
 
 /// Checks rows of our own, and takes what was used off the quotas.
@@ -160,7 +195,7 @@ pub(super) fn own(mut rows: Vec<Row>) -> Result<Vec<Row>, ServiceError> {
 pub(super) fn read_csv(text: &str) -> Result<Vec<Row>, ServiceError> {
     let refuse = |message: String| ServiceError::invalid("data", message);
     let mut reader = csv::ReaderBuilder::new()
-        .trim(csv::Trim::All)
+        .trim(csv::Trim::Headers)
         .from_reader(text.as_bytes());
     let header = reader
         .headers()
@@ -175,10 +210,15 @@ pub(super) fn read_csv(text: &str) -> Result<Vec<Row>, ServiceError> {
     let mut rows = Vec::new();
     for (at, record) in reader.records().enumerate() {
         let record = record.map_err(|error| refuse(format!("users[{at}]: {error}")))?;
+        // Notes and tags as they stand; of everything else outer spaces are no part.
+        let whole = |name: &str| {
+            let index = header.iter().position(|column| column == name)?;
+            let text = bare(record.get(index)?);
+            Some(text.to_owned()).filter(|text| !text.is_empty())
+        };
         let field = |name: &str| {
             let index = header.iter().position(|column| column == name)?;
-            let text = record.get(index)?.trim();
-            let text = text.strip_prefix('\'').unwrap_or(text);
+            let text = bare(record.get(index)?.trim()).trim();
             Some(text.to_owned()).filter(|text| !text.is_empty())
         };
         let number = |name: &str| {
@@ -216,10 +256,8 @@ pub(super) fn read_csv(text: &str) -> Result<Vec<Row>, ServiceError> {
             down_bytes_per_s: number("down_bytes_per_s")?,
             email: field("email"),
             telegram_id: number("telegram_id")?,
-            note: field("note"),
-            tags: field("tags")
-                .map(|tags| tags.split(';').map(str::to_owned).collect())
-                .unwrap_or_default(),
+            note: whole("note"),
+            tags: whole("tags").map_or_else(Vec::new, |tags| split(&tags)),
             renewal: None,
         });
     }
