@@ -285,6 +285,10 @@ async fn total(tx: &mut Tx, admin: &admins::AdminRow) -> Result<i64, ServiceErro
     Ok(held.saturating_add(spent))
 }
 
+/// Why a user on hold has no end in the past.
+pub(super) const NEVER_STARTS: &str =
+    "must be in the future: the user is on hold, and would never start";
+
 /// Turns what was asked for into what changes in the store.
 ///
 /// # Errors
@@ -301,8 +305,7 @@ pub(super) fn to_store(
     let over = end.is_some_and(|end| end <= now);
     // Nodes let nobody in past the end, and a hold starts with the first connection.
     if over && expires_at.is_some() && change.status.is_none() && old.status == UserStatus::OnHold {
-        let message = "must be in the future: the user is on hold, and would never start";
-        return Err(ServiceError::invalid("expires_at", message));
+        return Err(ServiceError::invalid("expires_at", NEVER_STARTS));
     }
     // A later end lets an expired user in again; a larger quota is judged by the quota task.
     let status = match (change.status, old.status) {

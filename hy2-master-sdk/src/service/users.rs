@@ -8,7 +8,7 @@ use super::moment::Moment;
 use super::page::{Page, PageRequest};
 use super::regions::check_region;
 use super::user_rules::{
-    check_change, check_reseller_plan, check_reseller_quota, check_reseller_resets,
+    NEVER_STARTS, check_change, check_reseller_plan, check_reseller_quota, check_reseller_resets,
     check_reseller_room, check_reseller_status, check_reseller_user, check_user, to_store,
 };
 pub use super::user_view::{BatchAction, CreateUser, UpdateUser, UserView};
@@ -142,6 +142,9 @@ impl Service {
             .as_ref()
             .map(|password| Credential::chosen(password.0.expose_secret()));
         let on_hold = new.hold_duration_s.is_some();
+        if on_hold && new.expires_at.is_some_and(|at| at.0 <= now) {
+            return Err(ServiceError::invalid("expires_at", NEVER_STARTS));
+        }
         let user = NewUser {
             uid,
             username: new.username.clone(),

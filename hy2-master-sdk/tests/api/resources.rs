@@ -523,6 +523,9 @@ on_both! {
         let user = json!({"username": "ann", "hold_duration_s": 86_400});
         let user = owner.post("/api/v1/users", &user).await.expect(201);
         let path = format!("/api/v1/users/{}", user["id"]);
+        let never = json!({"username": "bob", "hold_duration_s": 9, "expires_at": "2020-01-01T00:00:00Z"});
+        let answer = owner.post("/api/v1/users", &never).await.expect(422);
+        assert_eq!(answer["errors"][0]["path"], "expires_at", "{answer}");
         for end in ["2020-01-01T00:00:00Z", "2027-01-15T08:00:00Z"] {
             let answer = owner.patch(&path, &json!({"expires_at": end})).await.expect(422);
             assert_eq!(answer["errors"][0]["path"], "expires_at", "{answer}");
