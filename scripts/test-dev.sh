@@ -4,12 +4,13 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+# All of them below the ports that the system gives to whoever connects.
 base=$((21000 + RANDOM % 500 * 20))
 HY2_DEV_DIR=$(mktemp -d)
 export HY2_DEV_DIR HY2_DEV_MEBIBYTES=4
 export HY2_DEV_REST_PORT=$base HY2_DEV_GRPC_PORT=$((base + 1)) HY2_DEV_PUBLIC_PORT=$((base + 2))
 export HY2_DEV_ORIGIN_PORT=$((base + 3)) HY2_DEV_REDIS_PORT=$((base + 4))
-export HY2_DEV_HYSTERIA_PORT=$((base + 5)) HY2_DEV_SOCKS_PORT=$((base + 10)) HY2_DEV_MANAGER_PORT=$((base + 10000))
+export HY2_DEV_HYSTERIA_PORT=$((base + 5)) HY2_DEV_SOCKS_PORT=$((base + 10)) HY2_DEV_MANAGER_PORT=$((base - 10000))
 HY2_RUN_DIR=$(mktemp -d)
 export HY2_RUN_DIR HY2_MEBIBYTES=8
 export HY2_SERVER_PORT=$((base + 15)) HY2_SOCKS_PORT=$((base + 16)) HY2_HTTP_PORT=$((base + 17)) HY2_ORIGIN_PORT=$((base + 18))
