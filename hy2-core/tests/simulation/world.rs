@@ -206,7 +206,12 @@ impl World {
 
     /// Checks that nothing is reserved any more, within a few seconds.
     pub(crate) async fn memory_returns(&self) {
-        let deadline = Instant::now() + seconds(5);
+        self.memory_returns_within(seconds(5)).await;
+    }
+
+    /// Checks that nothing is reserved any more, within some time.
+    pub(crate) async fn memory_returns_within(&self, limit: Duration) {
+        let deadline = Instant::now() + limit;
         while self.memory.iter().any(|budget| budget.used() > 0) {
             assert!(Instant::now() < deadline, "still held: {:?}", self.memory);
             tokio::time::sleep(millis(10)).await;
