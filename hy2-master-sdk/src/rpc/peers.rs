@@ -297,8 +297,14 @@ mod tests {
         let guards = tokens
             .clone()
             .map(|(identity, token)| peers.register(identity, token, CancellationToken::new()));
-        let [first, ..] = &guards;
-        assert_eq!(first.identity, tokens[0].0);
+        peers.retire(&[tokens[1].0, identity(9, 9)]);
+        let retired = tokens.clone().map(|(identity, _)| {
+            let open = peers.open.lock();
+            open[&identity]
+                .iter()
+                .all(|open| open.retired.is_cancelled())
+        });
+        assert_eq!(retired, [false, true, false]);
         assert_eq!(peers.identities().len(), 3);
         assert_eq!(peers.cut(&[tokens[0].0, identity(9, 9)]), 1);
         assert_eq!(

@@ -453,7 +453,7 @@ fn slice(grantable: i64, nodes: i64) -> i64 {
     grantable.min((grantable / (2 * nodes.max(1))).max(MIN_SLICE))
 }
 
-/// As long as a manifest is valid: a node without its master serves no longer anyway.
+/// As long as a manifest is valid. Nodes ask for more time a day before.
 const VALIDITY_MS: i64 = 7 * Timestamp::DAY;
 /// A slice with less time than this is prolonged when its node asks. Nodes ask a day before its end.
 const PROLONGED_MS: i64 = 2 * Timestamp::DAY;
