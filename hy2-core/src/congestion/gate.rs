@@ -153,7 +153,8 @@ impl Gate {
         self.waiting.store(1, Relaxed);
         if pending == 0 {
             let missing = needed.saturating_sub(tokens).unsigned_abs();
-            let nanos = scale(missing, NANOS_PER_SEC, self.rate.max(1)).unwrap_or(u64::MAX / 2);
+            // One more, as both divisions round down: at a few bytes a second nothing would ever be enough.
+            let nanos = scale(missing, NANOS_PER_SEC, self.rate.max(1)).unwrap_or(u64::MAX / 2) + 1;
             shared.arm(now.saturating_add(nanos.max(SLEEP_NANOS)));
         }
         CLOSED

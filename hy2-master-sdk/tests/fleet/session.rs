@@ -279,6 +279,44 @@ async fn traffic_counts_once_and_a_used_up_quota_takes_the_user_off_the_node() {
 }
 
 #[tokio::test]
+async fn a_batch_is_billed_at_the_multiplier_of_when_it_was_cut() {
+    let master = TestMaster::start().await;
+    let agent = master.agent("node").await;
+    let node = agent.node().await;
+    let ann = master.user("ann", None).await;
+    master.assign(ann, node).await;
+    let mut session = agent.session().await;
+    settle(&mut session, |session| session.users.len() == 1).await;
+    let cut = |seq: u64, at: Timestamp| {
+        let mut batch = batch_of(seq, &[(ann.to_wire(), 1_000, 0)]);
+        batch.to = Some(at.to_proto());
+        framed(&batch)
+    };
+    let before = master.master.now();
+    let changed = before.plus(Duration::from_secs(2));
+    let mut tx = master.master.store().begin().await.unwrap();
+    let change = nodes::NodeChange {
+        billing_multiplier: Some(3_000_000_000),
+        ..nodes::NodeChange::default()
+    };
+    nodes::update(&mut tx, node, None, &change, changed)
+        .await
+        .unwrap();
+    tx.commit().await.unwrap();
+    // Cut before the change, and heard of after it.
+    report(&agent, cut(1, before)).await.unwrap();
+    let row = master.master.store().user(ann).await.unwrap();
+    assert_eq!(row.billed, 1_000);
+    eventually("the moment of the change", async || {
+        master.master.now() > changed
+    })
+    .await;
+    report(&agent, cut(2, master.master.now())).await.unwrap();
+    let row = master.master.store().user(ann).await.unwrap();
+    assert_eq!((row.tx, row.billed), (2_000, 4_000));
+}
+
+#[tokio::test]
 async fn an_agent_that_reports_others_users_changes_nothing_of_theirs() {
     let master = TestMaster::start().await;
     let (one, two) = (master.agent("one").await, master.agent("two").await);
@@ -651,7 +689,11 @@ fn set_hash(session: &Session) -> [u8; 32] {
 }
 
 fn traffic(seq: u64, rows: &[(u64, u64, u64)]) -> rpc::ReportTrafficRequest {
-    let batch = rpc::TrafficBatch {
+    framed(&batch_of(seq, rows))
+}
+
+fn batch_of(seq: u64, rows: &[(u64, u64, u64)]) -> rpc::TrafficBatch {
+    rpc::TrafficBatch {
         spool_id: vec![9; 16].into(),
         first_seq: seq,
         last_seq: seq,
@@ -665,7 +707,10 @@ fn traffic(seq: u64, rows: &[(u64, u64, u64)]) -> rpc::ReportTrafficRequest {
             })
             .collect(),
         ..Default::default()
-    };
+    }
+}
+
+fn framed(batch: &rpc::TrafficBatch) -> rpc::ReportTrafficRequest {
     let batch = bytes::Bytes::from(batch.encode_to_vec());
     rpc::ReportTrafficRequest {
         crc32c: crc32c::crc32c(&batch),

@@ -22,6 +22,7 @@ mod postgres;
 mod process;
 mod quota;
 mod random;
+mod removed;
 mod rest;
 mod restored;
 mod revocation;
