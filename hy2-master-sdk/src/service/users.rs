@@ -197,7 +197,15 @@ impl Service {
                 source: AssignmentSource::Manual,
                 score: None,
             };
-            assignments::assign(tx, &assignment, now).await?;
+            assignments::assign(tx, &assignment, now)
+                .await
+                .map_err(|error| match error {
+                    StoreError::NotFound(_) | StoreError::Reference(_) => {
+                        let reason = format!("there is no node {node}");
+                        ServiceError::invalid("node_ids", reason)
+                    }
+                    error => error.into(),
+                })?;
         }
         record(
             tx,
