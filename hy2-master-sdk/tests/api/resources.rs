@@ -160,6 +160,15 @@ on_both! {
         let node = fleet.node("ny").await.0;
         let answer = owner.patch(&format!("/api/v1/nodes/{node}"), &nowhere).await.expect(422);
         assert_eq!(paths(answer), ["region_id"]);
+        for (field, value) in [
+            ("node_ids", json!([99])),
+            ("plan_id", json!(99)),
+            ("home_region_id", json!(99)),
+        ] {
+            let new = json!({"username": "ann", field: value});
+            let answer = owner.post("/api/v1/users", &new).await.expect(422);
+            assert_eq!(paths(answer), [field], "{value}");
+        }
         owner.get("/api/v1/users?after=garbage").await.problem(422);
         owner.get("/api/v1/users/abc").await.problem(404);
         owner.get("/nowhere").await.problem(404);
