@@ -142,6 +142,43 @@ on_both! {
         fleet.stop().await;
     }
 
+    async fn what_rest_decides_of_a_node_grpc_decides_too(fleet) {
+        let owner = fleet.owner().await;
+        let mut grpc = connect(&fleet).await;
+        let id = u64::try_from(fleet.node("ny").await.0).unwrap();
+        let change = pb::UpdateNodeRequest {
+            id,
+            country: Some("US".into()),
+            provider: Some("a host".into()),
+            note: Some("in the cellar".into()),
+            tags: Some(pb::NodeTags { tags: vec!["a".into(), "b".into()] }),
+            ..Default::default()
+        };
+        let answer = grpc.update_node(ask(&owner, change)).await.unwrap().into_inner();
+        let node = answer.node.unwrap();
+        assert_eq!((&*node.provider, &*node.note), ("a host", "in the cellar"));
+        let shown = owner.get(&format!("/api/v1/nodes/{id}")).await.expect(200);
+        let told = [&shown["country"], &shown["provider"], &shown["note"], &shown["tags"]];
+        assert_eq!(told, [&json!("US"), &json!("a host"), &json!("in the cellar"), &json!(["a", "b"])]);
+        let change = pb::UpdateNodeRequest {
+            id,
+            country: Some(String::new()),
+            tags: Some(pb::NodeTags::default()),
+            ..Default::default()
+        };
+        grpc.update_node(ask(&owner, change)).await.unwrap();
+        let shown = owner.get(&format!("/api/v1/nodes/{id}")).await.expect(200);
+        assert_eq!([&shown["country"], &shown["tags"]], [&json!(null), &json!([])]);
+        assert_eq!(shown["provider"], "a host");
+        let forfeit = pb::ForfeitNodeRequest { id, ..Default::default() };
+        assert_eq!(grpc.forfeit_node(ask(&owner, forfeit)).await.unwrap().into_inner().slices, 0);
+        let revoke = pb::RevokeNodeCertificatesRequest { id, reason: "stolen".into(), ..Default::default() };
+        let answer = grpc.revoke_node_certificates(ask(&owner, revoke)).await.unwrap().into_inner();
+        let revoked: i32 = pb::NodeObservedState::Revoked.into();
+        assert_eq!(answer.node.unwrap().observed_state, revoked);
+        fleet.stop().await;
+    }
+
     async fn rights_are_those_of_the_table(fleet) {
         let auditor = fleet.as_role("ann", "auditor").await;
         let mut grpc = connect(&fleet).await;

@@ -758,6 +758,22 @@ async fn call(
                 }
             )
         }
+        "revoke_node_certificates" => {
+            let id = wire(world.node().await);
+            let reason = String::new();
+            ask!(
+                revoke_node_certificates,
+                pb::RevokeNodeCertificatesRequest {
+                    request_id,
+                    id,
+                    reason
+                }
+            )
+        }
+        "forfeit_node" => {
+            let id = wire(world.node().await);
+            ask!(forfeit_node, pb::ForfeitNodeRequest { request_id, id })
+        }
         "create_enrolment_token" => ask!(
             create_enrolment_token,
             pb::CreateEnrolmentTokenRequest {

@@ -54,6 +54,11 @@ pub(super) fn limit<T: Into<u64>>(
         .transpose()
 }
 
+/// Texts of the contract that may be unknown: empty is.
+pub(super) fn some(text: String) -> Option<String> {
+    Some(text).filter(|text| !text.is_empty())
+}
+
 pub(super) fn wire(value: Option<i64>) -> u64 {
     value.unwrap_or(0).unsigned_abs()
 }

@@ -16,7 +16,7 @@ use tonic::{Request, Response, Status};
 use self::asked::{asked, status};
 use self::convert::{
     assignment, desired, expected, id, limit, moment, observed, page, page_info, plan, region,
-    user, wanted_state, wanted_status, wire, wire32,
+    some, user, wanted_state, wanted_status, wire, wire32,
 };
 use super::ApiState;
 use super::events::Feed;
@@ -110,6 +110,8 @@ impl Admin {
             connections: u32::try_from(row.connections).unwrap_or(u32::MAX),
             capacity_sessions: wire32(row.capacity_sessions),
             created_at: Some(row.created_at.to_proto()),
+            provider: row.provider.unwrap_or_default(),
+            note: row.note,
         })
     }
 }
@@ -182,7 +184,10 @@ impl AdminService for Admin {
                 .transpose()
                 .map_err(|_| bad("billing_multiplier", "is too large"))?,
             capacity_sessions: limit(m.capacity_sessions, "capacity_sessions")?,
-            ..UpdateNode::default()
+            country: m.country.map(some),
+            provider: m.provider.map(some),
+            note: m.note,
+            tags: m.tags.map(|tags| tags.tags),
         };
         let work = async {
             let rev = expected(m.expected_rev);
@@ -244,6 +249,41 @@ impl AdminService for Admin {
             Ok(pb::SetNodeStateResponse {
                 node: Some(self.node(row).await?),
             })
+        };
+        self.once(&asked, &m.request_id, work).await
+    }
+
+    async fn revoke_node_certificates(
+        &self,
+        request: Request<pb::RevokeNodeCertificatesRequest>,
+    ) -> Result<Response<pb::RevokeNodeCertificatesResponse>, Status> {
+        let asked = asked(request)?;
+        let access = asked.access(Operation::RevokeNodeCertificates)?;
+        let m = &asked.message;
+        let node = NodeId(id(m.id, "node")?);
+        let work = async {
+            let service = &self.state.service;
+            let row = service
+                .revoke_node_certificates(access, node, &m.reason)
+                .await?;
+            Ok(pb::RevokeNodeCertificatesResponse {
+                node: Some(self.node(row).await?),
+            })
+        };
+        self.once(&asked, &m.request_id, work).await
+    }
+
+    async fn forfeit_node(
+        &self,
+        request: Request<pb::ForfeitNodeRequest>,
+    ) -> Result<Response<pb::ForfeitNodeResponse>, Status> {
+        let asked = asked(request)?;
+        let access = asked.access(Operation::ForfeitNode)?;
+        let m = &asked.message;
+        let node = NodeId(id(m.id, "node")?);
+        let work = async {
+            let slices = self.state.service.forfeit_node(access, node).await?;
+            Ok(pb::ForfeitNodeResponse { slices })
         };
         self.once(&asked, &m.request_id, work).await
     }

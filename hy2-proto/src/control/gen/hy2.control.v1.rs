@@ -3212,6 +3212,11 @@ pub struct Node {
     pub capacity_sessions: u32,
     #[prost(message, optional, tag = "21")]
     pub created_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// Who rents it out.
+    #[prost(string, tag = "22")]
+    pub provider: ::prost::alloc::string::String,
+    #[prost(string, tag = "23")]
+    pub note: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListNodesRequest {
@@ -3240,6 +3245,12 @@ pub struct GetNodeResponse {
     pub node: ::core::option::Option<Node>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NodeTags {
+    #[prost(string, repeated, tag = "1")]
+    pub tags: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// Absent fields stay.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UpdateNodeRequest {
     #[prost(string, tag = "1")]
     pub request_id: ::prost::alloc::string::String,
@@ -3253,14 +3264,27 @@ pub struct UpdateNodeRequest {
     pub public_host: ::core::option::Option<::prost::alloc::string::String>,
     #[prost(uint32, optional, tag = "6")]
     pub listen_port: ::core::option::Option<u32>,
+    /// Code; empty: none.
     #[prost(string, optional, tag = "7")]
     pub region: ::core::option::Option<::prost::alloc::string::String>,
     #[prost(uint32, optional, tag = "8")]
     pub weight: ::core::option::Option<u32>,
     #[prost(uint64, optional, tag = "9")]
     pub billing_multiplier: ::core::option::Option<u64>,
+    /// 0: no limit.
     #[prost(uint32, optional, tag = "10")]
     pub capacity_sessions: ::core::option::Option<u32>,
+    /// Two letters; empty: unknown.
+    #[prost(string, optional, tag = "11")]
+    pub country: ::core::option::Option<::prost::alloc::string::String>,
+    /// Who rents it out; empty: unknown.
+    #[prost(string, optional, tag = "12")]
+    pub provider: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "13")]
+    pub note: ::core::option::Option<::prost::alloc::string::String>,
+    /// In place of all that there are.
+    #[prost(message, optional, tag = "14")]
+    pub tags: ::core::option::Option<NodeTags>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UpdateNodeResponse {
@@ -3293,6 +3317,34 @@ pub struct SetNodeStateRequest {
 pub struct SetNodeStateResponse {
     #[prost(message, optional, tag = "1")]
     pub node: ::core::option::Option<Node>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RevokeNodeCertificatesRequest {
+    #[prost(string, tag = "1")]
+    pub request_id: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub id: u64,
+    /// For the record.
+    #[prost(string, tag = "3")]
+    pub reason: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RevokeNodeCertificatesResponse {
+    #[prost(message, optional, tag = "1")]
+    pub node: ::core::option::Option<Node>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ForfeitNodeRequest {
+    #[prost(string, tag = "1")]
+    pub request_id: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub id: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ForfeitNodeResponse {
+    /// Slices of quotas that were written off.
+    #[prost(uint64, tag = "1")]
+    pub slices: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CreateEnrolmentTokenRequest {
@@ -3989,6 +4041,61 @@ pub mod admin_service_client {
                 .insert(GrpcMethod::new("hy2.control.v1.AdminService", "SetNodeState"));
             self.inner.unary(req, path, codec).await
         }
+        /// Revokes a node's identity: it serves nobody any more, and has to enrol anew.
+        pub async fn revoke_node_certificates(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RevokeNodeCertificatesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RevokeNodeCertificatesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/hy2.control.v1.AdminService/RevokeNodeCertificates",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "hy2.control.v1.AdminService",
+                        "RevokeNodeCertificates",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Writes off what a node that is away was lent of quotas.
+        pub async fn forfeit_node(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ForfeitNodeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ForfeitNodeResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/hy2.control.v1.AdminService/ForfeitNode",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("hy2.control.v1.AdminService", "ForfeitNode"));
+            self.inner.unary(req, path, codec).await
+        }
         pub async fn create_enrolment_token(
             &mut self,
             request: impl tonic::IntoRequest<super::CreateEnrolmentTokenRequest>,
@@ -4525,6 +4632,22 @@ pub mod admin_service_server {
             tonic::Response<super::SetNodeStateResponse>,
             tonic::Status,
         >;
+        /// Revokes a node's identity: it serves nobody any more, and has to enrol anew.
+        async fn revoke_node_certificates(
+            &self,
+            request: tonic::Request<super::RevokeNodeCertificatesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RevokeNodeCertificatesResponse>,
+            tonic::Status,
+        >;
+        /// Writes off what a node that is away was lent of quotas.
+        async fn forfeit_node(
+            &self,
+            request: tonic::Request<super::ForfeitNodeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ForfeitNodeResponse>,
+            tonic::Status,
+        >;
         async fn create_enrolment_token(
             &self,
             request: tonic::Request<super::CreateEnrolmentTokenRequest>,
@@ -4955,6 +5078,100 @@ pub mod admin_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = SetNodeStateSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hy2.control.v1.AdminService/RevokeNodeCertificates" => {
+                    #[allow(non_camel_case_types)]
+                    struct RevokeNodeCertificatesSvc<T: AdminService>(pub Arc<T>);
+                    impl<
+                        T: AdminService,
+                    > tonic::server::UnaryService<super::RevokeNodeCertificatesRequest>
+                    for RevokeNodeCertificatesSvc<T> {
+                        type Response = super::RevokeNodeCertificatesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RevokeNodeCertificatesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as AdminService>::revoke_node_certificates(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RevokeNodeCertificatesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hy2.control.v1.AdminService/ForfeitNode" => {
+                    #[allow(non_camel_case_types)]
+                    struct ForfeitNodeSvc<T: AdminService>(pub Arc<T>);
+                    impl<
+                        T: AdminService,
+                    > tonic::server::UnaryService<super::ForfeitNodeRequest>
+                    for ForfeitNodeSvc<T> {
+                        type Response = super::ForfeitNodeResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ForfeitNodeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as AdminService>::forfeit_node(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ForfeitNodeSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
