@@ -440,6 +440,7 @@ impl Node {
             cluster_epoch,
             manifest_rev,
             started_at: Some(self.started_at.into()),
+            reason: status.reason,
         }
     }
 

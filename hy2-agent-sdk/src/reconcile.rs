@@ -57,6 +57,9 @@ pub struct Status {
 /// Why a node does not serve that the master does not know any more.
 const RETIRED: &str = "deleted, or its identity revoked";
 
+/// Why a node lets nobody in that has not heard of its master for as long as a state is good.
+const STALE: &str = "what the master said last has run out";
+
 /// Makes what runs what is desired.
 pub(crate) struct Reconciler {
     clock: Arc<dyn Clock>,
@@ -434,14 +437,17 @@ impl Reconciler {
         let now = self.clock.now();
         let stale = orders.stale_from.is_some_and(|from| from <= now);
         let retired = self.retired.load(SeqCst);
-        let (closed, everybody_out) = match orders.desired {
-            _ if retired => (true, true),
+        let (closed, everybody_out, reason) = match orders.desired {
+            _ if retired => (true, true, RETIRED),
             NodeDesiredState::Draining => (
                 true,
                 orders.deadline.is_some_and(|deadline| deadline <= now),
+                "to be drained",
             ),
-            NodeDesiredState::Maintenance | NodeDesiredState::Disabled => (true, true),
-            _ => (stale, false),
+            NodeDesiredState::Maintenance => (true, true, "in maintenance"),
+            NodeDesiredState::Disabled => (true, true, "disabled"),
+            _ if stale => (true, false, STALE),
+            _ => (false, false, ""),
         };
         self.users
             .set_doors(if closed { Doors::Closed } else { Doors::Open });
@@ -461,8 +467,10 @@ impl Reconciler {
         self.status.send_if_modified(|status| {
             let mut changed = status.engine != engine;
             status.engine = engine;
-            if retired != (status.reason == RETIRED) {
-                status.reason = if retired { RETIRED } else { "" }.to_owned();
+            // Why the engine itself failed stays.
+            let runs = matches!(engine, EngineState::Serving | EngineState::Draining);
+            if (runs || retired) && status.reason != reason {
+                reason.clone_into(&mut status.reason);
                 changed = true;
             }
             changed

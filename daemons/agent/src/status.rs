@@ -4,7 +4,7 @@ use anyhow::Context;
 use hy2_agent_sdk::{
     AgentConfig,
     hy2_proto::control::rpc::{
-        GetInfoRequest, GetStatsRequest, node_manager_client::NodeManagerClient,
+        GetInfoRequest, GetStatsRequest, NodeInfo, node_manager_client::NodeManagerClient,
     },
 };
 use hyper_util::rt::TokioIo;
@@ -33,13 +33,7 @@ pub(crate) async fn show(config: &AgentConfig) -> anyhow::Result<()> {
     let metrics = stats.metrics.unwrap_or_default();
     let lines = [
         ("name", info.name.clone()),
-        (
-            "engine",
-            info.engine()
-                .as_str_name()
-                .trim_start_matches("ENGINE_STATE_")
-                .to_lowercase(),
-        ),
+        ("engine", engine(&info)),
         ("listening", info.listening.join(", ")),
         (
             "manifest",
@@ -69,4 +63,14 @@ pub(crate) async fn show(config: &AgentConfig) -> anyhow::Result<()> {
         crate::say(&format!("{name:<13} {value}"))?;
     }
     Ok(())
+}
+
+/// The state of the engine, and why it does not serve.
+fn engine(info: &NodeInfo) -> String {
+    let state = info.engine().as_str_name();
+    let state = state.trim_start_matches("ENGINE_STATE_").to_lowercase();
+    match &*info.reason {
+        "" => state,
+        reason => format!("{state} ({reason})"),
+    }
 }

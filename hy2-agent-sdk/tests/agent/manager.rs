@@ -226,9 +226,21 @@ async fn states_are_ordered_logs_are_followed_and_checks_are_run() {
         .await
         .expect("ordered");
     world.is_refused(ALICE).await;
+    let info = node.get_info(rpc::GetInfoRequest {}).await.expect("told");
+    let info = info.into_inner().info.expect("there");
+    assert_eq!(
+        (info.engine(), &*info.reason),
+        (rpc::EngineState::Draining, "to be drained")
+    );
     node.set_state(order(NodeDesiredState::Active))
         .await
         .expect("ordered");
+    let info = node.get_info(rpc::GetInfoRequest {}).await.expect("told");
+    let info = info.into_inner().info.expect("there");
+    assert_eq!(
+        (info.engine(), &*info.reason),
+        (rpc::EngineState::Serving, "")
+    );
     world.client(ALICE).await.close().await;
     let refused = node.set_state(order(NodeDesiredState::Unspecified)).await;
     assert!(

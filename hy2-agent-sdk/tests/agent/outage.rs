@@ -136,9 +136,9 @@ async fn a_manifest_past_its_validity_serves_or_drains_as_the_policy_says() {
             let mut status = agent.status();
             let drains =
                 |status: &hy2_agent_sdk::reconcile::Status| status.engine == EngineState::Draining;
-            soon("the drain", status.wait_for(drains))
-                .await
-                .expect("alive");
+            let found = soon("the drain", status.wait_for(drains)).await;
+            let found = found.expect("alive").reason.clone();
+            assert_eq!(found, "what the master said last has run out");
             world.is_refused(ALICE).await;
         } else {
             world.client(ALICE).await.close().await;

@@ -332,6 +332,9 @@ pub struct NodeInfo {
     pub manifest_rev: u64,
     #[prost(message, optional, tag = "14")]
     pub started_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// Why the engine does not serve, or lets nobody in; empty: it does.
+    #[prost(string, tag = "15")]
+    pub reason: ::prost::alloc::string::String,
 }
 /// Host and QUIC figures of one moment.
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
