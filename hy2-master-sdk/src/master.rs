@@ -303,9 +303,8 @@ impl Master {
             tracing::warn!("some tasks did not stop in time");
             tasks.shutdown().await;
         }
-        let now = core.now();
         // Best effort: another master would wait for the leases to run out.
-        let _ = core.store.release_leases(core.id, now).await;
+        let _ = core.store.release_leases(core.id).await;
         core.store.close().await;
     }
 }

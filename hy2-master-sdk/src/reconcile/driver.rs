@@ -12,7 +12,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use crate::core::{Core, KeysError};
 use crate::rpc::TlsError;
 use crate::rpc::error::chain;
-use crate::store::cluster::Fence;
+use crate::store::cluster::{Fence, Held, Lease};
 use crate::store::{StoreError, Topic};
 
 /// A run failed; the next one tries again.
@@ -85,6 +85,7 @@ impl Task {
         let mut timer = tokio::time::interval(self.every);
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut last_end = None::<Instant>;
+        let mut seen = None;
         loop {
             tokio::select! {
                 biased;
@@ -103,13 +104,7 @@ impl Task {
                 while calls.try_recv().is_ok() {}
             }
             let fence = if self.alone {
-                let valid =
-                    i64::try_from((self.every * 3).max(MIN_LEASE).as_millis()).unwrap_or(i64::MAX);
-                match core
-                    .store
-                    .acquire_lease(self.name, core.id, core.now(), valid)
-                    .await
-                {
+                match self.lead(&core, &mut seen).await {
                     Ok(Some(fence)) => Some(fence),
                     Ok(None) => continue,
                     Err(error) => {
@@ -136,6 +131,41 @@ impl Task {
             }
             last_end = Some(Instant::now());
         }
+    }
+
+    /// Takes or keeps the task's lease; `None` while another master has it. `seen` is how another's was and since when.
+    ///
+    /// A lease ends by the clock of who took it. One that a master wrote whose clock was ahead would keep the task from
+    /// running until then, so a lease is over also when nobody has kept it for as long as it is valid.
+    async fn lead(
+        &self,
+        core: &Core,
+        seen: &mut Option<(Held, Instant)>,
+    ) -> Result<Option<Fence>, StoreError> {
+        let valid = (self.every * 3).max(MIN_LEASE);
+        let valid_ms = i64::try_from(valid.as_millis()).unwrap_or(i64::MAX);
+        let unchanged = seen
+            .filter(|(_, since)| since.elapsed() > valid)
+            .map(|(held, _)| held);
+        let store = &core.store;
+        let asked = store.acquire_lease(self.name, core.id, core.now(), valid_ms, unchanged);
+        let held = match asked.await? {
+            Lease::Mine(fence) => {
+                if unchanged.is_some() {
+                    tracing::warn!(
+                        task = self.name,
+                        "nobody kept the task's lease, which is valid by its holder's clock: a clock was wrong"
+                    );
+                }
+                *seen = None;
+                return Ok(Some(fence));
+            }
+            Lease::Others(held) => held,
+        };
+        if seen.is_none_or(|(before, _)| before != held) {
+            *seen = Some((held, Instant::now()));
+        }
+        Ok(None)
     }
 
     async fn called(&self, core: &Core, calls: &mut broadcast::Receiver<Topic>) {

@@ -67,6 +67,23 @@ pub struct Fence {
     pub token: i64,
 }
 
+/// A lease of a singleton task as it is in the store. The default is none's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Held {
+    token: i64,
+    /// By the holder's clock, which may be wrong.
+    expires_at: i64,
+}
+
+/// Who has a lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lease {
+    /// Who asked, from now on or still.
+    Mine(Fence),
+    /// Another master.
+    Others(Held),
+}
+
 impl Store {
     /// Returns the cluster.
     ///
@@ -126,8 +143,9 @@ impl Store {
         .transpose()
     }
 
-    /// Takes or keeps the lease of a singleton task for `valid_ms`; `None` while another master
-    /// holds it.
+    /// Takes or keeps the lease of a singleton task for `valid_ms`. Of another's lease it is told what it is; one that is
+    /// `unchanged` since it was told is taken, too, whatever the clocks say. A master calls it so when it has seen no
+    /// change for as long as a lease is valid: one that lives keeps its lease.
     ///
     /// # Errors
     ///
@@ -138,32 +156,47 @@ impl Store {
         holder: Uuid,
         now: Timestamp,
         valid_ms: i64,
-    ) -> Result<Option<Fence>, StoreError> {
+        unchanged: Option<Held>,
+    ) -> Result<Lease, StoreError> {
         const SQL: &str = "insert into leases (name, holder, token, acquired_at, expires_at) \
                            values ($1, $2, 1, $3, $4) on conflict (name) do update set \
                            token = case when leases.holder = excluded.holder then leases.token else leases.token + 1 end, \
                            acquired_at = case when leases.holder = excluded.holder then leases.acquired_at \
                            else excluded.acquired_at end, \
                            holder = excluded.holder, expires_at = excluded.expires_at \
-                           where leases.holder = excluded.holder or leases.expires_at <= $3 returning token";
+                           where leases.holder = excluded.holder or leases.expires_at <= $3 \
+                           or (leases.token = $5 and leases.expires_at = $6) returning token";
+        const HELD: &str = "select token, expires_at from leases where name = $1";
+        // No lease has a token below 1.
+        let unchanged = unchanged.unwrap_or_default();
         let token = on!(write self, |ex| sqlx::query_scalar::<_, i64>(SQL)
             .bind(name)
             .bind(holder)
             .bind(now)
             .bind(now.0.saturating_add(valid_ms))
+            .bind(unchanged.token)
+            .bind(unchanged.expires_at)
             .fetch_optional(ex)
             .await)?;
-        Ok(token.map(|token| Fence { name, token }))
+        if let Some(token) = token {
+            return Ok(Lease::Mine(Fence { name, token }));
+        }
+        let held = on!(read self, |ex| sqlx::query_as::<_, (i64, i64)>(HELD)
+            .bind(name)
+            .fetch_optional(ex)
+            .await)?;
+        let (token, expires_at) = held.unwrap_or_default();
+        Ok(Lease::Others(Held { token, expires_at }))
     }
 
-    /// Gives the leases of a master back, so that another need not wait for them to run out.
+    /// Gives the leases of a master back, so that another need not wait for them to run out, whatever its clock says.
     ///
     /// # Errors
     ///
     /// The store fails.
-    pub async fn release_leases(&self, holder: Uuid, now: Timestamp) -> Result<(), StoreError> {
-        const SQL: &str = "update leases set expires_at = $2 where holder = $1 and expires_at > $2";
-        on!(write self, |ex| sqlx::query(SQL).bind(holder).bind(now).execute(ex).await.rows())?;
+    pub async fn release_leases(&self, holder: Uuid) -> Result<(), StoreError> {
+        const SQL: &str = "update leases set expires_at = 0 where holder = $1";
+        on!(write self, |ex| sqlx::query(SQL).bind(holder).execute(ex).await.rows())?;
         Ok(())
     }
 

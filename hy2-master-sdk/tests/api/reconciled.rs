@@ -1,7 +1,13 @@
 //! What the master does by itself with what operators decided.
 
-use hy2_master_sdk::{domain::ObservedState, store::nodes};
+use std::time::Duration;
+
+use hy2_master_sdk::{
+    domain::ObservedState,
+    store::{cluster::Lease, nodes},
+};
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use crate::harness::{Client, on_both};
 
@@ -43,6 +49,23 @@ on_both! {
         assert_eq!(followed["status"], "active");
         let bob = user(&owner, &bob).await;
         assert_eq!((&bob["status"], &bob["plan_id"]), (&json!("expired"), &trial));
+        fleet.stop().await;
+    }
+
+    async fn tasks_run_again_though_a_masters_clock_was_years_ahead(fleet) {
+        let owner = fleet.owner().await;
+        let store = fleet.master.store();
+        // One that died before anybody looked at its clock.
+        let (other, ahead) = (Uuid::from_u128(7), fleet.master.now().plus_days(3_000));
+        let taken = store.acquire_lease("users", other, ahead, 15_000, None).await.unwrap();
+        assert!(matches!(taken, Lease::Mine(_)), "{taken:?}");
+        let ann = make(&owner, &json!({"username": "ann", "expires_at": "2027-01-15T08:00:01Z"})).await;
+        fleet.clock.advance(Duration::from_secs(2));
+        fleet
+            .until("ann's time is over", async || {
+                Some(user(&owner, &ann).await).filter(|ann| ann["status"] == "expired")
+            })
+            .await;
         fleet.stop().await;
     }
 

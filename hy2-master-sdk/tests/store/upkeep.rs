@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use hy2_master_sdk::MasterConfig;
 use hy2_master_sdk::domain::{AdminId, Timestamp};
+use hy2_master_sdk::store::cluster::Lease;
 use hy2_master_sdk::store::nodes::{self, Bump};
 use hy2_master_sdk::store::observed::MetricsRow;
 use hy2_master_sdk::store::{Db, Store, StoreError, Topic, cluster, events, idempotency, upkeep};
@@ -15,25 +16,23 @@ use crate::rows::{NOW, node};
 pub(crate) async fn a_lease_has_one_holder_and_an_old_token_writes_nothing(backend: &Backend) {
     let store = &backend.store;
     let (a, b) = (Uuid::from_u128(1), Uuid::from_u128(2));
-    let first = store
-        .acquire_lease("task", a, NOW, 1_000)
-        .await
-        .unwrap()
-        .unwrap();
-    assert_eq!(
-        store.acquire_lease("task", b, NOW, 1_000).await.unwrap(),
-        None
-    );
-    assert_eq!(
-        store.acquire_lease("task", a, NOW, 1_000).await.unwrap(),
-        Some(first.clone())
-    );
+    let ask = async |holder, now, unchanged| {
+        let asked = store.acquire_lease("task", holder, now, 1_000, unchanged);
+        asked.await.unwrap()
+    };
+    let mine = |lease| match lease {
+        Lease::Mine(fence) => fence,
+        Lease::Others(held) => panic!("{held:?}"),
+    };
+    let others = |lease| match lease {
+        Lease::Others(held) => held,
+        Lease::Mine(fence) => panic!("{fence:?}"),
+    };
+    let first = mine(ask(a, NOW, None).await);
+    others(ask(b, NOW, None).await);
+    assert_eq!(mine(ask(a, NOW, None).await), first);
     let later = Timestamp(NOW.0 + 1_000);
-    let second = store
-        .acquire_lease("task", b, later, 1_000)
-        .await
-        .unwrap()
-        .unwrap();
+    let second = mine(ask(b, later, None).await);
     assert!(second.token > first.token);
     let mut tx = store.begin().await.unwrap();
     assert!(matches!(
@@ -42,14 +41,17 @@ pub(crate) async fn a_lease_has_one_holder_and_an_old_token_writes_nothing(backe
     ));
     cluster::check_fence(&mut tx, &second).await.unwrap();
     tx.commit().await.unwrap();
-    store.release_leases(b, later).await.unwrap();
-    assert!(
-        store
-            .acquire_lease("task", a, later, 1_000)
-            .await
-            .unwrap()
-            .is_some()
-    );
+    // Given back, it is free for whoever's clock is behind, too.
+    store.release_leases(b).await.unwrap();
+    let third = mine(ask(a, NOW, None).await);
+    // Of a clock that was years ahead: over for who has seen that nobody keeps it.
+    let ahead = mine(ask(b, Timestamp(NOW.0 + 1_000_000_000_000), None).await);
+    let held = others(ask(a, NOW, None).await);
+    assert_eq!(others(ask(a, NOW, None).await), held);
+    let fourth = mine(ask(a, NOW, Some(held)).await);
+    assert!(third.token < ahead.token && ahead.token < fourth.token);
+    // What was seen is another by now.
+    others(ask(b, NOW, Some(held)).await);
 }
 
 pub(crate) async fn calls_arrive_after_the_commit_only(backend: &Backend) {
