@@ -25,12 +25,12 @@ use tokio::{
 
 use crate::{
     CAPABILITIES, VERSION,
-    clock::{Clock, SystemClock},
+    clock::{Clock, MastersClock, SystemClock},
     config::AgentConfig,
     engine::{CoreEngine, Engine},
     files,
     identity::{Identity, IdentityError},
-    leases::Leases,
+    leases::{Intervals, Leases},
     ledger::Ledger,
     link::{self, LinkState},
     logs::LogRing,
@@ -173,7 +173,8 @@ impl AgentBuilder {
         files::private_folder(&counters).map_err(fail)?;
         let lock = traffic::lock(&folder).map_err(fail)?;
         let identity = Identity::open(&folder)?;
-        let clock = self.clock;
+        let masters_clock = Arc::new(MastersClock::new(self.clock));
+        let clock: Arc<dyn Clock> = Arc::clone(&masters_clock) as _;
         let traffic = Traffic::open(&counters, self.config.spool_cap, Arc::clone(&clock));
         let traffic = Arc::new(traffic.map_err(fail)?);
         let leases = Arc::new(Leases::open(&folder, Arc::clone(&clock)).map_err(fail)?);
@@ -219,6 +220,7 @@ impl AgentBuilder {
             started_at: clock.now(),
             boot_id: rand::random(),
             clock,
+            masters_clock,
             identity,
             users,
             traffic,
@@ -251,6 +253,7 @@ impl AgentBuilder {
             loopback = listener.local_addr().ok();
             tasks.spawn(manager::serve_loopback(Arc::clone(&node), listener));
         }
+        node.cut_by(Traffic::cut_found).await;
         node.reconciler.start().await;
         tasks.spawn(cut_traffic(Arc::clone(&node)));
         tasks.spawn(keep_time(Arc::clone(&node)));
@@ -387,7 +390,9 @@ impl AgentHandle {
 /// Everything of one agent.
 pub(crate) struct Node {
     pub(crate) config: AgentConfig,
+    /// The master's time, as far as it is known.
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) masters_clock: Arc<MastersClock>,
     pub(crate) identity: Identity,
     pub(crate) users: Arc<UserTable>,
     pub(crate) traffic: Arc<Traffic>,
@@ -470,9 +475,13 @@ impl Node {
 
     /// Spools what was counted. What the disk does not take stays in the cells.
     pub(crate) async fn cut(self: &Arc<Self>) {
+        self.cut_by(Traffic::cut).await;
+    }
+
+    async fn cut_by(self: &Arc<Self>, cut: fn(&Traffic, &dyn Intervals) -> io::Result<usize>) {
         let node = Arc::clone(self);
         let cut = tokio::task::spawn_blocking(move || {
-            let cut = node.traffic.cut(&*node.leases);
+            let cut = cut(&node.traffic, &*node.leases);
             node.leases.prune(|user| node.traffic.spooled_total(user));
             cut
         });
@@ -521,6 +530,7 @@ async fn keep_time(node: Arc<Node>) {
             node.reconciler.tick();
         }
         if round % 50 == 49 {
+            node.masters_clock.look();
             node.reconciler.retry().await;
             // What a power cut may take is bounded, however rare the cuts are.
             let flushing = Arc::clone(&node);

@@ -5,7 +5,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use hy2_proto::control::{ALPN_MASTER, ALPN_REVERSE, MASTER_NAME, MAX_MESSAGE};
@@ -176,10 +176,4 @@ pub(crate) async fn bounded<T>(
         Ok(answer) => Ok(answer?.into_inner()),
         Err(_) => Err(LinkError::TimedOut("answer")),
     }
-}
-
-/// The difference between two clocks, whichever is ahead.
-pub(crate) fn difference(one: SystemTime, other: SystemTime) -> Duration {
-    one.duration_since(other)
-        .unwrap_or_else(|error| error.duration())
 }

@@ -17,12 +17,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::{
     CALL_MAX, LinkError, LinkState, Master,
     backoff::Backoff,
-    channel::{Connection, Dial, bounded, difference},
+    channel::{Connection, Dial, bounded},
     enrol, reverse,
 };
 use crate::{
     agent::Node,
-    clock::{moment, span},
+    clock::{SAME, moment, span},
     reconcile::{Assembly, revisions},
     report::{self, SessionsDelta},
     traffic::Resync,
@@ -223,9 +223,9 @@ async fn hello(node: &Node) -> Hello {
 /// Takes over what the master says at the beginning.
 async fn greeted(node: &Arc<Node>, welcome: &Welcome) -> Result<(), LinkError> {
     if let Some(master) = moment(welcome.master_time.as_ref()) {
-        let skew = difference(node.clock.now(), master);
+        let skew = node.masters_clock.follow(master);
         *node.skew.lock() = Some(skew);
-        if skew > Duration::from_secs(2) {
+        if skew > SAME {
             let text = format!("the clock is {} ms from the master's", skew.as_millis());
             node.alert("clock_skew", "warning", &text);
         }

@@ -23,6 +23,7 @@ use std::{
             Ordering::{Acquire, Relaxed, Release},
         },
     },
+    time::SystemTime,
 };
 
 use memmap2::{MmapOptions, MmapRaw};
@@ -262,6 +263,20 @@ impl Inner {
         }
         self.segments.push(segment);
     }
+}
+
+/// Returns when the counters in `folder` were last written to, if there are any. Memory that is mapped counts as written
+/// at the first change after a flush, and every cut flushes.
+pub(super) fn changed(folder: &Path) -> io::Result<Option<SystemTime>> {
+    let mut newest = None;
+    for number in 0.. {
+        match fs::metadata(file_of(folder, number)) {
+            Ok(found) => newest = newest.max(Some(found.modified()?)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(newest)
 }
 
 fn file_of(folder: &Path, number: usize) -> PathBuf {

@@ -29,6 +29,8 @@ pub(crate) struct Traffic {
     pub(crate) cells: Cells,
     spool: Mutex<Spool>,
     last_cut: Mutex<SystemTime>,
+    /// When the counters that were found here were last counted up, and so when what is not cut of them passed at the latest.
+    found: SystemTime,
     clock: Arc<dyn Clock>,
     /// Something waits in the spool.
     pub(crate) spooled: Notify,
@@ -58,6 +60,8 @@ impl NoCut<'_> {
 impl Traffic {
     /// Opens cells and spool in `folder`.
     pub(crate) fn open(folder: &Path, cap: u64, clock: Arc<dyn Clock>) -> io::Result<Self> {
+        let now = clock.now();
+        let found = cells::changed(folder)?.map_or(now, |changed| changed.min(now));
         let cells = Cells::open(folder)?;
         let spool = Spool::open(&folder.join("spool"), cap)?;
         for batch in spool.contents()? {
@@ -68,7 +72,8 @@ impl Traffic {
         Ok(Self {
             cells,
             spool: Mutex::new(spool),
-            last_cut: Mutex::new(clock.now()),
+            last_cut: Mutex::new(found),
+            found,
             clock,
             spooled: Notify::new(),
         })
@@ -81,8 +86,18 @@ impl Traffic {
     ///
     /// When the disk does not take it: nothing is lost, the next cut has it.
     pub(crate) fn cut(&self, leases: &dyn Intervals) -> io::Result<usize> {
+        self.cut_until(leases, self.clock.now())
+    }
+
+    /// As [`Self::cut`], of what an earlier process left uncut; to be called before anything is counted. Its batch is of when
+    /// it passed: on a disk that was set back, the master has these bytes already, and sees it by that.
+    pub(crate) fn cut_found(&self, leases: &dyn Intervals) -> io::Result<usize> {
+        self.cut_until(leases, self.found)
+    }
+
+    fn cut_until(&self, leases: &dyn Intervals, to: SystemTime) -> io::Result<usize> {
         let mut spool = self.spool.lock();
-        let (from, to) = (*self.last_cut.lock(), self.clock.now());
+        let from = *self.last_cut.lock();
         let mut rows: Vec<(Cell, UserTraffic)> = Vec::new();
         for (user, cell) in self.cells.all() {
             let (mut total_tx, mut total_rx) = (cell.tx(), cell.rx());
@@ -191,7 +206,8 @@ impl Traffic {
 
 #[cfg(test)]
 mod tests {
-    use hy2_proto::control::rpc::LeaseUse;
+    use hy2_proto::control::rpc::{LeaseUse, TrafficBatch};
+    use prost::Message;
 
     use super::*;
     use crate::{clock::SystemClock, leases::Leases};
@@ -247,6 +263,59 @@ mod tests {
         let traffic = Traffic::open(folder.path(), 1 << 20, Arc::new(SystemClock)).unwrap();
         assert_eq!(traffic.cut(&Until(999)).unwrap(), 0);
         assert_eq!(traffic.spooled_total(1), 130);
+    }
+
+    #[test]
+    fn what_a_set_back_disk_had_not_cut_is_not_billed_twice() {
+        let (folder, earlier) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let open = |folder: &Path| Traffic::open(folder, 1 << 20, Arc::new(SystemClock)).unwrap();
+        let no_end = Until(u64::MAX);
+        let mut billed = 0;
+        let mut deliver = |traffic: &Traffic| {
+            while let Some(outgoing) = traffic.next().unwrap() {
+                let batch = TrafficBatch::decode(&*outgoing.batch).unwrap();
+                billed += batch.users.iter().map(|row| row.tx).sum::<u64>();
+                traffic.acknowledged(outgoing.last);
+            }
+            (billed, traffic.waiting().durable)
+        };
+        let traffic = open(folder.path());
+        traffic.cells.of(1).unwrap().add_tx(100);
+        traffic.cut(&no_end).unwrap();
+        assert_eq!(deliver(&traffic), (100, 1));
+        traffic.cells.of(1).unwrap().add_tx(20);
+        let copied = std::process::Command::new("cp")
+            .arg("-a")
+            .args([folder.path().join("."), earlier.path().to_owned()])
+            .status();
+        assert!(copied.unwrap().success());
+        traffic.cells.of(1).unwrap().add_tx(5);
+        traffic.cut(&no_end).unwrap();
+        assert_eq!(deliver(&traffic), (125, 2));
+        let moved_at = SystemTime::now();
+        drop(traffic);
+        // The earlier state goes on: 20 are not cut there.
+        let traffic = open(earlier.path());
+        traffic.cut_found(&no_end).unwrap();
+        traffic.cells.of(1).unwrap().add_tx(7);
+        traffic.cut(&no_end).unwrap();
+        traffic.rewind(2, Some(moved_at)).unwrap();
+        assert_eq!(deliver(&traffic), (132, 3));
+    }
+
+    #[test]
+    fn what_a_killed_process_had_not_cut_is_billed() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || Traffic::open(folder.path(), 1 << 20, Arc::new(SystemClock)).unwrap();
+        let traffic = open();
+        traffic.cells.of(1).unwrap().add_tx(100);
+        drop(traffic);
+        let traffic = open();
+        assert_eq!(traffic.cut_found(&Until(u64::MAX)).unwrap(), 1);
+        assert_eq!(traffic.rewind(0, None).unwrap(), Resync::Fits);
+        let batch = traffic.next().unwrap().unwrap().batch;
+        let batch = TrafficBatch::decode(&*batch).unwrap();
+        assert_eq!(batch.users[0].tx, 100);
     }
 
     #[test]

@@ -26,6 +26,7 @@ use crate::{
 };
 
 const ALICE: &str = "alice's credential";
+const BOB: &str = "bob's credential";
 /// One chunk of the relay may be on its way on each stream when the quota ends.
 const CHUNK: u64 = 256 << 10;
 
@@ -75,6 +76,37 @@ async fn a_quota_is_used_slice_by_slice_and_ends_every_connection() {
     // More quota: as welcome as before.
     world.master.shared.quotas.lock().left.insert(1, 8 << 20);
     world.client(ALICE).await.close().await;
+}
+
+#[tokio::test]
+async fn a_node_whose_clock_is_wrong_keeps_the_masters_time() {
+    const DAY: Duration = Duration::from_secs(86_400);
+    let now = SystemTime::now();
+    let echo = Echo::start().await;
+    for wrong in [now + DAY * 10, now - DAY * 10] {
+        let mut world = metered(64 << 20, 1 << 20).await;
+        let mut bob = user(2, BOB);
+        bob.expires_at = Some((SystemTime::now() + Duration::from_secs(5)).into());
+        {
+            let mut desired = world.master.shared.desired.lock();
+            let alice = desired.users.get_mut(&1).expect("there");
+            alice.expires_at = Some((now + DAY).into());
+            desired.users.insert(2, bob);
+        }
+        let clock = Arc::new(ManualClock::new(wrong));
+        let ticking = Arc::clone(&clock);
+        world.start_with(|builder| builder.clock(ticking)).await;
+        world.master.acked(1).await;
+        // Her day is not over, nor is the slice that she is lent.
+        let alice = world.client(ALICE).await;
+        let mut stream = alice.tcp(&echo.target()).await.expect("a stream");
+        round(&mut stream, 1000).await.expect("a round");
+        // His seconds pass here as they do there.
+        clock.advance(Duration::from_secs(6));
+        world.is_refused(BOB).await;
+        round(&mut stream, 1000).await.expect("a round");
+        world.shutdown().await;
+    }
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use hy2_agent_sdk::clock::{Clock, SystemClock};
 use hy2_agent_sdk::hy2_proto::control::{
     ALPN_MASTER, ALPN_REVERSE, MASTER_NAME, MULTIPLIER_ONE, RENEW_SIGNATURE_CONTEXT, hash,
     rpc::{
@@ -104,6 +105,8 @@ pub(crate) struct Shared {
     pub(crate) used_tokens: Mutex<BTreeMap<String, [u8; 32]>>,
     pub(crate) certificate_life: Mutex<Duration>,
     pub(crate) renewals: AtomicU64,
+    /// What it calls its time.
+    pub(crate) clock: Mutex<Arc<dyn Clock>>,
     /// The node is deleted: who asks for a session is told so.
     pub(crate) retired: AtomicBool,
     /// Commit, but do not answer, this many batches.
@@ -166,6 +169,7 @@ impl Master {
             used_tokens: Mutex::default(),
             certificate_life: Mutex::new(Duration::from_secs(30 * 86_400)),
             renewals: AtomicU64::new(0),
+            clock: Mutex::new(Arc::new(SystemClock)),
             retired: AtomicBool::new(false),
             lose_answers: AtomicU64::new(0),
             extra_answers: AtomicUsize::new(0),
@@ -640,7 +644,7 @@ impl MasterService for Service {
         let millis = |ms: u64| prost_types::Duration::try_from(Duration::from_millis(ms)).ok();
         let welcome = Welcome {
             cluster_epoch: self.shared.desired.lock().epoch,
-            master_time: Some(SystemTime::now().into()),
+            master_time: Some(self.shared.clock.lock().now().into()),
             heartbeat_interval: millis(200),
             metrics_interval: millis(200),
             traffic_interval: millis(50),

@@ -45,6 +45,7 @@ async fn a_day_without_a_master_loses_no_byte_and_nobody_who_may_stay() {
         quotas.left.insert(3, 64 * SLICE);
         quotas.slice = SLICE;
     }
+    *world.master.shared.clock.lock() = Arc::clone(&clock) as _;
     let ticking = Arc::clone(&clock);
     world.start_with(|builder| builder.clock(ticking)).await;
     world.master.acked(1).await;

@@ -253,6 +253,7 @@ async fn a_node_that_was_cut_off_while_the_keys_changed_runs_its_state_and_comes
     let clock = Arc::new(ManualClock::new(now));
     let mut world = World::with_users(&[(1, ALICE)]).await;
     *world.master.shared.certificate_life.lock() = DAY * 400;
+    *world.master.shared.clock.lock() = Arc::clone(&clock) as _;
     let on = Arc::clone(&clock);
     world.start_with(|builder| builder.clock(on)).await;
     let rev = world.master.publish_acked(|_| ()).await;
