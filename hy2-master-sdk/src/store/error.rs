@@ -96,13 +96,15 @@ impl From<sqlx::Error> for StoreError {
 }
 
 /// PostgreSQL: serialisation, deadlock, connection exceptions (08), resources (53), shutdown and
-/// start (57P). SQLite: busy, locked, the disk fails, is full or cannot be opened, with their
+/// start (57P), a statement that was cancelled (57014), a lock not got in time (55P03), no writing for now, as on a
+/// standby (25006), trouble of the system (58). SQLite: busy, locked, the disk fails, is full or cannot be opened, with their
 /// extended forms.
 fn is_transient_code(code: &str) -> bool {
-    code == "40001"
-        || code == "40P01"
+    matches!(code, "40001" | "40P01" | "57014" | "55P03" | "25006")
         || code.len() == 5
-            && (code.starts_with("08") || code.starts_with("53") || code.starts_with("57P"))
+            && ["08", "53", "57P", "58"]
+                .iter()
+                .any(|class| code.starts_with(class))
         || code.len() < 5
             && code
                 .parse::<u32>()
@@ -164,7 +166,8 @@ mod tests {
     #[test]
     fn codes_that_pass_by_themselves_are_told_apart() {
         for code in [
-            "40001", "40P01", "08006", "53300", "57P01", "5", "6", "517", "13", "10", "778", "14",
+            "40001", "40P01", "08006", "53300", "57P01", "57014", "55P03", "25006", "58030", "5",
+            "6", "517", "13", "10", "778", "14",
         ] {
             assert!(is_transient_code(code), "{code}");
         }

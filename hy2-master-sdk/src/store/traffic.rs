@@ -223,10 +223,13 @@ pub async fn ingest(tx: &mut Tx, batch: &Batch, now: Timestamp) -> Result<Ingest
     let mut rows = merge(&batch.rows);
     let mut aside = Vec::new();
     let known = assigned(tx, batch.node, rows.keys().copied()).await?;
+    let mut believable = believable(tx, batch.node, now).await?;
     rows.retain(|user, row| {
-        let valid = row.tx >= 0
-            && row.rx >= 0
-            && row.tx.checked_add(row.rx).is_some_and(|sum| sum <= MAX_ROW);
+        let sum = row.tx.checked_add(row.rx).filter(|sum| *sum <= MAX_ROW);
+        let valid = row.tx >= 0 && row.rx >= 0 && sum.is_some_and(|sum| sum <= believable);
+        if valid {
+            believable -= sum.unwrap_or(0);
+        }
         let keep = valid && known.contains(user);
         if !keep {
             aside.push((row.clone(), if valid { "foreign_user" } else { "invalid" }));
@@ -338,6 +341,28 @@ pub async fn cursor_is_older(
     Ok(moved.is_none_or(|moved| moved < than))
 }
 
+/// Returns how many bytes more a node can have moved since it is there. Beyond that it is not told the truth, and sums that
+/// everybody needs would run over: of users whom it shares with other nodes, and of all nodes.
+async fn believable(tx: &mut Tx, node: NodeId, now: Timestamp) -> Result<i64, StoreError> {
+    const SQL: &str = "select n.created_at, coalesce(c.tx, 0), coalesce(c.rx, 0), coalesce(c.quarantined_tx, 0), \
+                       coalesce(c.quarantined_rx, 0) from vps_nodes n left join node_counters c on c.node_id = n.id \
+                       where n.id = $1";
+    let (since, counted): (Timestamp, [i64; 4]) = on!(tx, |ex| sqlx::query_as::<
+        _,
+        (Timestamp, i64, i64, i64, i64),
+    >(SQL)
+    .bind(node)
+    .fetch_optional(ex)
+    .await)?
+    .map(|(since, tx, rx, more_tx, more_rx)| (since, [tx, rx, more_tx, more_rx]))
+    .ok_or(StoreError::NotFound("node"))?;
+    // A master's clock that was set back makes nobody a liar who has moved little.
+    let seconds = now.0.saturating_sub(since.0).max(0) / 1000;
+    let most = i128::from(BELIEVED_AT_ONCE) + i128::from(seconds) * i128::from(BELIEVED_PER_SECOND);
+    let left = most - counted.into_iter().map(i128::from).sum::<i128>();
+    Ok(i64::try_from(left.max(0)).unwrap_or(i64::MAX))
+}
+
 /// Moves the cursor from before the batch to its end; false when it is elsewhere. A spool begins
 /// at 1.
 async fn move_cursor(tx: &mut Tx, batch: &Batch, now: Timestamp) -> Result<bool, StoreError> {
@@ -434,7 +459,9 @@ async fn add(
                 select r.u, r.tx, r.rx, r.billed, r.seen, $6 from unnest($1::bigint[], $2::bigint[], $3::bigint[], \
                 $4::bigint[], $5::bigint[]) as r(u, tx, rx, billed, seen) order by r.u \
                 on conflict (user_id) do update set tx = user_counters.tx + excluded.tx, \
-                rx = user_counters.rx + excluded.rx, billed = user_counters.billed + excluded.billed, \
+                rx = user_counters.rx + excluded.rx, billed = case \
+                when user_counters.billed > 9223372036854775807 - excluded.billed then 9223372036854775807 \
+                else user_counters.billed + excluded.billed end, \
                 online_at = greatest(user_counters.online_at, excluded.online_at), last_node_id = excluded.last_node_id";
             sqlx::query(COUNTERS)
                 .bind(&ids)
@@ -481,7 +508,9 @@ async fn add(
             const COUNTERS: &str = "insert into user_counters (user_id, tx, rx, billed, online_at, last_node_id) \
                 select value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, $2 from json_each($1) where true \
                 on conflict (user_id) do update set tx = user_counters.tx + excluded.tx, \
-                rx = user_counters.rx + excluded.rx, billed = user_counters.billed + excluded.billed, \
+                rx = user_counters.rx + excluded.rx, billed = case \
+                when user_counters.billed > 9223372036854775807 - excluded.billed then 9223372036854775807 \
+                else user_counters.billed + excluded.billed end, \
                 online_at = max(coalesce(user_counters.online_at, 0), excluded.online_at), \
                 last_node_id = excluded.last_node_id";
             sqlx::query(COUNTERS)
@@ -693,3 +722,7 @@ const MAX_QUARANTINE_ROWS: usize = 100;
 /// Most bytes one row may hold: a batch covers seconds to days of one node, and a counter must not
 /// run over.
 const MAX_ROW: i64 = 1 << 50;
+/// Bytes that a node is believed however new it is.
+const BELIEVED_AT_ONCE: i64 = 1 << 50;
+/// Bytes a second that a node is believed over its life, 275 Gbit/s: sums of eight years fit their counters.
+const BELIEVED_PER_SECOND: i64 = 1 << 35;

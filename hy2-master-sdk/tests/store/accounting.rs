@@ -1,5 +1,7 @@
 //! Traffic, exactly once.
 
+use std::time::Duration;
+
 use hy2_master_sdk::domain::Timestamp;
 use hy2_master_sdk::store::StoreError;
 use hy2_master_sdk::store::assignments;
@@ -144,6 +146,56 @@ pub(crate) async fn rows_of_unknown_and_foreign_users_are_set_aside_and_do_not_b
         .unwrap();
     assert_eq!((done.added, done.quarantined), (true, 1));
     assert_eq!(store.user(ann).await.unwrap().tx, 4);
+}
+
+pub(crate) async fn a_node_that_reports_what_cannot_be_stops_nobodys_accounts(backend: &Backend) {
+    const HUGE: i64 = 1 << 50;
+    let store = &backend.store;
+    let (liar, honest) = (node(store, "liar").await, node(store, "honest").await);
+    let ann = user(store, "ann").await;
+    assign(store, ann, liar).await;
+    assign(store, ann, honest).await;
+    let of_liar = |seq, rows: &[(i64, i64, i64)]| batch(liar, Uuid::from_u128(1), seq, seq, rows);
+    // The first could be. Of all that follow nothing counts, whether of a user or of nobody.
+    let done = store
+        .ingest(&of_liar(1, &[(ann.0, HUGE, 0)]), NOW)
+        .await
+        .unwrap();
+    assert_eq!(done.quarantined, 0);
+    for seq in 2..=20 {
+        let rows = [(ann.0, HUGE, 0), (999, 0, HUGE), (1000 + seq, 1, 0)];
+        let done = store.ingest(&of_liar(seq, &rows), NOW).await.unwrap();
+        assert_eq!((done.durable_seq, done.quarantined), (seq, 3));
+    }
+    let sums = store.node_counters(liar).await.unwrap();
+    assert_eq!(
+        (sums.tx, sums.quarantined_tx, sums.quarantined_rx),
+        (HUGE, 0, 0)
+    );
+    // Time makes it believable again, and so to speak only.
+    let later = NOW.plus(Duration::from_secs(2));
+    let done = store
+        .ingest(&of_liar(21, &[(ann.0, 1 << 35, 0)]), later)
+        .await
+        .unwrap();
+    assert_eq!(done.quarantined, 0);
+    let rows = [(ann.0, 7, 0)];
+    let of_honest = batch(honest, Uuid::from_u128(2), 1, 1, &rows);
+    assert_eq!(store.ingest(&of_honest, NOW).await.unwrap().quarantined, 0);
+    assert_eq!(store.user(ann).await.unwrap().tx, HUGE + (1 << 35) + 7);
+    // What a multiplier makes too large for its counter stays at the most that it holds.
+    for seq in 2..=11 {
+        let mut batch = batch(
+            honest,
+            Uuid::from_u128(2),
+            seq,
+            seq,
+            &[(ann.0, HUGE / 16, 0)],
+        );
+        batch.multiplier = 1_000_000_000_000_000;
+        assert!(store.ingest(&batch, NOW).await.unwrap().added);
+    }
+    assert_eq!(store.user(ann).await.unwrap().billed, i64::MAX);
 }
 
 pub(crate) async fn late_traffic_of_a_released_user_counts(backend: &Backend) {

@@ -47,6 +47,7 @@ on_both!(
     accounting::batches_count_once_in_every_order_and_number_of_deliveries,
     accounting::concurrent_deliveries_of_a_batch_count_once,
     accounting::rows_of_unknown_and_foreign_users_are_set_aside_and_do_not_block,
+    accounting::a_node_that_reports_what_cannot_be_stops_nobodys_accounts,
     accounting::late_traffic_of_a_released_user_counts,
     accounting::the_multiplier_bills_and_a_reset_never_takes_counters_back,
     quotas::slices_never_exceed_the_quota_and_consumption_frees_nothing_twice,
