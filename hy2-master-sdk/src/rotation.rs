@@ -4,8 +4,13 @@
 //! node is told to trust it; it takes over, signs the master's certificate and new signing keys, and
 //! nodes renew; the one before is removed. A step refuses while a node would be left behind.
 
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use thiserror::Error;
 use uuid::Uuid;
+use zeroize::Zeroizing;
 
 use crate::Master;
 use crate::auth::ca::CertificateAuthority;
@@ -51,12 +56,89 @@ pub enum RotationError {
     /// The store fails.
     #[error("the store fails")]
     Store(#[from] StoreError),
+    /// That is no validity.
+    #[error("an operator's certificate lasts 1 to {OPERATOR_DAYS_MAX} days")]
+    Days,
     /// A key cannot be made or read.
     #[error(transparent)]
     Keys(#[from] KeysError),
 }
 
+/// What an operator needs to reach a node's NodeManager, as PEM: key, certificate, and the authority by which nodes are
+/// known.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct OperatorIdentity {
+    /// All three, one after the other.
+    pub pem: Zeroizing<String>,
+    /// Until when the certificate is valid.
+    pub not_after: Timestamp,
+}
+
+/// Longest validity of an operator's certificate, in days.
+pub const OPERATOR_DAYS_MAX: u32 = 90;
+
 impl Master {
+    /// Issues an operator's certificate for NodeManager on the loopback ports of nodes, valid for `days`, 1 to
+    /// [`OPERATOR_DAYS_MAX`]. The audit log has it.
+    ///
+    /// # Errors
+    ///
+    /// [`RotationError::Days`], [`RotationError::Keys`] of the name, or the store fails.
+    pub async fn issue_operator(
+        &self,
+        name: &str,
+        days: u32,
+    ) -> Result<OperatorIdentity, RotationError> {
+        if !(1..=OPERATOR_DAYS_MAX).contains(&days) {
+            return Err(RotationError::Days);
+        }
+        let now = self.now();
+        let mut tx = self.store().begin().await?;
+        let row = find(&mut tx, "active")
+            .await?
+            .ok_or(StoreError::NotFound("authority"))?;
+        let authority = self.authority(&row)?;
+        let validity = Duration::from_secs(u64::from(days) * 86_400);
+        let issued = authority
+            .issue_operator(name, validity, now)
+            .map_err(KeysError::from)?;
+        // One piece, so that no copy of the key stays behind when it grows.
+        let mut pem = Zeroizing::new(String::with_capacity(8 << 10));
+        for (label, der) in [
+            ("PRIVATE KEY", &issued.key[..]),
+            ("CERTIFICATE", &issued.issued.certificate[..]),
+            ("CERTIFICATE", &row.certificate[..]),
+        ] {
+            push_pem(&mut pem, label, der);
+        }
+        let entry = NewEntry {
+            object_kind: "operator_certificate",
+            object_id: hex::encode(&issued.issued.serial),
+            after: Some(serde_json::json!({"name": name, "not_after": issued.issued.not_after})),
+            ..on_host("issue_operator", now)
+        };
+        audit::append(&mut tx, &entry).await?;
+        tx.commit().await?;
+        Ok(OperatorIdentity {
+            pem,
+            not_after: issued.issued.not_after,
+        })
+    }
+
+    /// Opens the key of an authority in the store.
+    fn authority(&self, row: &AuthorityRow) -> Result<CertificateAuthority, RotationError> {
+        let key = self
+            .vault()
+            .open(AUTHORITY_KEY, row.id.as_bytes(), &row.private_key_enc)
+            .map_err(|source| KeysError::Open {
+                what: "certificate authority",
+                source,
+            })?;
+        let loaded = CertificateAuthority::load(row.certificate.clone().into(), &key);
+        Ok(loaded.map_err(KeysError::from)?)
+    }
+
     /// Lists the authorities, the newest first.
     ///
     /// # Errors
@@ -116,15 +198,7 @@ impl Master {
             store::set_authority_state(&mut tx, active.id, "retired", now).await?;
         }
         store::set_authority_state(&mut tx, next.id, "active", now).await?;
-        let key = self
-            .vault()
-            .open(AUTHORITY_KEY, next.id.as_bytes(), &next.private_key_enc)
-            .map_err(|source| KeysError::Open {
-                what: "certificate authority",
-                source,
-            })?;
-        let authority = CertificateAuthority::load(next.certificate.clone().into(), &key)
-            .map_err(KeysError::from)?;
+        let authority = self.authority(&next)?;
         // Those that the one before certified sign no more, not even one that waits for its turn.
         store::retire_signers(&mut tx, now).await?;
         insert_signer(&mut tx, self.vault(), &authority, "active", now).await?;
@@ -196,16 +270,44 @@ async fn note(
     now: Timestamp,
 ) -> Result<(), StoreError> {
     let entry = NewEntry {
+        object_kind: "authority",
+        object_id: row.id.to_string(),
+        after: Some(serde_json::json!({"pin": hex::encode(&row.spki_sha256)})),
+        ..on_host(action, now)
+    };
+    audit::append(tx, &entry).await
+}
+
+/// The beginning of an entry.
+fn on_host(action: &str, now: Timestamp) -> NewEntry {
+    NewEntry {
         at: now,
         actor_kind: "host",
         actor: "host".to_owned(),
         address: None,
         action: action.to_owned(),
-        object_kind: "authority",
-        object_id: row.id.to_string(),
+        object_kind: "",
+        object_id: String::new(),
         before: None,
-        after: Some(serde_json::json!({"pin": hex::encode(&row.spki_sha256)})),
+        after: None,
         request_id: None,
-    };
-    audit::append(tx, &entry).await
+    }
+}
+
+/// Appends a block of PEM (RFC 7468).
+fn push_pem(pem: &mut Zeroizing<String>, label: &str, der: &[u8]) {
+    let body = Zeroizing::new(STANDARD.encode(der));
+    pem.push_str("-----BEGIN ");
+    pem.push_str(label);
+    pem.push_str("-----\n");
+    let mut rest = &body[..];
+    while !rest.is_empty() {
+        let (line, after) = rest.split_at(rest.len().min(64));
+        pem.push_str(line);
+        pem.push('\n');
+        rest = after;
+    }
+    pem.push_str("-----END ");
+    pem.push_str(label);
+    pem.push_str("-----\n");
 }

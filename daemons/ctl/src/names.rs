@@ -24,16 +24,34 @@ impl Kind {
     }
 }
 
-/// Returns the id: digits are one, anything else is a name. `name:` in front makes digits a name.
+/// Returns the id: digits are one, anything else is a name. `name:` in front makes digits a name, `id:` says that they are
+/// none.
+///
+/// # Errors
+///
+/// [`Failure::Usage`] of digits that are the name of another: what is done to the wrong one may be for good.
 pub(crate) async fn id(client: &Client, kind: Kind, text: &str) -> Result<i64, Failure> {
-    let name = text.strip_prefix("name:");
-    if name.is_none()
-        && let Ok(id) = text.parse()
-    {
-        return Ok(id);
+    let (what, ..) = kind.parts();
+    if let Some(digits) = text.strip_prefix("id:") {
+        let id = digits.parse();
+        return id.map_err(|_| Failure::Usage(format!("{digits:?} is no id of a {what}")));
     }
-    let name = name.unwrap_or(text);
-    let (what, path, field) = kind.parts();
+    if let Ok(id) = text.parse() {
+        return match named(client, kind, text).await? {
+            Some(other) if other != id => Err(Failure::Usage(format!(
+                "{text} is the name of {what} {other}, too: say id:{text} or name:{text}"
+            ))),
+            _ => Ok(id),
+        };
+    }
+    let name = text.strip_prefix("name:").unwrap_or(text);
+    let found = named(client, kind, name).await?;
+    found.ok_or_else(|| Failure::NotFound(format!("there is no {what} named {name}")))
+}
+
+/// Returns the id of what has a name, if there is such.
+async fn named(client: &Client, kind: Kind, name: &str) -> Result<Option<i64>, Failure> {
+    let (_, path, field) = kind.parts();
     let mut after = None::<String>;
     loop {
         let size = ("size", "500".to_owned());
@@ -48,15 +66,11 @@ pub(crate) async fn id(client: &Client, kind: Kind, text: &str) -> Result<i64, F
         let items = page["items"].as_array().map_or(&[][..], Vec::as_slice);
         let found = items.iter().find(|item| item[field] == *name);
         if let Some(id) = found.and_then(|item| item["id"].as_i64()) {
-            return Ok(id);
+            return Ok(Some(id));
         }
         match page["next"].as_str() {
             Some(next) => after = Some(next.to_owned()),
-            None => {
-                return Err(Failure::NotFound(format!(
-                    "there is no {what} named {name}"
-                )));
-            }
+            None => return Ok(None),
         }
     }
 }

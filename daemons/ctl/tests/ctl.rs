@@ -271,6 +271,17 @@ async fn users_are_made_found_changed_and_deleted() {
         assert_eq!(ctl.json(&["users", "show", which])["username"], "ann");
     }
     assert_eq!(ctl.json(&["users", "show", "name:42"])["username"], "42");
+    // Digits that are one user's id and another's name are neither.
+    ctl.run(&["users", "create", &id]).ok();
+    let refused = ctl.run(&["users", "delete", "-y", &id]);
+    assert_eq!(refused.code, 2, "{}", refused.stderr);
+    assert!(refused.stderr.contains("say id:"), "{}", refused.stderr);
+    ctl.run(&["users", "delete", "-y", &format!("name:{id}")])
+        .ok();
+    assert_eq!(
+        ctl.json(&["users", "show", &format!("id:{id}")])["username"],
+        "ann"
+    );
     let shown = ctl.run(&["users", "show", "ann"]).ok();
     assert!(
         shown.contains("80.00 Mbps") && shown.contains("1.50 GiB"),

@@ -1,12 +1,20 @@
-//! `ca`: the steps of an exchange of the private authority.
+//! `ca`: the steps of an exchange of the private authority, and what it issues by hand.
+
+use std::{io::Write, path::Path};
+
+use anyhow::Context;
+use hy2_daemon_runtime::NewFile;
 
 use crate::{cli::Ca, config::Config, say};
 
-/// Does one step of an exchange of the authority, beside the orchestrator that runs.
+/// Does one step of an exchange of the authority, or issues a certificate, beside the orchestrator that runs.
 pub(crate) async fn exchange(config: &Config, step: &Ca) -> anyhow::Result<()> {
+    if let Ca::IssueOperator { name, days, out } = step {
+        return issue_operator(config, name, *days, out).await;
+    }
     let master = config.master().start().await?;
     let done = match step {
-        Ca::Show => Ok(()),
+        Ca::Show | Ca::IssueOperator { .. } => Ok(()),
         Ca::Prepare => master.prepare_authority().await.map(drop),
         Ca::Activate { force } => master.activate_authority(*force).await.map(drop),
         Ca::Retire { force } => master.retire_authorities(*force).await,
@@ -21,4 +29,19 @@ pub(crate) async fn exchange(config: &Config, step: &Ca) -> anyhow::Result<()> {
         ))?;
     }
     Ok(())
+}
+
+async fn issue_operator(config: &Config, name: &str, days: u32, out: &Path) -> anyhow::Result<()> {
+    let shown = out.display();
+    let making = || format!("cannot make {shown}");
+    let mut file = NewFile::create(out).with_context(making)?;
+    let master = config.master().start().await?;
+    let issued = master.issue_operator(name, days).await;
+    master.shutdown().await;
+    let issued = issued?;
+    file.file()
+        .write_all(issued.pem.as_bytes())
+        .with_context(making)?;
+    file.keep().with_context(making)?;
+    say(&format!("{shown}: valid until {}", issued.not_after))
 }

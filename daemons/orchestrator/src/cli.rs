@@ -105,6 +105,20 @@ pub(crate) enum Ca {
         #[arg(long)]
         force: bool,
     },
+    /// Issue a certificate with which an operator reaches NodeManager on the loopback port of every node
+    IssueOperator {
+        /// Whose it is, for the audit log
+        #[arg(long)]
+        name: String,
+
+        /// How long it is valid; nodes do not ask whether it was revoked
+        #[arg(long, default_value_t = 7)]
+        days: u32,
+
+        /// Write key, certificate and the authority to this file (PEM), which must not exist
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
     /// Remove the ones before; nodes trust them no more
     Retire {
         /// Leave behind nodes that have not renewed

@@ -201,6 +201,33 @@ impl CertificateAuthority {
         self.issue_with_key(&params, &rcgen::PKCS_ECDSA_P256_SHA256)
     }
 
+    /// Issues a certificate with which an operator reaches NodeManager on a node's loopback port. It is good for every
+    /// node, and no node asks whether it was revoked: it should be short.
+    ///
+    /// # Errors
+    ///
+    /// [`CaError::Name`].
+    pub fn issue_operator(
+        &self,
+        name: &str,
+        validity: Duration,
+        now: Timestamp,
+    ) -> Result<IssuedKey, CaError> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        if name.is_empty() || name.len() > MAX_OPERATOR_NAME || !name.chars().all(plain) {
+            return Err(CaError::Name(name.to_owned()));
+        }
+        let mut params = params(now, validity)?;
+        params
+            .distinguished_name
+            .push(DnType::CommonName, format!("hy2 operator {name}"));
+        let uri = format!("urn:hy2:operator:{name}");
+        params.subject_alt_names.push(SanType::URI(ia5(&uri)?));
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        self.issue_with_key(&params, &rcgen::PKCS_ECDSA_P256_SHA256)
+    }
+
     /// Issues the certificate of a new Ed25519 key that signs manifests.
     ///
     /// # Errors
@@ -402,6 +429,9 @@ fn host(name: &str) -> Result<SanType, CaError> {
 fn ia5(text: &str) -> Result<Ia5String, CaError> {
     Ia5String::try_from(text).map_err(|_| CaError::Name(text.to_owned()))
 }
+
+/// Letters of an operator's name at most.
+const MAX_OPERATOR_NAME: usize = 40;
 
 /// Validity of a node's identity (control-plane.md, rulings); the master's own certificate is made
 /// anew with each start and each day.

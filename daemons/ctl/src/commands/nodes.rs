@@ -49,7 +49,7 @@ const CERTIFICATES: &[Column] = &[
 /// A node.
 #[derive(Debug, Args)]
 pub(crate) struct Which {
-    /// Id or name
+    /// Id or name; name:42 where the name is a number
     node: String,
 }
 

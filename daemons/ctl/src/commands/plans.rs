@@ -30,7 +30,7 @@ const COLUMNS: &[Column] = &[
 /// A plan.
 #[derive(Debug, Args)]
 pub(crate) struct Which {
-    /// Id or name
+    /// Id or name; name:42 where the name is a number
     plan: String,
 }
 

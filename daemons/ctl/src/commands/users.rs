@@ -32,7 +32,7 @@ const COLUMNS: &[Column] = &[
 /// A user.
 #[derive(Debug, Args)]
 pub(crate) struct Which {
-    /// Id or name
+    /// Id or name; name:42 where the name is a number
     user: String,
 }
 
@@ -157,7 +157,7 @@ pub(crate) enum Users {
 /// Several users.
 #[derive(Debug, Args)]
 pub(crate) struct Several {
-    /// Ids or names, at most 500
+    /// Ids or names, at most 500; name:42 where a name is a number
     #[arg(required = true, num_args = 1..=500)]
     users: Vec<String>,
 }

@@ -108,7 +108,7 @@ async fn connect(master: SocketAddr, folder: &Path) -> io::Result<Channel> {
 }
 
 /// Gives its one connection to the first who asks.
-struct Once(Option<TlsStream<TcpStream>>);
+pub(crate) struct Once(pub(crate) Option<TlsStream<TcpStream>>);
 
 impl tower_service::Service<Uri> for Once {
     type Response = TokioIo<TlsStream<TcpStream>>;

@@ -15,6 +15,7 @@ mod end_to_end;
 mod fleet;
 mod load;
 mod needles;
+mod operator;
 mod origin;
 mod outage;
 mod ports;

@@ -148,7 +148,7 @@ fn text(path: &Path) -> String {
 }
 
 /// Runs a command of the orchestrator to its end.
-async fn orchestrator(folder: &Path, arguments: &[&str]) -> String {
+pub(crate) async fn orchestrator(folder: &Path, arguments: &[&str]) -> String {
     let run = Command::new(binary("hy2-orchestrator"))
         .args(arguments)
         .arg("-c")
