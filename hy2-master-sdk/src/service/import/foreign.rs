@@ -78,6 +78,9 @@ pub(super) fn read_three_x_ui(data: Value) -> Result<Vec<Row>, ServiceError> {
             Some(other) => other.clone(),
             None => continue,
         };
+        if !settings.is_object() {
+            return Err(refuse(format!("[{at}].settings: expected an object")));
+        }
         let clients = settings
             .get("clients")
             .cloned()

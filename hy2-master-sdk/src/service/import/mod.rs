@@ -307,7 +307,13 @@ fn shape(row: Row, plan_id: Option<i64>) -> (CreateUser, bool, bool) {
         .take(64)
         .collect();
     let renamed = name != row.username;
-    let disabled = row.status.as_deref() == Some("disabled");
+    // Who is let in no more for a reason that did not come along is not let in again by moving.
+    let disabled = match row.status.as_deref() {
+        Some("disabled") => true,
+        Some("expired") => row.expires_at.is_none(),
+        Some("limited") => row.quota_bytes.is_none(),
+        _ => false,
+    };
     let user = CreateUser {
         username: name,
         plan_id: plan_id.or(row.plan_id),
@@ -351,6 +357,21 @@ mod tests {
         );
         assert_eq!((rows[1].expires_at, rows[1].quota_bytes), (None, None));
         assert!(shape(rows[1].clone(), None).1, "disabled");
+        for (status, end, quota, out) in [
+            ("expired", None, Some(1), true),
+            ("expired", Some(Moment(Timestamp(1))), None, false),
+            ("limited", Some(Moment(Timestamp(1))), None, true),
+            ("limited", None, Some(1), false),
+            ("active", None, None, false),
+        ] {
+            let row = Row {
+                status: Some(status.to_owned()),
+                expires_at: end,
+                quota_bytes: quota,
+                ..rows[0].clone()
+            };
+            assert_eq!(shape(row, None).1, out, "{status}");
+        }
         assert_eq!(
             (rows[2].hold_duration_s, rows[2].quota_bytes),
             (Some(86_400), Some(1))
@@ -399,6 +420,10 @@ mod tests {
             ("note\nann\n", "no column username"),
             ("username,quota_bytes\nann,lots\n", "users[0].quota_bytes"),
             ("username,expires_at\nann,soon\n", "users[0].expires_at"),
+            (
+                "username,note,username\nann,,bob\n",
+                "has the column username twice",
+            ),
             ("username,status\nann,bogus\n", "users[0].status"),
         ] {
             let ServiceError::Invalid(issues) = read(text).unwrap_err() else {

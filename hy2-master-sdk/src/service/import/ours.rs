@@ -204,6 +204,10 @@ pub(super) fn read_csv(text: &str) -> Result<Vec<Row>, ServiceError> {
     if let Some(unknown) = header.iter().find(|name| !COLUMNS.contains(name)) {
         return Err(refuse(format!("has an unknown column {unknown:?}")));
     }
+    let twice = |name: &str| header.iter().filter(|other| *other == name).count() > 1;
+    if let Some(twice) = header.iter().find(|name| twice(name)) {
+        return Err(refuse(format!("has the column {twice} twice")));
+    }
     if !header.iter().any(|name| name == "username") {
         return Err(refuse("has no column username".to_owned()));
     }
