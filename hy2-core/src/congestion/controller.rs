@@ -228,7 +228,7 @@ impl Controller for Paced {
         }
         self.in_flight += bytes;
         self.gate.on_sent(self.shared.nanos(now), bytes);
-        add(&self.shared.figures.bytes_sent, bytes);
+        self.shared.on_sent(bytes);
         self.shared.figures.in_flight.store(self.in_flight, Relaxed);
     }
 

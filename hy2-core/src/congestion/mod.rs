@@ -31,6 +31,7 @@ mod guard;
 mod maxfilter;
 mod pacing;
 mod reno;
+mod rest;
 mod shared;
 mod tuning;
 
@@ -40,6 +41,7 @@ pub use figures::CongestionSnapshot;
 pub use pacing::Pacing;
 pub use tuning::tune;
 
+pub(crate) use rest::Roused;
 use shared::Shared;
 pub(crate) use shared::{MAX_SEND_WINDOW, send_window_round_trips};
 
@@ -153,6 +155,11 @@ impl CongestionHandle {
     /// the last call.
     pub(crate) fn take_drained(&self) -> bool {
         self.0.figures.take_drained()
+    }
+
+    /// Lets the connection rest: `roused` is told of its `id` once it sends more than it takes to stay alive.
+    pub(crate) fn rest(&self, id: u64, roused: &Arc<Roused>) {
+        self.0.rest(id, roused);
     }
 
     /// Bounds [`send_window_target`](Self::send_window_target), in bytes; 96 MB until it is called.

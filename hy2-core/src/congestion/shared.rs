@@ -14,7 +14,11 @@ use quinn::Runtime;
 
 use hy2_proto::brutal::AckRate;
 
-use super::{Algorithm, figures::Figures};
+use super::{
+    Algorithm,
+    figures::{Figures, add},
+    rest::{Rest, Roused},
+};
 
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -31,6 +35,7 @@ pub(super) struct Shared {
     deadline: AtomicU64,
     pub(super) waker: AtomicWaker,
     carried: CarriedCells,
+    rest: Rest,
 }
 
 /// What a controller leaves for the one that quinn builds after a change of address.
@@ -78,7 +83,20 @@ impl Shared {
             deadline: AtomicU64::new(NEVER),
             waker: AtomicWaker::new(),
             carried: CarriedCells::empty(),
+            rest: Rest::none(),
         }
+    }
+
+    /// Notes what the controller sends.
+    pub(super) fn on_sent(&self, bytes: u64) {
+        let sent = &self.figures.bytes_sent;
+        add(sent, bytes);
+        self.rest.on_sent(sent.load(Relaxed));
+    }
+
+    pub(super) fn rest(&self, id: u64, roused: &Arc<Roused>) {
+        let sent = self.figures.bytes_sent.load(Relaxed);
+        self.rest.begin(sent, id, roused);
     }
 
     pub(super) fn set(&self, algorithm: Algorithm) {

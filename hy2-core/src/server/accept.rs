@@ -19,7 +19,7 @@ use tokio::{
 use super::{Shared, connection, users::Member};
 use crate::{
     client::FallbackCongestion,
-    congestion::{Algorithm, CongestionHandle},
+    congestion::{Algorithm, CongestionHandle, Roused},
     event::ConnectionId,
     quic::{self, Role, ServerBase, Vigil, close},
 };
@@ -263,9 +263,9 @@ const CONTENDED: u32 = 30;
 /// is no more of it.
 const STAGNANT_PART: u64 = 4;
 
-/// Seconds between two looks at a connection at rest: of many thousands, most are, and each look
-/// fetches memory that nobody else touches.
-const REST: u64 = 4;
+/// Seconds between two looks at a connection at rest, which tells when it moves: of many thousands, most rest, and each
+/// look fetches memory that nobody else touches.
+const REST: u64 = 64;
 
 /// What the supervisor remembers from one second to the next.
 #[derive(Debug, Default)]
@@ -308,6 +308,7 @@ impl Pressure {
 /// of those whose memory does not move, when that is what is missing.
 pub(super) async fn supervise(shared: Arc<Shared>) {
     let mut pressure = Pressure::default();
+    let roused = Arc::new(Roused::default());
     let mut tick = interval(Duration::from_secs(1));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for second in 0_u64.. {
@@ -316,6 +317,7 @@ pub(super) async fn supervise(shared: Arc<Shared>) {
         let turned_away = shared.counts.turned_away.swap(false, Relaxed);
         memory.set_contended(pressure.is_contended(turned_away));
         let mut stagnant = Vec::new();
+        shared.registry.rouse(&roused.take());
         shared.registry.for_each(|member| {
             let turn = member.peer.connection.as_u64().wrapping_add(second);
             if member.at_rest && !turn.is_multiple_of(REST) {
@@ -329,6 +331,10 @@ pub(super) async fn supervise(shared: Arc<Shared>) {
             }
             drop(window);
             member.at_rest = at_rest;
+            if at_rest {
+                let id = member.peer.connection.as_u64();
+                member.congestion.rest(id, &roused);
+            }
         });
         let held = stagnant.iter().map(Member::held).sum();
         let limit = memory.limit() as u64;

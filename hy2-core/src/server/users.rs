@@ -46,7 +46,8 @@ pub(crate) struct Member {
     /// Where this connection counts. A later grant with other cells does not move them.
     pub(crate) counters: Arc<UserCounters>,
     pub(crate) send_window: Arc<Mutex<SendWindow>>,
-    /// The supervisor found nothing that moves or is held; true of the copy in the registry only.
+    /// The supervisor found nothing that moves or is held, and is told when that ends; true of the copy in the registry
+    /// only.
     pub(crate) at_rest: bool,
     pub(crate) user: Arc<User>,
 }
@@ -177,6 +178,16 @@ impl Registry {
     /// Looks at every connection; `look` must be short and must not come back here.
     pub(crate) fn for_each(&self, look: impl FnMut(&mut Member)) {
         self.inner.lock().members.values_mut().for_each(look);
+    }
+
+    /// Has these looked at like all others again.
+    pub(crate) fn rouse(&self, ids: &[u64]) {
+        let mut inner = self.inner.lock();
+        for id in ids {
+            if let Some(member) = inner.members.get_mut(&ConnectionId(*id)) {
+                member.at_rest = false;
+            }
+        }
     }
 
     pub(crate) fn members(&self) -> Vec<Member> {
