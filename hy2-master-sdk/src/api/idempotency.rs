@@ -1,9 +1,10 @@
 //! The same request twice: with `Idempotency-Key`, the second gets the answer of the first.
 //!
-//! The answer is kept sealed, because it may hold secrets that are shown once. A request that was
+//! The answer is kept sealed, because it may hold secrets that are shown once, and given only to a caller who may do
+//! what the first might: another role or another API token of the same administrator is refused. A request that was
 //! refused without changing anything gives its key back.
 
-use axum::body::{Body, Bytes, to_bytes};
+use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -55,14 +56,12 @@ pub(crate) async fn replay(
         *request.method(),
         Method::GET | Method::HEAD | Method::OPTIONS
     );
-    let caller = request
-        .extensions()
-        .get::<Caller>()
-        .map(|caller| caller.admin);
-    let (Some(admin), Some(key), true) = (caller, request.headers().get(KEY_HEADER), changes)
+    let caller = request.extensions().get::<Caller>();
+    let (Some(caller), Some(key), true) = (caller, request.headers().get(KEY_HEADER), changes)
     else {
         return next.run(request).await;
     };
+    let (admin, standing) = (caller.admin, caller.standing());
     let Some(key) = readable(key) else {
         let detail = "Idempotency-Key has to be 1 to 128 printable ASCII characters";
         return Problem::malformed(detail).into_response();
@@ -71,11 +70,13 @@ pub(crate) async fn replay(
     let Ok(body) = to_bytes(body, MAX_BODY).await else {
         return too_large(MAX_BODY).into_response();
     };
-    let hash = hash(
-        &parts.method,
-        parts.uri.path_and_query().map(|at| at.as_str()),
+    let path = parts.uri.path_and_query().map(|at| at.as_str());
+    let hash = hash([
+        standing.as_bytes(),
+        parts.method.as_str().as_bytes(),
+        path.unwrap_or_default().as_bytes(),
         &body,
-    );
+    ]);
     let service = &state.service;
     let now = service.now();
     let known = idempotency::claim(service.store(), admin, &key, &hash, now, now.plus(KEEP)).await;
@@ -97,7 +98,8 @@ fn answer_again(
     known: Remembered,
 ) -> Response {
     if known.request_hash != hash {
-        let detail = "this Idempotency-Key came with another request";
+        let detail =
+            "this Idempotency-Key came with another request, or from a caller with other rights";
         let title = "Key used for something else";
         let status = StatusCode::UNPROCESSABLE_ENTITY;
         return Problem::new(status, "idempotency_mismatch", title, detail).into_response();
@@ -184,13 +186,10 @@ fn readable(key: &HeaderValue) -> Option<String> {
     (printable && (1..=128).contains(&text.len())).then(|| text.to_owned())
 }
 
-fn hash(method: &Method, path: Option<&str>, body: &Bytes) -> Vec<u8> {
+/// Hashes the parts of a request so that none of them runs into the next.
+pub(super) fn hash<const N: usize>(parts: [&[u8]; N]) -> Vec<u8> {
     let mut hasher = Sha256::new();
-    for part in [
-        method.as_str().as_bytes(),
-        path.unwrap_or_default().as_bytes(),
-        body,
-    ] {
+    for part in parts {
         hasher.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
         hasher.update(part);
     }

@@ -302,6 +302,20 @@ impl Caller {
         }
     }
 
+    /// Returns what this caller may do, in a form of its own for everything that makes a difference: kept answers are
+    /// given to nobody who may do less, or something else.
+    pub(crate) fn standing(&self) -> String {
+        let credential = match &self.credential {
+            Credential::Session { .. } => "session".to_owned(),
+            Credential::Token { id, scopes } => format!("token {id} {}", scopes.join(" ")),
+            Credential::External => "external".to_owned(),
+            Credential::Host => "host".to_owned(),
+        };
+        let role = self.role.as_str();
+        let held = self.must_change_password;
+        format!("{role} {held} {credential}")
+    }
+
     /// Returns the proof that this caller may do `operation`, and to whose objects.
     ///
     /// # Errors

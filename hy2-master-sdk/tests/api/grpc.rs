@@ -6,7 +6,7 @@ use serde_json::json;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request};
 
-use crate::harness::{Client, Fleet, on_both};
+use crate::harness::{Client, Fleet, OWN_PASSWORD, on_both};
 
 async fn connect(fleet: &Fleet) -> AdminServiceClient<Channel> {
     let endpoint = Endpoint::from_shared(format!("http://{}", fleet.api)).unwrap();
@@ -53,6 +53,41 @@ on_both! {
         let change = pb::UpdateUserRequest { expected_rev: user.rev, ..change };
         let changed = grpc.update_user(ask(&owner, change)).await.unwrap().into_inner();
         assert_eq!(changed.user.unwrap().status(), pb::UserStatus::Disabled);
+        fleet.stop().await;
+    }
+
+    async fn a_request_id_is_for_one_method_and_for_the_rights_it_came_with(fleet) {
+        let owner = fleet.owner().await;
+        let mut grpc = connect(&fleet).await;
+        let made = owner.post("/api/v1/users", &json!({"username": "ann"})).await.expect(201);
+        let id = made["id"].as_u64().unwrap();
+        let kick = pb::KickUserRequest { request_id: "job".into(), id };
+        grpc.kick_user(ask(&owner, kick)).await.unwrap();
+        // The same bytes, but not the same request.
+        let delete = pb::DeleteUserRequest { request_id: "job".into(), id, expected_rev: 0 };
+        let refused = grpc.delete_user(ask(&owner, delete.clone())).await.unwrap_err();
+        assert_eq!(refused.metadata().get("hy2-code").unwrap(), "idempotency_mismatch");
+        owner.get(&format!("/api/v1/users/{id}")).await.expect(200);
+
+        // Made by an operator who is a reseller by the time of the second.
+        let ann = fleet.as_role("operator", "operator").await;
+        let rename = pb::UpdateUserRequest {
+            request_id: "note".into(),
+            id,
+            note: Some("the owner's".into()),
+            ..Default::default()
+        };
+        grpc.update_user(ask(&ann, rename.clone())).await.unwrap();
+        let me = ann.get("/api/v1/auth/me").await.expect(200)["id"].clone();
+        owner.patch(&format!("/api/v1/admins/{me}"), &json!({"role": "reseller"})).await.expect(200);
+        let ann = fleet.client().log_in("operator", OWN_PASSWORD).await;
+        let refused = grpc.update_user(ask(&ann, rename)).await.unwrap_err();
+        assert_eq!(refused.metadata().get("hy2-code").unwrap(), "idempotency_mismatch");
+
+        let delete = pb::DeleteUserRequest { request_id: "another".into(), ..delete };
+        grpc.delete_user(ask(&owner, delete.clone())).await.unwrap();
+        // Again: told as the first time.
+        grpc.delete_user(ask(&owner, delete)).await.unwrap();
         fleet.stop().await;
     }
 

@@ -7,7 +7,7 @@ use hy2_master_sdk::store::leases::{self, Grant, Want};
 use hy2_master_sdk::store::nodes;
 use serde_json::{Value, json};
 
-use crate::harness::on_both;
+use crate::harness::{Client, OWN_PASSWORD, on_both};
 
 on_both! {
     async fn a_user_is_made_changed_by_revision_and_deleted(fleet) {
@@ -251,6 +251,64 @@ on_both! {
         assert_eq!(ann.post("/api/v1/users", &other).await.problem(409), "duplicate");
         fleet.clock.advance(Duration::from_secs(86_401));
         assert_eq!(ids(&fleet.owner().await, "/api/v1/users").await.len(), 2);
+        fleet.stop().await;
+    }
+
+    async fn a_kept_answer_is_for_who_may_do_what_was_asked(fleet) {
+        let owner = fleet.owner().await;
+        let token = |name: &'static str, scopes: Value| {
+            let owner = owner.clone();
+            let client = fleet.client().with("idempotency-key", "job");
+            async move {
+                let new = json!({"name": name, "scopes": scopes});
+                let made = owner.post("/api/v1/api-tokens", &new).await.expect(201);
+                client.with("authorization", &format!("Bearer {}", made["token"].as_str().unwrap()))
+            }
+        };
+        let narrow = token("narrow", json!(["plans:read"])).await;
+        let wide = token("wide", json!(["nodes:write", "webhooks:write", "plans:read"])).await;
+        let hook = json!({"url": "https://hooks.example.org/"});
+        let new_token = json!({"name": "made", "scopes": ["users:write"]});
+        let asked = [
+            ("/api/v1/webhooks", hook, "secret"),
+            ("/api/v1/enrolment-tokens", json!({"label": "node"}), "token"),
+            ("/api/v1/api-tokens", new_token, "token"),
+        ];
+        for (at, (path, body, secret)) in asked.into_iter().enumerate() {
+            let key = format!("key-{at}");
+            let with = |client: &Client| client.clone().with("idempotency-key", &key);
+            let first = with(&owner).post(path, &body).await;
+            let shown = first.body.clone();
+            let value = first.expect(201)[secret].as_str().unwrap().to_owned();
+            for other in [&narrow, &wide] {
+                let refused = with(other).post(path, &body).await;
+                assert!(!refused.text().contains(&value), "{path}");
+                assert_eq!(refused.problem(422), "idempotency_mismatch", "{path}");
+            }
+            // Another session of the same person is no other.
+            let again = with(&fleet.owner().await).post(path, &body).await;
+            assert_eq!((again.status, again.body), (201, shown), "{path}");
+        }
+
+        // A token asks for its own again, and no other of the same administrator.
+        let label = json!({"label": "by a token"});
+        let first = wide.post("/api/v1/enrolment-tokens", &label).await;
+        assert_eq!(first.status, 201);
+        assert_eq!(wide.post("/api/v1/enrolment-tokens", &label).await.body, first.body);
+        let refused = narrow.post("/api/v1/enrolment-tokens", &label).await;
+        assert_eq!(refused.problem(422), "idempotency_mismatch");
+        // Nor gets one without the right further with a key that is free.
+        let free = narrow.with("idempotency-key", "free");
+        assert_eq!(free.post("/api/v1/enrolment-tokens", &label).await.status, 403);
+
+        let ann = fleet.as_role("ann", "operator").await.with("idempotency-key", "ann");
+        let made = ann.post("/api/v1/enrolment-tokens", &label).await.expect(201);
+        let me = ann.get("/api/v1/auth/me").await.expect(200)["id"].clone();
+        owner.patch(&format!("/api/v1/admins/{me}"), &json!({"role": "support"})).await.expect(200);
+        let ann = fleet.client().log_in("ann", OWN_PASSWORD).await.with("idempotency-key", "ann");
+        let refused = ann.post("/api/v1/enrolment-tokens", &label).await;
+        assert!(!refused.text().contains(made["token"].as_str().unwrap()));
+        assert_eq!(refused.problem(422), "idempotency_mismatch");
         fleet.stop().await;
     }
 
@@ -569,7 +627,7 @@ on_both! {
     }
 }
 
-async fn ids(client: &crate::harness::Client, path: &str) -> Vec<i64> {
+async fn ids(client: &Client, path: &str) -> Vec<i64> {
     let page = client.get(path).await.expect(200);
     page["items"]
         .as_array()

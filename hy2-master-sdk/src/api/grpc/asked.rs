@@ -6,6 +6,7 @@ use tonic::metadata::MetadataValue;
 use tonic::{Code, Request, Response, Status};
 
 use super::Admin;
+use crate::api::idempotency::hash as idempotency_hash;
 use crate::api::problem::Problem;
 use crate::auth::access::{Access, Caller, Operation};
 use crate::service::ServiceError;
@@ -73,10 +74,12 @@ pub(super) fn status(error: ServiceError) -> Status {
 }
 
 impl Admin {
-    /// Runs `work` once for a request id: the second request with it gets the first answer.
+    /// Runs `work` once for a request id: the second request with it gets the first answer. A request is the same if
+    /// operation, message and rights of the caller are: messages of different operations may have the same bytes.
     pub(super) async fn once<Q: Message, A: Message + Default>(
         &self,
-        asked: &Asked<Q>,
+        access: Access<'_>,
+        message: &Q,
         request_id: &str,
         work: impl Future<Output = Result<A, ServiceError>>,
     ) -> Result<Response<A>, Status> {
@@ -90,14 +93,19 @@ impl Admin {
         let service = &self.state.service;
         let (store, now) = (service.store(), service.now());
         let key = format!("grpc:{request_id}");
-        let hash = crate::secrets::sha256(&asked.message.encode_to_vec());
-        let admin = asked.caller.admin;
+        let hash = idempotency_hash([
+            access.operation().name().as_bytes(),
+            access.caller().standing().as_bytes(),
+            &message.encode_to_vec(),
+        ]);
+        let admin = access.caller().admin;
         let row = [&admin.0.to_be_bytes()[..], key.as_bytes()].concat();
         let fail = |error: crate::store::StoreError| status(error.into());
         let known = idempotency::claim(store, admin, &key, &hash, now, now.plus(KEEP)).await;
         if let Some(known) = known.map_err(fail)? {
             if known.request_hash != hash {
-                let detail = "this request_id came with another request";
+                let detail =
+                    "this request_id came with another request, or from a caller with other rights";
                 return Err(status(ServiceError::conflict(
                     "idempotency_mismatch",
                     detail,

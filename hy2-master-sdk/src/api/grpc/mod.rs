@@ -200,7 +200,7 @@ impl AdminService for Admin {
                 node: Some(self.node(row).await?),
             })
         };
-        self.once(&asked, &m.request_id, work).await
+        self.once(access, &asked.message, &m.request_id, work).await
     }
 
     async fn delete_node(
@@ -218,7 +218,7 @@ impl AdminService for Admin {
                 .await?;
             Ok(pb::DeleteNodeResponse {})
         };
-        self.once(&asked, &m.request_id, work).await
+        self.once(access, &asked.message, &m.request_id, work).await
     }
 
     async fn set_node_state(
@@ -250,7 +250,7 @@ impl AdminService for Admin {
                 node: Some(self.node(row).await?),
             })
         };
-        self.once(&asked, &m.request_id, work).await
+        self.once(access, &asked.message, &m.request_id, work).await
     }
 
     async fn revoke_node_certificates(
@@ -270,7 +270,7 @@ impl AdminService for Admin {
                 node: Some(self.node(row).await?),
             })
         };
-        self.once(&asked, &m.request_id, work).await
+        self.once(access, &asked.message, &m.request_id, work).await
     }
 
     async fn forfeit_node(
@@ -285,7 +285,7 @@ impl AdminService for Admin {
             let slices = self.state.service.forfeit_node(access, node).await?;
             Ok(pb::ForfeitNodeResponse { slices })
         };
-        self.once(&asked, &m.request_id, work).await
+        self.once(access, &asked.message, &m.request_id, work).await
     }
 
     async fn create_enrolment_token(
@@ -324,7 +324,7 @@ impl AdminService for Admin {
                 expires_at: Some(row.expires_at.to_proto()),
             })
         };
-        self.once(&asked, &m.request_id, work).await
+        self.once(access, &asked.message, &m.request_id, work).await
     }
 
     async fn list_regions(
@@ -358,7 +358,7 @@ impl AdminService for Admin {
                 region: Some(region(row)),
             })
         };
-        self.once(&asked, &m.request_id, work).await
+        self.once(access, &asked.message, &m.request_id, work).await
     }
 
     async fn update_region(
@@ -386,7 +386,7 @@ impl AdminService for Admin {
                 region: Some(region(row)),
             })
         };
-        self.once(&asked, &m.request_id, work).await
+        self.once(access, &asked.message, &m.request_id, work).await
     }
 
     async fn delete_region(
@@ -401,7 +401,7 @@ impl AdminService for Admin {
             self.state.service.delete_region(access, of, None).await?;
             Ok(pb::DeleteRegionResponse {})
         };
-        self.once(&asked, &m.request_id, work).await
+        self.once(access, &asked.message, &m.request_id, work).await
     }
 
     async fn list_users(
@@ -494,7 +494,7 @@ impl AdminService for Admin {
                 subscription_url,
             })
         };
-        self.once(&asked, &m.request_id, work).await
+        self.once(access, &asked.message, &m.request_id, work).await
     }
 
     async fn update_user(
@@ -543,7 +543,7 @@ impl AdminService for Admin {
                 user: Some(self.user(row).await?),
             })
         };
-        self.once(&asked, &m.request_id, work).await
+        self.once(access, &asked.message, &m.request_id, work).await
     }
 
     async fn delete_user(
@@ -561,7 +561,7 @@ impl AdminService for Admin {
                 .await?;
             Ok(pb::DeleteUserResponse {})
         };
-        self.once(&asked, &m.request_id, work).await
+        self.once(access, &asked.message, &m.request_id, work).await
     }
 
     async fn kick_user(
@@ -579,7 +579,7 @@ impl AdminService for Admin {
                 closed: u32::try_from(reach.connections).unwrap_or(u32::MAX),
             })
         };
-        self.once(&asked, &m.request_id, work).await
+        self.once(access, &asked.message, &m.request_id, work).await
     }
 
     async fn reset_user_traffic(
@@ -600,7 +600,7 @@ impl AdminService for Admin {
                 user: Some(self.user(row).await?),
             })
         };
-        self.once(&asked, &m.request_id, work).await
+        self.once(access, &asked.message, &m.request_id, work).await
     }
 
     async fn list_plans(
@@ -657,7 +657,8 @@ impl AdminService for Admin {
                 plan: Some(plan(row)),
             })
         };
-        self.once(&asked, &asked.message.request_id, work).await
+        self.once(access, &asked.message, &asked.message.request_id, work)
+            .await
     }
 
     async fn list_assignments(
@@ -701,7 +702,7 @@ impl AdminService for Admin {
                 assignment: Some(assignment(row)),
             })
         };
-        self.once(&asked, &m.request_id, work).await
+        self.once(access, &asked.message, &m.request_id, work).await
     }
 
     async fn release_user(
@@ -719,7 +720,7 @@ impl AdminService for Admin {
             self.state.service.release_user(access, of, on).await?;
             Ok(pb::ReleaseUserResponse {})
         };
-        self.once(&asked, &m.request_id, work).await
+        self.once(access, &asked.message, &m.request_id, work).await
     }
 
     async fn get_traffic(
