@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use url::{Host, Url};
 
-use crate::api::topic_matches;
+use crate::auth::topics;
 use crate::domain::Timestamp;
 use crate::events::EventHub;
 use crate::service::Service;
@@ -160,7 +160,8 @@ impl Deliverer {
         };
         let wanted: Vec<i64> = read
             .iter()
-            .filter(|event| topic_matches(&hook.topics.0, &event.topic))
+            .filter(|event| topics::matches(&hook.topics.0, &event.topic))
+            .filter(|event| topics::webhooks_hear(&event.topic))
             .map(|event| event.seq)
             .collect();
         webhooks::plan(store, hook, &wanted, last, self.service.now())

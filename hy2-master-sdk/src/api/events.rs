@@ -1,4 +1,5 @@
-//! Live events: server-sent events and WebSocket, resumable by number.
+//! Live events: server-sent events and WebSocket, resumable by number. Everybody is told of what they may read, as long
+//! as they may.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -19,7 +20,8 @@ use super::ApiState;
 use super::authn::check_origin;
 use super::extract::{Auth, Params};
 use super::problem::Problem;
-use crate::auth::access::{Caller, Credential, Operation};
+use crate::auth::access::{Caller, Operation};
+use crate::auth::topics;
 use crate::service::ServiceError;
 use crate::store::events::{self, Event};
 
@@ -179,10 +181,7 @@ impl Feed {
     pub(crate) async fn next(&mut self) -> Option<Event> {
         loop {
             if self.checked.elapsed() >= RECHECK {
-                if !self.still_allowed().await {
-                    return None;
-                }
-                self.checked = tokio::time::Instant::now();
+                self.recheck().await?;
             }
             if let Some(event) = self.ready.pop_front() {
                 return Some(event);
@@ -190,10 +189,18 @@ impl Feed {
             self.hub.borrow_and_update();
             match events::after(self.state.service.store(), self.after, BATCH).await {
                 Ok(read) if !read.is_empty() => {
+                    // Perhaps the caller's own: what follows is told to whom they are then.
+                    if read
+                        .iter()
+                        .any(|event| topics::changes_rights(&event.topic))
+                    {
+                        self.recheck().await?;
+                    }
                     self.after = read.last().map_or(self.after, |event| event.seq);
                     let wanted = read
                         .into_iter()
-                        .filter(|event| matches(&self.topics, &event.topic));
+                        .filter(|event| topics::matches(&self.topics, &event.topic))
+                        .filter(|event| self.caller.hears(&event.topic, event.admin_id));
                     self.ready.extend(wanted);
                     continue;
                 }
@@ -208,36 +215,15 @@ impl Feed {
         }
     }
 
-    async fn still_allowed(&self) -> bool {
-        let service = &self.state.service;
-        match &self.caller.credential {
-            Credential::Session { id } => service.session_is_open(*id).await,
-            Credential::Token { id, .. } => service.token_is_in_force(*id).await,
-            Credential::External => service.admin_is_active(self.caller.admin).await,
-            Credential::Host => true,
-        }
-    }
-}
-
-/// Returns whether a topic is among those named, where `user.*` names all of `user`.
-pub(crate) fn matches(topics: &[String], topic: &str) -> bool {
-    topics.is_empty()
-        || topics.iter().any(|wanted| match wanted.strip_suffix('*') {
-            Some(start) => topic.starts_with(start),
-            None => wanted == topic,
-        })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::matches;
-
-    #[test]
-    fn topics_match_by_name_or_beginning() {
-        let topics = ["user.*".to_owned(), "node.revoked".to_owned()];
-        assert!(matches(&topics, "user.created"));
-        assert!(matches(&topics, "node.revoked"));
-        assert!(!matches(&topics, "node.updated"));
-        assert!(matches(&[], "anything"));
+    /// Asks again who the caller is and what they may do; `None` when they may not listen any more.
+    async fn recheck(&mut self) -> Option<()> {
+        let present = self.state.service.present(&self.caller).await.ok()?;
+        present.access(Operation::WatchEvents).ok()?;
+        self.caller = present;
+        self.checked = tokio::time::Instant::now();
+        let caller = &self.caller;
+        self.ready
+            .retain(|event| caller.hears(&event.topic, event.admin_id));
+        Some(())
     }
 }

@@ -51,7 +51,6 @@ use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::ToSchema;
 
 pub(crate) use self::address::client_address;
-pub(crate) use self::events::matches as topic_matches;
 use self::problem::Problem;
 use crate::events::EventHub;
 use crate::service::page::Page;

@@ -9,4 +9,5 @@ pub mod jwt;
 pub mod password;
 pub mod session;
 pub mod signing;
+pub(crate) mod topics;
 pub mod totp;

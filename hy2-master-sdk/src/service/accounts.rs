@@ -15,7 +15,7 @@ use crate::auth::totp::SecondFactor;
 use crate::domain::{AdminId, Timestamp};
 use crate::ratelimit::{self, address_key};
 use crate::store::admins::{self, AdminRow, SessionRow};
-use crate::store::api_tokens;
+use crate::store::api_tokens::{self, ApiTokenRow};
 use crate::store::{audit, events};
 
 /// A session that is not renewed for so long is over.
@@ -263,20 +263,15 @@ impl Service {
         let now = self.now();
         let row = api_tokens::find(self.store(), token.id())
             .await?
-            .filter(|row| token.matches(&row.secret_hash) && row.revoked_at.is_none())
-            .filter(|row| row.expires_at.is_none_or(|end| end > now))
-            .filter(|row| comes_from(&row.cidrs, address))
+            .filter(|row| token.matches(&row.secret_hash))
             .ok_or(ServiceError::Unauthenticated)?;
-        let admin = self.active_admin(row.admin_id).await?;
+        let (id, used_at) = (row.id, row.last_used_at);
+        let caller = self.holder(row, address, now).await?;
         let hour = Duration::from_secs(3_600);
-        if row.last_used_at.is_none_or(|used| now.since(used) >= hour) {
-            api_tokens::touch(self.store(), row.id, now).await?;
+        if used_at.is_none_or(|used| now.since(used) >= hour) {
+            api_tokens::touch(self.store(), id, now).await?;
         }
-        let credential = Credential::Token {
-            id: row.id,
-            scopes: row.scopes.0,
-        };
-        caller(admin, credential, address)
+        Ok(caller)
     }
 
     /// Recognises the holder of a token that is not the master's own.
@@ -307,32 +302,58 @@ impl Service {
         })
     }
 
-    /// Returns whether an administrator may still act, for streams that outlive their request.
-    pub async fn admin_is_active(&self, id: AdminId) -> bool {
-        self.active_admin(id).await.is_ok()
-    }
-
-    /// Returns whether a session is still open, for streams that outlive their request.
-    pub async fn session_is_open(&self, id: Uuid) -> bool {
+    /// Returns the caller as the store has them now, for streams that outlive their request.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::Unauthenticated`] if the credential or its administrator does not hold any more, or the store
+    /// fails.
+    pub async fn present(&self, known: &Caller) -> Result<Caller, ServiceError> {
         let now = self.now();
-        let session = admins::session(self.store(), id).await.ok().flatten();
-        let open = session.filter(|row| row.revoked_at.is_none() && row.expires_at > now);
-        match open {
-            Some(session) => self.active_admin(session.admin_id).await.is_ok(),
-            None => false,
+        match &known.credential {
+            Credential::Session { id } => {
+                let session = admins::session(self.store(), *id)
+                    .await?
+                    .filter(|session| session.revoked_at.is_none() && session.expires_at > now)
+                    .ok_or(ServiceError::Unauthenticated)?;
+                let admin = self.active_admin(session.admin_id).await?;
+                caller(admin, known.credential.clone(), known.address)
+            }
+            Credential::Token { id, .. } => {
+                let row = api_tokens::find(self.store(), *id)
+                    .await?
+                    .ok_or(ServiceError::Unauthenticated)?;
+                self.holder(row, known.address, now).await
+            }
+            Credential::External => {
+                let admin = self.active_admin(known.admin).await?;
+                let caller = caller(admin, Credential::External, known.address)?;
+                Ok(Caller {
+                    must_change_password: false,
+                    ..caller
+                })
+            }
+            Credential::Host => Ok(known.clone()),
         }
     }
 
-    /// Returns whether an API token is still in force, for streams that outlive their request.
-    pub async fn token_is_in_force(&self, id: Uuid) -> bool {
-        let now = self.now();
-        let row = api_tokens::find(self.store(), id).await.ok().flatten();
-        let valid = row
-            .filter(|row| row.revoked_at.is_none() && row.expires_at.is_none_or(|end| end > now));
-        match valid {
-            Some(row) => self.active_admin(row.admin_id).await.is_ok(),
-            None => false,
+    /// Returns who asks with an API token, if it is in force and may be used from there.
+    async fn holder(
+        &self,
+        row: ApiTokenRow,
+        address: Option<IpAddr>,
+        now: Timestamp,
+    ) -> Result<Caller, ServiceError> {
+        let ended = row.revoked_at.is_some() || row.expires_at.is_some_and(|end| end <= now);
+        if ended || !comes_from(&row.cidrs, address) {
+            return Err(ServiceError::Unauthenticated);
         }
+        let admin = self.active_admin(row.admin_id).await?;
+        let credential = Credential::Token {
+            id: row.id,
+            scopes: row.scopes.0,
+        };
+        caller(admin, credential, address)
     }
 
     /// Ends the caller's session.

@@ -14,6 +14,7 @@ use super::moment::Moment;
 use super::page::{Page, PageRequest};
 use super::{FieldIssue, Record, Service, ServiceError, record};
 use crate::auth::access::Access;
+use crate::auth::topics;
 use crate::store::events;
 use crate::store::nodes::check_rev;
 use crate::store::webhooks::{self, DeliveryRow, WebhookRow};
@@ -144,13 +145,15 @@ impl Service {
     ///
     /// # Errors
     ///
-    /// [`ServiceError::Invalid`], [`ServiceError::Conflict`] if there are too many.
+    /// [`ServiceError::Invalid`], [`ServiceError::Denied`] if an API token asks for what it may not read,
+    /// [`ServiceError::Conflict`] if there are too many.
     pub async fn create_webhook(
         &self,
         access: Access<'_>,
         new: CreateWebhook,
     ) -> Result<(WebhookRow, SecretString), ServiceError> {
         self.check_webhook(Some(&new.url), Some(&new.topics))?;
+        topics::check_webhook(access.caller(), &new.topics)?;
         let now = self.now();
         let id = Uuid::new_v4();
         let secret = format!(
@@ -193,7 +196,8 @@ impl Service {
     ///
     /// # Errors
     ///
-    /// [`ServiceError::NotFound`], [`ServiceError::Stale`], [`ServiceError::Invalid`].
+    /// [`ServiceError::NotFound`], [`ServiceError::Stale`], [`ServiceError::Invalid`], [`ServiceError::Denied`] if an API
+    /// token asks for what it may not read.
     pub async fn update_webhook(
         &self,
         access: Access<'_>,
@@ -205,6 +209,10 @@ impl Service {
         let now = self.now();
         let old = webhooks::get(self.store(), id).await?;
         check_rev("webhook", expected, old.rev)?;
+        if change.url.is_some() || change.topics.is_some() {
+            let wanted = change.topics.as_ref().unwrap_or(&old.topics.0);
+            topics::check_webhook(access.caller(), wanted)?;
+        }
         let enabled = change.enabled.unwrap_or(old.enabled);
         let cursor_seq = match enabled && !old.enabled {
             true => events::newest(self.store()).await?,

@@ -5,6 +5,8 @@ use std::time::Duration;
 use aws_lc_rs::hmac::{HMAC_SHA256, Key, verify};
 use futures_util::{SinkExt, StreamExt};
 use hy2_master_sdk::store::Db;
+use hy2_proto::control::rpc as pb;
+use hy2_proto::control::rpc::admin_service_client::AdminServiceClient;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -75,6 +77,150 @@ on_both! {
         let mut stream = EventStream::open(&fleet, &owner, "?topics=user.*", ahead).await;
         owner.post("/api/v1/users", &json!({"username": "dee"})).await.expect(201);
         assert_eq!(stream.next().await["payload"]["username"], "dee");
+        fleet.stop().await;
+    }
+
+    async fn everybody_is_told_of_what_they_may_read(fleet) {
+        let owner = fleet.owner().await;
+        let support = fleet.as_role("support", "support").await;
+        let token = |scopes: Value| {
+            let owner = owner.clone();
+            async move {
+                let new = json!({"name": "listener", "scopes": scopes});
+                let made = owner.post("/api/v1/api-tokens", &new).await.expect(201);
+                owner.with("authorization", &format!("Bearer {}", made["token"].as_str().unwrap()))
+            }
+        };
+        let narrow = token(json!(["events:read", "nodes:read"])).await;
+        let mut listeners = Vec::new();
+        for client in [&owner, &support, &narrow] {
+            listeners.push(EventStream::open(&fleet, client, "", "").await);
+        }
+        let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", fleet.api)).unwrap();
+        let mut grpc = AdminServiceClient::new(endpoint.connect().await.unwrap());
+        let ask = |client: &Client| {
+            let mut request = tonic::Request::new(pb::WatchEventsRequest::default());
+            let token = client.headers["authorization"].parse().unwrap();
+            request.metadata_mut().insert("authorization", token);
+            request
+        };
+        let mut over_grpc = Vec::new();
+        for client in [&support, &narrow] {
+            over_grpc.push(grpc.watch_events(ask(client)).await.unwrap().into_inner());
+        }
+
+        let region = |code: &str| json!({"code": code, "name": "a region"});
+        owner.post("/api/v1/regions", &region("first")).await.expect(201);
+        let hook = json!({"url": "https://hooks.example.org/secret-path"});
+        owner.post("/api/v1/webhooks", &hook).await.expect(201);
+        owner.put("/api/v1/settings/a.setting", &json!({"value": "hidden"})).await.expect(200);
+        let admin = json!({"username": "bob", "password": "a given password", "role": "auditor"});
+        owner.post("/api/v1/admins", &admin).await.expect(201);
+        owner.post("/api/v1/users", &json!({"username": "ann", "note": "private"})).await.expect(201);
+        let own = json!({"name": "own", "scopes": ["users:read"]});
+        owner.post("/api/v1/api-tokens", &own).await.expect(201);
+        owner.post("/api/v1/regions", &region("last")).await.expect(201);
+
+        let all = [
+            "region.created", "webhook.created", "setting.changed", "admin.created", "user.created",
+            "api_token.created", "region.created",
+        ];
+        let of_support = ["region.created", "user.created", "region.created"];
+        let of_narrow = ["region.created", "region.created"];
+        let mut first_seen = 0;
+        for (stream, expected) in listeners.iter_mut().zip([&all[..], &of_support, &of_narrow]) {
+            for (at, topic) in expected.iter().enumerate() {
+                let mut event = stream.next().await;
+                // Logins of before may have their numbers late.
+                while at == 0 && event["topic"] != *topic {
+                    event = stream.next().await;
+                }
+                assert_eq!(event["topic"], *topic, "{at} of {expected:?}");
+                first_seen = if at == 0 { event["seq"].as_i64().unwrap() } else { first_seen };
+            }
+        }
+        for (stream, expected) in over_grpc.iter_mut().zip([&of_support[..], &of_narrow]) {
+            for topic in expected {
+                let event = stream.message().await.unwrap().unwrap();
+                assert_eq!(event.topic, *topic, "{expected:?}");
+            }
+        }
+        // What is left out is passed over by who resumes, too.
+        let resumed = format!("Last-Event-ID: {first_seen}\r\n");
+        let mut stream = EventStream::open(&fleet, &support, "", &resumed).await;
+        assert_eq!(stream.next().await["payload"]["username"], "ann");
+        assert_eq!(stream.next().await["payload"]["code"], "last");
+        fleet.stop().await;
+    }
+
+    async fn a_stream_ends_with_the_right_to_it(fleet) {
+        let owner = fleet.owner().await;
+        let ann = fleet.as_role("ann", "auditor").await;
+        let me = ann.get("/api/v1/auth/me").await.expect(200)["id"].clone();
+        let new = json!({"name": "listener", "scopes": ["events:read", "admins:read", "users:read"]});
+        let made = ann.post("/api/v1/api-tokens", &new).await.expect(201);
+        let token = fleet.client().with("authorization", &format!("Bearer {}", made["token"].as_str().unwrap()));
+        let role = |role: &str| json!({"role": role});
+        let path = format!("/api/v1/admins/{me}");
+        owner.patch(&path, &role("operator")).await.expect(200);
+        let mut stream = EventStream::open(&fleet, &token, "", "").await;
+        let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", fleet.api)).unwrap();
+        let mut grpc = AdminServiceClient::new(endpoint.connect().await.unwrap());
+        let mut request = tonic::Request::new(pb::WatchEventsRequest::default());
+        request.metadata_mut().insert("authorization", token.headers["authorization"].parse().unwrap());
+        let mut over_grpc = grpc.watch_events(request).await.unwrap().into_inner();
+
+        // An auditor hears of administrators, an operator does not.
+        owner.post("/api/v1/users", &json!({"username": "first"})).await.expect(201);
+        assert_eq!(stream.next().await["topic"], "user.created");
+        owner.patch(&path, &role("auditor")).await.expect(200);
+        assert_eq!(stream.next().await["topic"], "admin.updated");
+        owner.patch(&path, &role("reseller")).await.expect(200);
+        owner.post("/api/v1/users", &json!({"username": "after"})).await.expect(201);
+        stream.until_end().await;
+        assert!(!stream.read.contains("after"), "{}", stream.read);
+        let ends = async {
+            while let Some(event) = over_grpc.message().await.unwrap() {
+                assert!(!event.payload.contains("after"), "{event:?}");
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), ends).await.unwrap();
+        fleet.stop().await;
+    }
+
+    async fn webhooks_are_told_what_operators_may_read(fleet) {
+        let owner = fleet.owner().await;
+        let receiver = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", receiver.local_addr().unwrap());
+        let scopes = json!(["webhooks:write", "users:read"]);
+        let made = owner.post("/api/v1/api-tokens", &json!({"name": "hooks", "scopes": scopes})).await.expect(201);
+        let token = fleet.client().with("authorization", &format!("Bearer {}", made["token"].as_str().unwrap()));
+        // A token has no more told to an address than it reads.
+        assert_eq!(token.post("/api/v1/webhooks", &json!({"url": url})).await.status, 403);
+        let of_users = json!({"url": url, "topics": ["user.*"]});
+        let own = token.post("/api/v1/webhooks", &of_users).await.expect(201);
+        let path = format!("/api/v1/webhooks/{}", own["id"].as_str().unwrap());
+        assert_eq!(token.patch(&path, &json!({"topics": ["*"]})).await.status, 403);
+        token.patch(&path, &json!({"enabled": false})).await.expect(200);
+
+        let hook = owner.post("/api/v1/webhooks", &json!({"url": url})).await.expect(201);
+        let path = format!("/api/v1/webhooks/{}", hook["id"].as_str().unwrap());
+        assert_eq!(token.patch(&path, &json!({"url": url})).await.status, 403);
+        let admin = json!({"username": "bob", "password": "a given password", "role": "auditor"});
+        owner.post("/api/v1/admins", &admin).await.expect(201);
+        owner.post("/api/v1/users", &json!({"username": "ann"})).await.expect(201);
+        let user = loop {
+            let (_, body) = receive(&receiver, "204 No Content").await;
+            let event: Value = serde_json::from_str(&body).unwrap();
+            assert_ne!(event["topic"], "admin.created");
+            if event["topic"] == "user.created" {
+                break event["seq"].as_i64().unwrap();
+            }
+        };
+        // Nothing is planned for what was just before: the administrator.
+        let page = owner.get(&format!("{path}/deliveries")).await.expect(200);
+        let planned: Vec<_> = page["items"].as_array().unwrap().iter().map(|item| &item["event"]).collect();
+        assert!(planned.contains(&&json!(user)) && !planned.contains(&&json!(user - 1)), "{page}");
         fleet.stop().await;
     }
 
@@ -222,6 +368,13 @@ impl EventStream {
         assert!(count > 0, "the stream ended");
         self.read
             .push_str(&String::from_utf8_lossy(&buffer[..count]));
+    }
+
+    /// Reads up to the end that the master makes.
+    async fn until_end(&mut self) {
+        while !self.read.contains("\r\n0\r\n\r\n") {
+            self.fill().await;
+        }
     }
 
     async fn next(&mut self) -> Value {
