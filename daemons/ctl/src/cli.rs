@@ -74,6 +74,9 @@ pub(crate) enum Command {
     /// Live connections
     #[command(subcommand, visible_alias = "session")]
     Sessions(sessions::Sessions),
+    /// What somebody should look at
+    #[command(subcommand, visible_alias = "alert")]
+    Alerts(alerts::Alerts),
     /// Who did what
     #[command(subcommand)]
     Audit(audit::Audit),

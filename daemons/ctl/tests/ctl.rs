@@ -4,8 +4,10 @@ mod support;
 
 use std::fs;
 
+use hy2_master_sdk::domain::{NodeId, Timestamp};
 use hy2_master_sdk::store::Db;
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use crate::support::{Ctl, Fleet, OWNER};
 
@@ -507,6 +509,38 @@ async fn users_come_from_files_and_go_into_files() {
     let gone = ctl.run(&["users", "import", "/nowhere/at/all", "--format", "csv"]);
     assert_eq!(gone.code, 1);
     assert!(gone.stderr.contains("/nowhere/at/all"), "{}", gone.stderr);
+    fleet.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn alerts_are_listed_and_closed() {
+    let fleet = Fleet::start().await;
+    let ctl = fleet.owner();
+    for name in ["one", "two"] {
+        let node = NodeId(fleet.node(name).await);
+        let store = fleet.master.store();
+        let raised = store.raise_alert(node, "clock_skew", "warning", "late", Timestamp(1));
+        assert!(raised.await.unwrap());
+    }
+    let of_one = ctl.json(&["alerts", "list", "--open", "--node", "one"]);
+    assert_eq!(of_one["items"].as_array().unwrap().len(), 1);
+    let id = of_one["items"][0]["id"].as_str().unwrap();
+    let table = ctl.run(&["alerts", "list"]).ok();
+    assert_eq!(table.lines().count(), 3, "{table}");
+    assert!(
+        table.contains("RULE") && table.contains("clock_skew") && table.contains("late"),
+        "{table}"
+    );
+    let said = ctl.run(&["alerts", "close", id]).ok();
+    assert_eq!(said, format!("alert {id} is closed\n"));
+    let open = ctl.json(&["alerts", "list", "--open"]);
+    assert_eq!(open["items"].as_array().unwrap().len(), 1);
+    assert_ne!(open["items"][0]["id"], id);
+    assert_eq!(ctl.run(&["alerts", "close", "../nodes"]).code, 2);
+    assert_eq!(
+        ctl.run(&["alerts", "close", &Uuid::nil().to_string()]).code,
+        4
+    );
     fleet.stop().await;
 }
 

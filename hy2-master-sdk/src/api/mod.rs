@@ -13,6 +13,7 @@
 
 mod address;
 mod admins;
+mod alerts;
 mod assignments;
 mod auth;
 mod authn;

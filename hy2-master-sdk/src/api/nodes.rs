@@ -1,5 +1,7 @@
 //! Nodes, their certificates, and the tokens with which they enrol.
 
+use std::collections::HashMap;
+
 use axum::Json;
 use axum::extract::State;
 use http::StatusCode;
@@ -22,6 +24,7 @@ use crate::service::moment::Moment;
 use crate::service::nodes::{NodeView, UpdateNode};
 use crate::service::page::PageRequest;
 use crate::store::node_list::NodeFilter;
+use crate::store::nodes::NodeRow;
 use crate::store::observed::MetricsRow;
 
 pub(super) fn router() -> OpenApiRouter<ApiState> {
@@ -72,9 +75,9 @@ async fn list_nodes(
         observed_state: query.observed_state,
         search: query.search.filter(|search| !search.is_empty()),
     };
-    Ok(PageOf::of(
-        state.service.nodes(access, &filter, &page).await?,
-    ))
+    let found = state.service.nodes(access, &filter, &page).await?;
+    let open = state.service.open_alerts(access).await?;
+    Ok(PageOf::of(found.map(|row| counted(row, &open))))
 }
 
 /// Returns a node.
@@ -85,11 +88,18 @@ async fn get_node(
     auth: Auth,
     Path(id): Path<i64>,
 ) -> Result<Tagged<NodeView>, Problem> {
-    let row = state
-        .service
-        .node(auth.access(Operation::GetNode)?, NodeId(id))
-        .await?;
-    Ok(Tagged(row.rev, row.into()))
+    let access = auth.access(Operation::GetNode)?;
+    let row = state.service.node(access, NodeId(id)).await?;
+    let open = state.service.open_alerts(access).await?;
+    Ok(Tagged(row.rev, counted(row, &open)))
+}
+
+/// A node with the number of its open alerts.
+fn counted(row: NodeRow, open: &HashMap<NodeId, i64>) -> NodeView {
+    NodeView {
+        open_alerts: Some(open.get(&row.id).copied().unwrap_or(0)),
+        ..row.into()
+    }
 }
 
 /// Changes what operators decide of a node. Absent fields stay, `null` clears.

@@ -50,6 +50,7 @@ pub(crate) fn routes() -> OpenApiRouter<ApiState> {
     let api = OpenApiRouter::new()
         .merge(super::auth::router())
         .merge(super::nodes::router())
+        .merge(super::alerts::router())
         .merge(super::users::router())
         .merge(super::plans::router())
         .merge(super::pools::router())

@@ -128,6 +128,9 @@ operations! {
     RevokeNodeCertificates, "revoke_node_certificates", "nodes:write", [Any Any Denied Denied Denied];
     ForfeitNode, "forfeit_node", "nodes:write",                  [Any Any Denied Denied Denied];
 
+    ListAlerts, "list_alerts", "nodes:read",                     [Any Any Any Denied Any];
+    CloseAlert, "close_alert", "nodes:write",                    [Any Any Denied Denied Denied];
+
     ListNodePools, "list_node_pools", "nodes:read",              [Any Any Any Denied Any];
     GetNodePool, "get_node_pool", "nodes:read",                  [Any Any Any Denied Any];
     CreateNodePool, "create_node_pool", "nodes:write",           [Any Any Denied Denied Denied];

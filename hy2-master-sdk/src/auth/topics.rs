@@ -10,6 +10,7 @@ use crate::domain::AdminId;
 /// With what each kind of topic begins, and the operation that reads its things.
 const READ_BY: &[(&str, Operation)] = &[
     ("admin.", Operation::GetAdmin),
+    ("alert.", Operation::ListAlerts),
     ("api_token.", Operation::ListApiTokens),
     ("assignment.", Operation::ListAssignments),
     ("authority.", Operation::ListNodes),

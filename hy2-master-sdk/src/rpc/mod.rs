@@ -1,5 +1,6 @@
 //! gRPC for agents, on one port: MasterService over `h2`, NodeManager over `hy2-rev/1`.
 
+mod alerts;
 mod enroll;
 pub(crate) mod error;
 mod lease;

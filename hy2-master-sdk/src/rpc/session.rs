@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
+use super::alerts::Watch;
 use super::error::{chain, store};
 use super::peers::{Identity, Peer};
 use super::publish::{self, Have, PublishError, Update};
@@ -83,6 +84,7 @@ pub(super) async fn open(
         pending: None,
         timeouts: 0,
         engine: (opening.engine_state, opening.listening),
+        alerts: Watch::new(now),
         writes: Budget::new(now),
         outbound,
     };
@@ -105,6 +107,7 @@ struct Session {
     pending: Option<(Update, Instant)>,
     timeouts: u32,
     engine: (EngineState, Vec<String>),
+    alerts: Watch,
     writes: Budget,
     outbound: mpsc::Sender<rpc::SessionResponse>,
 }
@@ -335,7 +338,11 @@ impl Session {
         let node = self.identity.node;
         let now = self.core.now();
         match message.event {
-            Some(Up::Heartbeat(heartbeat)) => self.core.live.heartbeat(node, heartbeat, now),
+            Some(Up::Heartbeat(heartbeat)) => {
+                self.core.live.heartbeat(node, heartbeat, now);
+                let looked = self.alerts.look(&self.core, node, now).await;
+                return self.noted(looked);
+            }
             Some(Up::Ack(ack)) => {
                 let matches = |(update, _): &mut (Update, Instant)| {
                     update.rev.unsigned_abs() == ack.manifest_rev
@@ -345,6 +352,7 @@ impl Session {
                     self.timeouts = 0;
                     self.settled = update.rev;
                     self.have = update.have;
+                    self.alerts.took_manifest(now);
                     let closed =
                         leases::close_before_epoch(&self.core.store, node, self.epoch, now);
                     if self.epoch > 1
@@ -400,18 +408,16 @@ impl Session {
                     "warning" | "warn" => "warning",
                     _ => "info",
                 };
-                let noted = self
-                    .core
-                    .store
-                    .raise_alert(
-                        node,
-                        &short(alert.rule),
-                        severity,
-                        &short(alert.message),
-                        now,
-                    )
+                let (rule, message) = (short(alert.rule), short(alert.message));
+                self.alerts.raised(now);
+                let store = &self.core.store;
+                let raised = store
+                    .raise_alert(node, &rule, severity, &message, now)
                     .await;
-                return self.noted(noted);
+                if let Ok(true) = raised {
+                    tracing::warn!(node = node.0, rule, severity, message, "alert");
+                }
+                return self.noted(raised.map(drop));
             }
             Some(Up::Hello(_)) => {
                 return Err(End::Told(Status::invalid_argument("event: a second hello")));

@@ -5,6 +5,7 @@
 
 pub mod accounts;
 pub mod admins;
+pub mod alerts;
 pub mod api_tokens;
 pub mod assignments;
 pub mod configs;

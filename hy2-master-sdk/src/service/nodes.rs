@@ -78,6 +78,9 @@ pub struct NodeView {
     pub connections: i64,
     /// Users with a connection.
     pub users_online: i64,
+    /// Alerts that are open; only where nodes are read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub open_alerts: Option<i64>,
     /// Revision of what operators decide, also the `ETag`.
     pub rev: i64,
     /// Made at.
@@ -116,6 +119,7 @@ impl From<NodeRow> for NodeView {
             last_seen_at: row.last_seen_at.map(Moment),
             connections: row.connections,
             users_online: row.users_online,
+            open_alerts: None,
             rev: row.rev,
             created_at: Moment(row.created_at),
         }

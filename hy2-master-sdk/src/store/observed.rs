@@ -326,7 +326,7 @@ impl Store {
             .await)?)
     }
 
-    /// Opens an alert of a node, or refreshes the open one of the same rule.
+    /// Opens an alert of a node, or refreshes the open one of the same rule. Returns whether that is news.
     ///
     /// # Errors
     ///
@@ -338,10 +338,11 @@ impl Store {
         severity: &str,
         message: &str,
         now: Timestamp,
-    ) -> Result<(), StoreError> {
+    ) -> Result<bool, StoreError> {
         let mut tx = self.begin().await?;
-        alerts::raise(&mut tx, Some(node), rule, severity, message, now).await?;
-        tx.commit().await
+        let news = alerts::raise(&mut tx, Some(node), rule, severity, message, now).await?;
+        tx.commit().await?;
+        Ok(news)
     }
 }
 

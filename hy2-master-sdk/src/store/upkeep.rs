@@ -98,7 +98,7 @@ pub async fn expire(
     now: Timestamp,
 ) -> Result<Expired, StoreError> {
     const MONTH: std::time::Duration = std::time::Duration::from_secs(30 * 86_400);
-    let statements: [(&'static str, Timestamp); 17] = [
+    let statements: [(&'static str, Timestamp); 18] = [
         (
             "delete from node_metrics where (node_id, resolution_s, at) in (select node_id, \
              resolution_s, at from node_metrics where resolution_s = 15 and at < $1 limit $2)",
@@ -175,6 +175,10 @@ pub async fn expire(
             "delete from node_certificates where fingerprint in (select fingerprint \
              from node_certificates where replaced_at is not null and not_after < $1 limit $2)",
             now.minus(MONTH * 3),
+        ),
+        (
+            "delete from alerts where id in (select id from alerts where closed_at < $1 limit $2)",
+            now.minus(config.keep_events),
         ),
         // Deliveries before events: they name them.
         (

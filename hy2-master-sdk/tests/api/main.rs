@@ -1,6 +1,7 @@
 //! REST, AdminService and subscriptions over real sockets, on SQLite and on PostgreSQL.
 
 mod accounts;
+mod alerts;
 mod authorisation;
 mod backups;
 mod contract;

@@ -9,6 +9,8 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hy2_master_sdk::auth::access::{Operation, Role};
+use hy2_master_sdk::domain::NodeId;
+use hy2_master_sdk::store::alerts;
 use hy2_proto::control::rpc as pb;
 use hy2_proto::control::rpc::admin_service_client::AdminServiceClient;
 use prost::Message;
@@ -17,7 +19,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 use uuid::Uuid;
 
-use crate::harness::{Answer, Client, Fleet, OWN_PASSWORD, on_both};
+use crate::harness::{Answer, Client, Fleet, OWN_PASSWORD, START, on_both};
 
 /// Of each operation what owner, operator, support, reseller and auditor may: with anybody's objects (`A`), with their own
 /// (`O`), nothing (`-`). A route without a line here fails the tests below.
@@ -30,7 +32,7 @@ const RIGHTS: &str = "
     list_nodes AAA-A                get_node AAA-A                  update_node AA---
     delete_node AA---               set_node_state AA---            get_node_metrics AAA-A
     list_node_sessions AAA--        get_node_logs AA---             list_node_certificates AA--A
-    forfeit_node AA---
+    forfeit_node AA---              list_alerts AAA-A               close_alert AA---
     revoke_node_certificates AA---
     list_node_pools AAA-A           create_node_pool AA---          update_node_pool AA---
     delete_node_pool AA---           get_node_pool AAA-A
@@ -285,6 +287,13 @@ impl<'a> World<'a> {
                 "{id}",
                 id(self.made(owner, "/webhooks", hook).await),
             );
+        } else if path.contains("/alerts/{id}") {
+            let store = self.fleet.master.store();
+            let node = NodeId(self.node().await);
+            let raised = store.raise_alert(node, "a_rule", "warning", "a text", START);
+            raised.await.unwrap();
+            let open = alerts::open_of(store, node).await.unwrap();
+            put(&mut path, "{id}", open[0].id.to_string());
         } else if path.contains("/enrolment-tokens/{id}") {
             let token = self.made(owner, "/enrolment-tokens", json!({})).await;
             put(&mut path, "{id}", id(token));

@@ -4,6 +4,7 @@
 //! that `scripts/test-postgres.sh` starts from Debian's package and that ends with this process.
 
 mod accounting;
+mod alerts;
 mod backend;
 mod crash;
 mod lists;
@@ -71,6 +72,9 @@ on_both!(
     upkeep::retention_goes_in_pieces_and_keeps_what_is_needed,
     pools::who_is_kept_to_pools_is_short_of_nodes_of_these_only,
     pools::an_alert_is_open_once_and_news_when_it_gets_worse,
+    alerts::an_alert_is_told_when_it_is_news_and_when_it_is_over,
+    alerts::a_node_has_so_many_alerts_open_and_no_more,
+    alerts::alerts_are_listed_in_pages_and_kept_for_a_while,
     regions::a_region_is_read_back_as_it_was_written_and_its_code_is_taken,
     regions::a_region_stays_while_something_uses_it_and_what_is_over_forgets_it,
     lists::pages_of_every_order_hold_every_user_once_and_in_order,

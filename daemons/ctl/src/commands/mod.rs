@@ -1,6 +1,7 @@
 //! One file per kind of thing.
 
 pub(crate) mod account;
+pub(crate) mod alerts;
 pub(crate) mod assignments;
 pub(crate) mod audit;
 pub(crate) mod backup;
@@ -50,6 +51,7 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> Result<ExitCode, Failure> 
         Command::Assignments(these) => these.run(common, &client(common)?, output).await?,
         Command::Traffic(traffic) => traffic.run(&client(common)?, output).await?,
         Command::Sessions(sessions) => sessions.run(common, &client(common)?, output).await?,
+        Command::Alerts(alerts) => alerts.run(&client(common)?, output).await?,
         Command::Audit(audit) => audit.run(&client(common)?, output).await?,
         Command::Backup(backup) => backup.run(&client(common)?, output).await?,
         Command::Events(events) => events.run(&client(common)?, output).await?,
