@@ -1,7 +1,5 @@
 //! Nodes, their certificates, and the tokens with which they enrol.
 
-use std::collections::HashMap;
-
 use axum::Json;
 use axum::extract::State;
 use http::StatusCode;
@@ -24,7 +22,6 @@ use crate::service::moment::Moment;
 use crate::service::nodes::{NodeView, UpdateNode};
 use crate::service::page::PageRequest;
 use crate::store::node_list::NodeFilter;
-use crate::store::nodes::NodeRow;
 use crate::store::observed::MetricsRow;
 
 pub(super) fn router() -> OpenApiRouter<ApiState> {
@@ -77,7 +74,7 @@ async fn list_nodes(
     };
     let found = state.service.nodes(access, &filter, &page).await?;
     let open = state.service.open_alerts(access).await?;
-    Ok(PageOf::of(found.map(|row| counted(row, &open))))
+    Ok(PageOf::of(found.map(|row| NodeView::of(row, &open))))
 }
 
 /// Returns a node.
@@ -91,15 +88,7 @@ async fn get_node(
     let access = auth.access(Operation::GetNode)?;
     let row = state.service.node(access, NodeId(id)).await?;
     let open = state.service.open_alerts(access).await?;
-    Ok(Tagged(row.rev, counted(row, &open)))
-}
-
-/// A node with the number of its open alerts.
-fn counted(row: NodeRow, open: &HashMap<NodeId, i64>) -> NodeView {
-    NodeView {
-        open_alerts: Some(open.get(&row.id).copied().unwrap_or(0)),
-        ..row.into()
-    }
+    Ok(Tagged(row.rev, NodeView::of(row, &open)))
 }
 
 /// Changes what operators decide of a node. Absent fields stay, `null` clears.
@@ -114,11 +103,12 @@ async fn update_node(
     Body(change): Body<UpdateNode>,
 ) -> Result<Tagged<NodeView>, Problem> {
     let access = auth.access(Operation::UpdateNode)?;
+    let open = state.service.open_alerts(access).await?;
     let row = state
         .service
         .update_node(access, NodeId(id), expected, change)
         .await?;
-    Ok(Tagged(row.rev, row.into()))
+    Ok(Tagged(row.rev, NodeView::of(row, &open)))
 }
 
 /// Removes a node.
@@ -161,12 +151,13 @@ async fn set_node_state(
     Body(request): Body<NodeStateRequest>,
 ) -> Result<Tagged<NodeView>, Problem> {
     let access = auth.access(Operation::SetNodeState)?;
+    let open = state.service.open_alerts(access).await?;
     let (wanted, deadline) = (request.state, request.drain_deadline);
     let row = state
         .service
         .set_node_state(access, NodeId(id), wanted, deadline)
         .await?;
-    Ok(Tagged(row.rev, row.into()))
+    Ok(Tagged(row.rev, NodeView::of(row, &open)))
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -359,11 +350,12 @@ async fn revoke_node_certificates(
     Body(request): Body<RevokeRequest>,
 ) -> Result<Tagged<NodeView>, Problem> {
     let access = auth.access(Operation::RevokeNodeCertificates)?;
+    let open = state.service.open_alerts(access).await?;
     let service = &state.service;
     let row = service
         .revoke_node_certificates(access, NodeId(id), &request.reason)
         .await?;
-    Ok(Tagged(row.rev, row.into()))
+    Ok(Tagged(row.rev, NodeView::of(row, &open)))
 }
 
 /// What was written off.

@@ -54,7 +54,7 @@ impl Watch {
 
     /// Notes that the node raised an alert.
     pub(super) fn raised(&mut self, now: Timestamp) {
-        self.next.get_or_insert(now.plus(PAUSE));
+        self.next.get_or_insert_with(|| now.plus(PAUSE));
     }
 
     /// Notes that the node took a manifest.

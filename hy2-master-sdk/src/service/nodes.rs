@@ -1,5 +1,7 @@
 //! Nodes, as operators see and decide them.
 
+use std::collections::HashMap;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::ToSchema;
@@ -78,18 +80,20 @@ pub struct NodeView {
     pub connections: i64,
     /// Users with a connection.
     pub users_online: i64,
-    /// Alerts that are open; only where nodes are read.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub open_alerts: Option<i64>,
+    /// Alerts of it that are open.
+    pub open_alerts: i64,
     /// Revision of what operators decide, also the `ETag`.
     pub rev: i64,
     /// Made at.
     pub created_at: Moment,
 }
 
-impl From<NodeRow> for NodeView {
-    fn from(row: NodeRow) -> Self {
+impl NodeView {
+    /// Puts together a node and the number of its open alerts, out of those of all nodes.
+    #[must_use]
+    pub fn of(row: NodeRow, open_alerts: &HashMap<NodeId, i64>) -> Self {
         Self {
+            open_alerts: open_alerts.get(&row.id).copied().unwrap_or(0),
             id: row.id.0,
             uid: row.uid,
             name: row.name,
@@ -119,7 +123,6 @@ impl From<NodeRow> for NodeView {
             last_seen_at: row.last_seen_at.map(Moment),
             connections: row.connections,
             users_online: row.users_online,
-            open_alerts: None,
             rev: row.rev,
             created_at: Moment(row.created_at),
         }
