@@ -370,11 +370,16 @@ impl EventStream {
             .push_str(&String::from_utf8_lossy(&buffer[..count]));
     }
 
-    /// Reads up to the end that the master makes.
+    /// Reads up to the end that the master makes. Signs of life are none of it.
     async fn until_end(&mut self) {
-        while !self.read.contains("\r\n0\r\n\r\n") {
-            self.fill().await;
-        }
+        let end = async {
+            while !self.read.contains("\r\n0\r\n\r\n") {
+                self.fill().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), end)
+            .await
+            .unwrap();
     }
 
     async fn next(&mut self) -> Value {
