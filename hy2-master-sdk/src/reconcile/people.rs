@@ -64,11 +64,13 @@ pub(super) async fn limits(core: Arc<Core>, fence: Option<Fence>) -> Result<(), 
         for user in &renewed {
             users::reset_traffic(&mut tx, *user, "a new period", "system", now).await?;
         }
+        due::tell_renewed(&mut tx, &renewed, now).await?;
         let started = due::holds(&mut tx, now).await?;
         let followed = due::next_plans(&mut tx, now).await?;
         for user in &followed {
             users::reset_traffic(&mut tx, *user, "the next plan", "system", now).await?;
         }
+        due::tell_renewed(&mut tx, &followed, now).await?;
         let expired = due::expiry(&mut tx, now).await?;
         let freed = due::quota_again(&mut tx, now).await?;
         let changed = renewed.len() + started.len() + followed.len() + expired.len() + freed.len();

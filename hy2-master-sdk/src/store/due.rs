@@ -1,14 +1,18 @@
 //! What time and traffic do to users: expiry, quotas, the end of a hold, new periods; and who still
-//! needs a node. Each function changes at most one batch; the caller repeats it while there is more.
+//! needs a node. Each function changes at most one batch; the caller repeats it while there is more. Of what changed
+//! there are events, in the same transaction.
 
 use std::collections::HashMap;
 
+use serde_json::json;
 use sqlx::FromRow;
 use sqlx::types::Json;
+use uuid::Uuid;
 
+use super::events::{self, NewEvent};
 use super::{Connection, Rows as _, Store, StoreError, Topic, Tx, assignments, on};
 use crate::domain::{
-    NodeId, ObservedState, PlanId, QuotaPeriod, RegionId, Timestamp, UserId, UserStatus,
+    AdminId, NodeId, ObservedState, PlanId, QuotaPeriod, RegionId, Timestamp, UserId, UserStatus,
 };
 
 /// Why a user is expired.
@@ -222,14 +226,14 @@ pub async fn expiry(tx: &mut Tx, now: Timestamp) -> Result<Vec<UserId>, StoreErr
         .bind(now)
         .fetch_all(ex)
         .await)?;
-    set_status(tx, &over, UserStatus::Expired, TIME_IS_OVER, now).await?;
+    let over = set_status(tx, &over, UserStatus::Expired, TIME_IS_OVER, now).await?;
     const BACK: &str = "select id from users where status = 'expired' and (expires_at is null or expires_at > $1) \
                         order by id limit 1000";
     let back = on!(tx, |ex| sqlx::query_scalar::<_, UserId>(BACK)
         .bind(now)
         .fetch_all(ex)
         .await)?;
-    set_status(tx, &back, UserStatus::Active, "", now).await?;
+    let back = set_status(tx, &back, UserStatus::Active, "", now).await?;
     Ok([over, back].concat())
 }
 
@@ -275,8 +279,7 @@ pub async fn used_up(
             }
         }
     };
-    set_status(tx, &over, UserStatus::Limited, "the quota is used up", now).await?;
-    Ok(over)
+    set_status(tx, &over, UserStatus::Limited, "the quota is used up", now).await
 }
 
 /// Brings users back whom the quota limited and who have some again.
@@ -292,8 +295,7 @@ pub async fn quota_again(tx: &mut Tx, now: Timestamp) -> Result<Vec<UserId>, Sto
     let back = on!(tx, |ex| sqlx::query_scalar::<_, UserId>(BACK)
         .fetch_all(ex)
         .await)?;
-    set_status(tx, &back, UserStatus::Active, "", now).await?;
-    Ok(back)
+    set_status(tx, &back, UserStatus::Active, "", now).await
 }
 
 /// Starts the clock of users on hold who have connected, or whose time to do so is over.
@@ -320,6 +322,7 @@ pub async fn holds(tx: &mut Tx, now: Timestamp) -> Result<Vec<UserId>, StoreErro
             .rows())?;
     }
     touch(tx, &due, now).await?;
+    tell(tx, &due, "user.activated", now).await?;
     Ok(due)
 }
 
@@ -369,42 +372,112 @@ pub fn period_start(period: QuotaPeriod, now: Timestamp) -> Option<Timestamp> {
     })
 }
 
+/// Gives users another status, and tells of it. Returns those whose status was not this one: another master may have been
+/// faster.
 async fn set_status(
     tx: &mut Tx,
     users: &[UserId],
     status: UserStatus,
     reason: &str,
     now: Timestamp,
-) -> Result<(), StoreError> {
+) -> Result<Vec<UserId>, StoreError> {
     if users.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let ids = users.iter().map(|user| user.0).collect::<Vec<_>>();
-    match tx.connection() {
+    let mut changed: Vec<UserId> = match tx.connection() {
         Connection::Pg(tx) => {
             const SQL: &str = "update users set status = $2, status_reason = $3, rev = rev + 1, updated_at = $4 \
-                               where id = any($1)";
-            sqlx::query(SQL)
+                               where id = any($1) and status <> $2 returning id";
+            sqlx::query_scalar(SQL)
                 .bind(ids)
                 .bind(status)
                 .bind(reason)
                 .bind(now)
-                .execute(&mut **tx)
-                .await?;
+                .fetch_all(&mut **tx)
+                .await?
         }
         Connection::Sqlite(tx) => {
             const SQL: &str = "update users set status = $2, status_reason = $3, rev = rev + 1, updated_at = $4 \
-                               where id in (select value from json_each($1))";
-            sqlx::query(SQL)
+                               where id in (select value from json_each($1)) and status <> $2 returning id";
+            sqlx::query_scalar(SQL)
                 .bind(Json(ids))
                 .bind(status)
                 .bind(reason)
                 .bind(now)
-                .execute(&mut **tx)
-                .await?;
+                .fetch_all(&mut **tx)
+                .await?
         }
+    };
+    changed.sort_unstable();
+    touch(tx, &changed, now).await?;
+    let topic = match status {
+        UserStatus::Expired => "user.expired",
+        UserStatus::Limited => "user.limited",
+        _ => "user.activated",
+    };
+    tell(tx, &changed, topic, now).await?;
+    Ok(changed)
+}
+
+/// Tells that the quotas of users started anew: with a new period, or with the next plan. For after the change.
+///
+/// # Errors
+///
+/// The store fails.
+pub async fn tell_renewed(tx: &mut Tx, users: &[UserId], now: Timestamp) -> Result<(), StoreError> {
+    tell(tx, users, "user.renewed", now).await
+}
+
+/// Writes an event of each user, with the fields that time changes, as they are now.
+async fn tell(
+    tx: &mut Tx,
+    users: &[UserId],
+    topic: &str,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    #[derive(FromRow)]
+    struct Told {
+        id: UserId,
+        uid: Uuid,
+        username: String,
+        status: UserStatus,
+        status_reason: String,
+        plan_id: Option<PlanId>,
+        admin_id: Option<AdminId>,
+        expires_at: Option<Timestamp>,
     }
-    touch(tx, users, now).await
+    if users.is_empty() {
+        return Ok(());
+    }
+    let ids = users.iter().map(|user| user.0).collect::<Vec<_>>();
+    let rows: Vec<Told> = match tx.connection() {
+        Connection::Pg(tx) => {
+            const SQL: &str = "select id, uid, username, status, status_reason, plan_id, admin_id, expires_at \
+                               from users where id = any($1) order by id";
+            sqlx::query_as(SQL).bind(ids).fetch_all(&mut **tx).await?
+        }
+        Connection::Sqlite(tx) => {
+            const SQL: &str = "select id, uid, username, status, status_reason, plan_id, admin_id, expires_at \
+                               from users where id in (select value from json_each($1)) order by id";
+            let query = sqlx::query_as(SQL).bind(Json(ids));
+            query.fetch_all(&mut **tx).await?
+        }
+    };
+    let news = rows
+        .into_iter()
+        .map(|row| NewEvent {
+            key: row.id.to_string(),
+            payload: json!({
+                "id": row.id.0, "uid": row.uid, "username": row.username,
+                "status": row.status.as_str(), "status_reason": row.status_reason,
+                "plan_id": row.plan_id.map(|id| id.0), "admin_id": row.admin_id.map(|id| id.0),
+                "expires_at": row.expires_at.map(|at| at.to_string()),
+            }),
+            admin_id: row.admin_id,
+        })
+        .collect::<Vec<_>>();
+    events::emit_all(tx, topic, &news, now).await
 }
 
 async fn touch(tx: &mut Tx, users: &[UserId], now: Timestamp) -> Result<(), StoreError> {

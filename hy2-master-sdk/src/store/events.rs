@@ -6,7 +6,7 @@
 use serde_json::Value;
 use sqlx::types::Json;
 
-use super::{Store, StoreError, Topic, Tx, audit, on};
+use super::{Connection, Store, StoreError, Topic, Tx, audit, on};
 use crate::domain::{AdminId, Timestamp};
 
 /// Events numbered in one transaction.
@@ -54,6 +54,69 @@ pub async fn emit(
     .execute(ex)
     .await
     .map(drop))?;
+    Ok(())
+}
+
+/// An event to write beside others of the same topic.
+#[derive(Debug, Clone)]
+pub struct NewEvent {
+    /// The object.
+    pub key: String,
+    /// What is to be told. Never a secret.
+    pub payload: Value,
+    /// Whose object it is.
+    pub admin_id: Option<AdminId>,
+}
+
+/// Writes events of one topic in the transaction of what they tell, all in one statement.
+///
+/// # Errors
+///
+/// The database refuses.
+pub async fn emit_all(
+    tx: &mut Tx,
+    topic: &str,
+    news: &[NewEvent],
+    at: Timestamp,
+) -> Result<(), StoreError> {
+    if news.is_empty() {
+        return Ok(());
+    }
+    tx.call(Topic::Events);
+    match tx.connection() {
+        Connection::Pg(tx) => {
+            const SQL: &str = "insert into events (topic, key, payload, admin_id, at) \
+                select $1, n.key, n.payload, n.admin_id, $2 \
+                from unnest($3::text[], $4::jsonb[], $5::bigint[]) with ordinality as n(key, payload, admin_id, place) \
+                order by n.place";
+            sqlx::query(SQL)
+                .bind(topic)
+                .bind(at)
+                .bind(news.iter().map(|new| new.key.as_str()).collect::<Vec<_>>())
+                .bind(news.iter().map(|new| &new.payload).collect::<Vec<_>>())
+                .bind(
+                    news.iter()
+                        .map(|new| new.admin_id.map(|id| id.0))
+                        .collect::<Vec<_>>(),
+                )
+                .execute(&mut **tx)
+                .await?;
+        }
+        Connection::Sqlite(tx) => {
+            const SQL: &str = "insert into events (topic, key, payload, admin_id, at) \
+                select $1, n.value ->> 0, n.value -> 1, n.value ->> 2, $2 from json_each($3) as n order by n.key";
+            let rows = news
+                .iter()
+                .map(|new| (&new.key, &new.payload, new.admin_id.map(|id| id.0)))
+                .collect::<Vec<_>>();
+            sqlx::query(SQL)
+                .bind(topic)
+                .bind(at)
+                .bind(Json(rows))
+                .execute(&mut **tx)
+                .await?;
+        }
+    }
     Ok(())
 }
 

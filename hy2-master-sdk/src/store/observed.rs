@@ -1,9 +1,11 @@
 //! What nodes report of themselves, and who holds their Session.
 
+use serde_json::json;
 use sqlx::FromRow;
 use sqlx::types::Json;
 use uuid::Uuid;
 
+use super::events::{self, NewEvent};
 use super::{Connection, Rows as _, Store, StoreError, Topic, Tx, alerts, on};
 use crate::domain::{EngineState, NodeId, ObservedState, Timestamp};
 
@@ -95,10 +97,12 @@ impl Store {
     ) -> Result<Option<i64>, StoreError> {
         const SQL: &str = "update vps_nodes set owner_master = $2, owner_epoch = owner_epoch + 1, agent_version = $3, \
             capabilities = $4, hostname = $5, listening = $6, boot_id = $7, engine_state = $8, \
-            state_since = case when observed_state = 'online' then state_since else $9 end, \
-            state_reason = '', observed_state = 'online', last_seen_at = $9, updated_at = $9 \
-            where id = $1 and observed_state <> 'revoked' returning owner_epoch";
-        Ok(on!(write self, |ex| sqlx::query_scalar::<_, i64>(SQL)
+            state_since = case when observed_state in ('suspect', 'error') then $9 else state_since end, \
+            state_reason = '', \
+            observed_state = case when observed_state in ('suspect', 'error') then 'online' else observed_state end, \
+            last_seen_at = $9, updated_at = $9 where id = $1 and observed_state <> 'revoked' returning owner_epoch";
+        let mut tx = self.begin().await?;
+        let epoch = on!(tx, |ex| sqlx::query_scalar::<_, i64>(SQL)
             .bind(node)
             .bind(master)
             .bind(&opening.agent_version)
@@ -109,7 +113,18 @@ impl Store {
             .bind(opening.engine_state)
             .bind(now)
             .fetch_optional(ex)
-            .await)?)
+            .await)?;
+        if epoch.is_some() {
+            come_online(
+                &mut tx,
+                &[node.0],
+                &["offline", "enrolling", "pending"],
+                now,
+            )
+            .await?;
+        }
+        tx.commit().await?;
+        Ok(epoch)
     }
 
     /// Notes that a node runs a manifest.
@@ -195,7 +210,7 @@ impl Store {
         owned(rows)
     }
 
-    /// Writes what many heartbeats said, in one statement. A node that was thought away is back.
+    /// Writes what many heartbeats said, in a statement or two. A node that was thought away is back.
     ///
     /// # Errors
     ///
@@ -209,9 +224,9 @@ impl Store {
             Connection::Pg(tx) => {
                 const SQL: &str = "update vps_nodes n set last_seen_at = r.at, connections = r.connections, \
                     users_online = r.users, \
-                    state_since = case when n.observed_state in ('suspect', 'offline') then $5 else n.state_since end, \
-                    observed_state = case when n.observed_state in ('suspect', 'offline') then 'online' \
-                    else n.observed_state end \
+                    state_since = case when n.observed_state = 'suspect' then $5 else n.state_since end, \
+                    state_reason = case when n.observed_state = 'suspect' then '' else n.state_reason end, \
+                    observed_state = case when n.observed_state = 'suspect' then 'online' else n.observed_state end \
                     from unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[]) as r(id, at, connections, users) \
                     where n.id = r.id";
                 let column = |of: fn(&Seen) -> i64| seen.iter().map(of).collect::<Vec<_>>();
@@ -227,9 +242,9 @@ impl Store {
             Connection::Sqlite(tx) => {
                 const SQL: &str = "update vps_nodes set last_seen_at = r.value ->> 1, connections = r.value ->> 2, \
                     users_online = r.value ->> 3, \
-                    state_since = case when observed_state in ('suspect', 'offline') then $2 else state_since end, \
-                    observed_state = case when observed_state in ('suspect', 'offline') then 'online' \
-                    else observed_state end \
+                    state_since = case when observed_state = 'suspect' then $2 else state_since end, \
+                    state_reason = case when observed_state = 'suspect' then '' else state_reason end, \
+                    observed_state = case when observed_state = 'suspect' then 'online' else observed_state end \
                     from json_each($1) as r where vps_nodes.id = r.value ->> 0";
                 let rows = seen
                     .iter()
@@ -242,6 +257,8 @@ impl Store {
                     .await?;
             }
         }
+        let ids = seen.iter().map(|seen| seen.node.0).collect::<Vec<_>>();
+        come_online(&mut tx, &ids, &["offline"], now).await?;
         tx.commit().await
     }
 
@@ -377,7 +394,61 @@ pub async fn expire_silent(
     if !changed.is_empty() {
         tx.call(Topic::Users);
     }
+    let offline = |node: &&Transition| node.observed_state == ObservedState::Offline;
+    let news = changed
+        .iter()
+        .filter(offline)
+        .map(|node| told(node, "no heartbeat"));
+    events::emit_all(tx, "node.offline", &news.collect::<Vec<_>>(), now).await?;
     Ok(changed)
+}
+
+/// Lets nodes be online that were in one of the states, and tells of it. For after a statement that wrote the nodes: then
+/// nobody changes their states in between. Late heartbeats and a refused state were not told of, nor is their end.
+async fn come_online(
+    tx: &mut Tx,
+    nodes: &[i64],
+    from: &[&str],
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let back: Vec<Transition> = match tx.connection() {
+        Connection::Pg(tx) => {
+            const SQL: &str = "update vps_nodes set observed_state = 'online', state_reason = '', state_since = $3, \
+                               updated_at = $3 where id = any($1) and observed_state = any($2) \
+                               returning id, name, observed_state";
+            sqlx::query_as(SQL)
+                .bind(nodes)
+                .bind(from)
+                .bind(now)
+                .fetch_all(&mut **tx)
+                .await?
+        }
+        Connection::Sqlite(tx) => {
+            const SQL: &str = "update vps_nodes set observed_state = 'online', state_reason = '', state_since = $3, \
+                               updated_at = $3 where id in (select value from json_each($1)) \
+                               and observed_state in (select value from json_each($2)) \
+                               returning id, name, observed_state";
+            sqlx::query_as(SQL)
+                .bind(Json(nodes))
+                .bind(Json(from))
+                .bind(now)
+                .fetch_all(&mut **tx)
+                .await?
+        }
+    };
+    let news = back.iter().map(|node| told(node, ""));
+    events::emit_all(tx, "node.online", &news.collect::<Vec<_>>(), now).await
+}
+
+fn told(node: &Transition, reason: &str) -> NewEvent {
+    NewEvent {
+        key: node.id.to_string(),
+        payload: json!({
+            "id": node.id.0, "name": node.name, "observed_state": node.observed_state.as_str(),
+            "state_reason": reason,
+        }),
+        admin_id: None,
+    }
 }
 
 async fn insert_metrics(

@@ -62,6 +62,8 @@ on_both!(
     quotas::what_was_lent_before_a_restore_ends_when_the_node_is_back,
     quotas::device_slots_are_fleet_wide,
     users::time_and_traffic_change_users_and_bring_them_back,
+    users::what_time_and_traffic_do_is_told_once_to_whose_users_they_are,
+    users::what_is_rolled_back_is_not_told_and_many_are_told_at_once,
     users::a_plan_that_ends_is_followed_by_the_next_without_a_gap,
     pools::who_was_taken_off_a_node_stays_off_until_somebody_assigns_it,
     nodes::silence_makes_a_node_suspect_then_offline_and_a_heartbeat_brings_it_back,

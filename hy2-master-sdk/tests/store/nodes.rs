@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use crate::backend::Backend;
 use crate::rows::{NOW, node, revs, user};
+use crate::users::told;
 
 pub(crate) async fn what_is_written_is_read_back(backend: &Backend) {
     let store = &backend.store;
@@ -154,6 +155,37 @@ pub(crate) async fn silence_makes_a_node_suspect_then_offline_and_a_heartbeat_br
         (ObservedState::Online, 3)
     );
     assert_eq!(row.last_seen_at, Some(seen.at));
+    assert_eq!(row.state_reason, "");
+    // Told is what an operator has to know: not every late heartbeat, nothing twice.
+    store.note_seen(&[seen], seen.at).await.unwrap();
+    silent(80).await;
+    silent(200).await;
+    silent(201).await;
+    for _ in 0..2 {
+        store
+            .open_session(node, master, &opening, NOW.plus(Duration::from_secs(202)))
+            .await
+            .unwrap();
+    }
+    let told = told(store).await;
+    let said = told.iter().map(|event| event.topic.as_str());
+    assert_eq!(
+        said.collect::<Vec<_>>(),
+        [
+            "node.online",
+            "node.offline",
+            "node.online",
+            "node.offline",
+            "node.online"
+        ]
+    );
+    assert_eq!(told[1].key, node.to_string());
+    assert_eq!(
+        told[1].payload.0,
+        serde_json::json!({
+            "id": node.0, "name": "one", "observed_state": "offline", "state_reason": "no heartbeat",
+        })
+    );
     let mut tx = store.begin().await.unwrap();
     certificates::revoke_node(&mut tx, node, "stolen", NOW)
         .await

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use hy2_master_sdk::domain::{PlanId, Timestamp, UserId, UserStatus};
+use hy2_master_sdk::domain::{AdminId, PlanId, Timestamp, UserId, UserStatus};
 use hy2_master_sdk::store::nodes::{self, NodeChange};
 use hy2_master_sdk::store::published;
 use hy2_master_sdk::store::users::{self, UserChange};
-use hy2_master_sdk::store::{Store, StoreError, due};
+use hy2_master_sdk::store::{Store, StoreError, due, events};
 use uuid::Uuid;
 
 use crate::backend::Backend;
@@ -205,6 +205,132 @@ pub(crate) async fn time_and_traffic_change_users_and_bring_them_back(backend: &
         statuses(store, [expiring, metered, held]).await,
         ["active", "active", "active"]
     );
+}
+
+pub(crate) async fn what_time_and_traffic_do_is_told_once_to_whose_users_they_are(
+    backend: &Backend,
+) {
+    let store = &backend.store;
+    execute(
+        store,
+        "insert into admin_roles (name, permissions, built_in, created_at, updated_at) values ('r', '[]', true, 1, 1)",
+    )
+    .await;
+    execute(
+        store,
+        "insert into admins (username, password_hash, role_id, recovery_hashes, created_at, updated_at) \
+         select 'a', 'x', min(id), '[]', 1, 1 from admin_roles",
+    )
+    .await;
+    let node = node(store, "one").await;
+    let end = NOW.plus(Duration::from_secs(10));
+    let expiring = user_with(store, "expiring", |user| {
+        user.expires_at = Some(end);
+        user.admin_id = Some(AdminId(1));
+    })
+    .await;
+    let metered = user_with(store, "metered", |user| user.quota_bytes = Some(100)).await;
+    let held = user_with(store, "held", |user| user.status = UserStatus::OnHold).await;
+    for user in [expiring, metered, held] {
+        assign(store, user, node).await;
+    }
+    let rows = [(metered.0, 60, 40), (held.0, 1, 0)];
+    store
+        .ingest(&batch(node, Uuid::from_u128(1), 1, 1, &rows), NOW)
+        .await
+        .unwrap();
+    for _ in 0..3 {
+        run_due(store, end).await;
+    }
+    let more = UserChange {
+        expires_at: Some(None),
+        quota_bytes: Some(None),
+        ..UserChange::default()
+    };
+    let mut tx = store.begin().await.unwrap();
+    for user in [expiring, metered] {
+        users::update(&mut tx, user, None, &more, end)
+            .await
+            .unwrap();
+    }
+    tx.commit().await.unwrap();
+    for _ in 0..3 {
+        run_due(store, end).await;
+    }
+    let mut tx = store.begin().await.unwrap();
+    due::tell_renewed(&mut tx, &[metered], end).await.unwrap();
+    tx.commit().await.unwrap();
+
+    let told = told(store).await;
+    let said: Vec<_> = told
+        .iter()
+        .map(|event| {
+            (
+                event.topic.as_str(),
+                event.payload["username"].as_str().unwrap(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        said,
+        [
+            ("user.activated", "held"),
+            ("user.expired", "expiring"),
+            ("user.limited", "metered"),
+            ("user.activated", "expiring"),
+            ("user.activated", "metered"),
+            ("user.renewed", "metered"),
+        ]
+    );
+    let expired = &told[1];
+    assert_eq!(
+        (expired.key.clone(), expired.admin_id, expired.at),
+        (expiring.to_string(), Some(AdminId(1)), end)
+    );
+    let row = store.user(expiring).await.unwrap();
+    assert_eq!(
+        expired.payload.0,
+        serde_json::json!({
+            "id": expiring.0, "uid": row.uid, "username": "expiring", "status": "expired",
+            "status_reason": "the time is over", "plan_id": null, "admin_id": 1,
+            "expires_at": end.to_string(),
+        })
+    );
+    assert_eq!(
+        (told[2].admin_id, told[2].payload["expires_at"].is_null()),
+        (None, true)
+    );
+}
+
+pub(crate) async fn what_is_rolled_back_is_not_told_and_many_are_told_at_once(backend: &Backend) {
+    let store = &backend.store;
+    for at in 0..250 {
+        user_with(store, &format!("user-{at}"), |user| {
+            user.expires_at = Some(NOW)
+        })
+        .await;
+    }
+    let mut tx = store.begin().await.unwrap();
+    assert_eq!(due::expiry(&mut tx, NOW).await.unwrap().len(), 250);
+    tx.rollback().await.unwrap();
+    assert_eq!(told(store).await.len(), 0);
+    run_due(store, NOW).await;
+    let told = told(store).await;
+    let keys: Vec<i64> = told
+        .iter()
+        .map(|event| event.key.parse().unwrap())
+        .collect();
+    assert_eq!(
+        keys,
+        (keys[0]..keys[0] + 250).collect::<Vec<_>>(),
+        "each once, in order"
+    );
+}
+
+/// Every event, numbered.
+pub(crate) async fn told(store: &Store) -> Vec<events::Event> {
+    while events::seal(store).await.unwrap() > 0 {}
+    events::after(store, 0, 1_000).await.unwrap()
 }
 
 pub(crate) async fn a_plan_that_ends_is_followed_by_the_next_without_a_gap(backend: &Backend) {
