@@ -203,7 +203,9 @@ operations! {
     CreateWebhook, "create_webhook", "webhooks:write",           [Any Any Denied Denied Denied];
     UpdateWebhook, "update_webhook", "webhooks:write",           [Any Any Denied Denied Denied];
     DeleteWebhook, "delete_webhook", "webhooks:write",           [Any Any Denied Denied Denied];
+    RotateWebhook, "rotate_webhook", "webhooks:write",           [Any Any Denied Denied Denied];
     ListWebhookDeliveries, "list_webhook_deliveries", "webhooks:read", [Any Any Denied Denied Any];
+    RetryWebhookDelivery, "retry_webhook_delivery", "webhooks:write", [Any Any Denied Denied Denied];
 
     ListSettings, "list_settings", "settings:read",              [Any Any Denied Denied Any];
     GetSetting, "get_setting", "settings:read",                  [Any Any Denied Denied Any];

@@ -199,7 +199,7 @@ mod tests {
             "events.rs",
             "master.rs",
             "rotation.rs",
-            "webhook.rs",
+            "webhook/mod.rs",
         ] {
             topics_of(&source.join(file), &mut found);
         }

@@ -15,12 +15,15 @@ use super::page::{Page, PageRequest};
 use super::{FieldIssue, Record, Service, ServiceError, record};
 use crate::auth::access::Access;
 use crate::auth::topics;
-use crate::store::events;
 use crate::store::nodes::check_rev;
 use crate::store::webhooks::{self, DeliveryRow, WebhookRow};
+use crate::store::{StoreError, events};
 
 /// Webhooks that there may be.
 const MAX_WEBHOOKS: i64 = 100;
+
+/// What becomes of deliveries.
+const DELIVERY_STATUSES: [&str; 3] = ["pending", "delivered", "failed"];
 
 /// Where sealed secrets of webhooks belong.
 pub(crate) const SECRET_PLACE: &str = "webhooks.secret";
@@ -70,12 +73,14 @@ pub struct DeliveryView {
     pub id: Uuid,
     /// Number of the event.
     pub event: i64,
-    /// `pending`, `delivered` or `failed`.
+    /// `pending`, `delivered`, or `failed`: given up.
     pub status: String,
     /// Tries so far.
     pub attempts: i64,
     /// Next try.
     pub next_at: Moment,
+    /// Until when it is tried: a day from when it was made, or sent again by hand.
+    pub give_up_at: Moment,
     /// HTTP status of the last try.
     pub response_status: Option<i64>,
     /// Why the last try failed.
@@ -92,6 +97,7 @@ impl From<DeliveryRow> for DeliveryView {
             status: row.status,
             attempts: row.attempts,
             next_at: Moment(row.next_at),
+            give_up_at: Moment(row.give_up_at),
             response_status: row.response_status,
             error: row.error,
             created_at: Moment(row.created_at),
@@ -118,7 +124,8 @@ pub struct UpdateWebhook {
     pub url: Option<String>,
     /// What to send.
     pub topics: Option<Vec<String>>,
-    /// Whether it is sent to. Switched on again, it is not sent what happened meanwhile.
+    /// Whether it is sent to. Switched off, deliveries that are not done wait, until their day is over.
+    /// Switched on again, they are sent; what happened meanwhile is not.
     pub enabled: Option<bool>,
 }
 
@@ -156,13 +163,7 @@ impl Service {
         topics::check_webhook(access.caller(), &new.topics)?;
         let now = self.now();
         let id = Uuid::new_v4();
-        let secret = format!(
-            "whsec_{}",
-            URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>())
-        );
-        let secret_enc = self
-            .vault()
-            .seal(SECRET_PLACE, id.as_bytes(), secret.as_bytes());
+        let (secret, secret_enc) = self.new_secret(id);
         let row = WebhookRow {
             id,
             url: new.url,
@@ -189,7 +190,44 @@ impl Service {
         )
         .await?;
         tx.commit().await?;
-        Ok((row, secret.into()))
+        Ok((row, secret))
+    }
+
+    /// Makes a key of signatures; returns it plain and sealed.
+    fn new_secret(&self, webhook: Uuid) -> (SecretString, Vec<u8>) {
+        let random = URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>());
+        let secret = format!("whsec_{random}");
+        let sealed = self
+            .vault()
+            .seal(SECRET_PLACE, webhook.as_bytes(), secret.as_bytes());
+        (secret.into(), sealed)
+    }
+
+    /// Gives a webhook a new key of its signatures, which is returned this once. Deliveries are signed
+    /// with it from now on; the old one is worth nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::NotFound`].
+    pub async fn rotate_webhook(
+        &self,
+        access: Access<'_>,
+        id: Uuid,
+    ) -> Result<(WebhookRow, SecretString), ServiceError> {
+        let now = self.now();
+        let old = webhooks::get(self.store(), id).await?;
+        let (secret, sealed) = self.new_secret(id);
+        let mut tx = self.store().begin().await?;
+        let row = webhooks::set_secret(&mut tx, id, &sealed, now).await?;
+        record(
+            &mut tx,
+            access,
+            hook_record(Some(&old), Some(&row), "webhook.rotated"),
+            now,
+        )
+        .await?;
+        tx.commit().await?;
+        Ok((row, secret))
     }
 
     /// Changes a webhook.
@@ -264,22 +302,68 @@ impl Service {
         Ok(())
     }
 
-    /// Lists deliveries of a webhook, the newest first.
+    /// Lists deliveries of a webhook, all or those of a status, the newest first.
     ///
     /// # Errors
     ///
-    /// [`ServiceError::NotFound`], [`ServiceError::Invalid`] of the page.
+    /// [`ServiceError::NotFound`], [`ServiceError::Invalid`] of the page or the status.
     pub async fn webhook_deliveries(
         &self,
         access: Access<'_>,
         id: Uuid,
+        status: Option<&str>,
         page: &PageRequest,
     ) -> Result<Page<DeliveryRow>, ServiceError> {
+        if status.is_some_and(|status| !DELIVERY_STATUSES.contains(&status)) {
+            let message = format!("must be one of {}", DELIVERY_STATUSES.join(", "));
+            return Err(ServiceError::invalid("status", message));
+        }
         self.webhook(access, id).await?;
         let limit = page.limit()?;
         let before = page.key::<i64>()?;
-        let rows = webhooks::deliveries(self.store(), id, before, i64::from(limit) + 1).await?;
+        let limit_and_one = i64::from(limit) + 1;
+        let rows = webhooks::deliveries(self.store(), id, status, before, limit_and_one).await?;
         Ok(Page::new(rows, limit, |row| row.event_seq))
+    }
+
+    /// Sends a delivery again, whatever became of it: at once, and for another day if it is not taken.
+    /// Its id stays.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::NotFound`], [`ServiceError::Conflict`] if its event is not kept any more.
+    pub async fn retry_webhook_delivery(
+        &self,
+        access: Access<'_>,
+        id: Uuid,
+        delivery: Uuid,
+    ) -> Result<DeliveryRow, ServiceError> {
+        let now = self.now();
+        let mut tx = self.store().begin().await?;
+        let old = webhooks::delivery(&mut tx, id, delivery).await?;
+        match events::get(self.store(), old.event_seq).await {
+            Ok(_) => {}
+            Err(StoreError::NotFound(_)) => {
+                let detail = "the event is not kept any more".to_owned();
+                return Err(ServiceError::conflict("event_gone", detail));
+            }
+            Err(error) => return Err(error.into()),
+        }
+        let row = webhooks::retry(&mut tx, delivery, now).await?;
+        let view = |row: &DeliveryRow| {
+            serde_json::to_value(DeliveryView::from(row.clone())).unwrap_or(Value::Null)
+        };
+        let retried = Record {
+            kind: "webhook_delivery",
+            id: delivery.to_string(),
+            before: Some(view(&old)),
+            after: Some(view(&row)),
+            owner: None,
+            topic: "webhook.delivery_retried",
+        };
+        record(&mut tx, access, retried, now).await?;
+        tx.commit().await?;
+        Ok(row)
     }
 
     fn check_webhook(

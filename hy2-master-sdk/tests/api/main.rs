@@ -26,3 +26,4 @@ mod rights;
 mod round_trip;
 mod spent;
 mod subscriptions;
+mod webhooks;

@@ -61,6 +61,7 @@ const RIGHTS: &str = "
     list_audit A---A                verify_audit A---A              watch_events AAA-A
     list_webhooks AA--A             get_webhook AA--A               create_webhook AA---
     update_webhook AA---            delete_webhook AA---            list_webhook_deliveries AA--A
+    rotate_webhook AA---            retry_webhook_delivery AA---
     list_settings AA--A             get_setting AA--A               put_setting A----
     create_backup A----             get_openapi AAAAA               get_metrics AA--A
 ";
@@ -237,6 +238,30 @@ impl<'a> World<'a> {
         made["id"].as_i64().unwrap()
     }
 
+    /// Makes a webhook with a delivery.
+    async fn delivery(&self) -> (String, String) {
+        let hook = json!({"url": "http://127.0.0.1:9/", "topics": ["region.created"]});
+        let hook = self.made(&self.owner, "/webhooks", hook).await;
+        let hook = hook["id"].as_str().unwrap().to_owned();
+        self.region().await;
+        let list = format!("/api/v1/webhooks/{hook}/deliveries");
+        let delivery = self
+            .fleet
+            .until("there is a delivery", async || {
+                let page = patiently(async || self.owner.get(&list).await).await;
+                let id = page.expect(200)["items"][0]["id"].clone();
+                id.as_str().map(str::to_owned)
+            })
+            .await;
+        // No more of it than this one.
+        let off = json!({"enabled": false});
+        let at = format!("/api/v1/webhooks/{hook}");
+        patiently(async || self.owner.patch(&at, &off).await)
+            .await
+            .expect(200);
+        (hook, delivery)
+    }
+
     /// Makes what an operation is about, and says how it is asked for.
     async fn request(&self, name: &str, path: &str, of: &Client) -> (String, Option<Value>) {
         let owner = &self.owner;
@@ -280,6 +305,10 @@ impl<'a> World<'a> {
                 "{id}",
                 id(self.made(owner, "/admins", admin).await),
             );
+        } else if path.contains("/deliveries/{delivery}") {
+            let (hook, delivery) = self.delivery().await;
+            put(&mut path, "{id}", hook);
+            put(&mut path, "{delivery}", delivery);
         } else if path.contains("/webhooks/{id}") {
             let hook = json!({"url": "https://hooks.example.org/", "topics": ["nothing"]});
             put(

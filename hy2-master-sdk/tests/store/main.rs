@@ -17,6 +17,7 @@ mod schema;
 mod search;
 mod upkeep;
 mod users;
+mod webhooks;
 
 /// Makes one test per case and backend.
 macro_rules! on_both {
@@ -64,6 +65,9 @@ on_both!(
     users::time_and_traffic_change_users_and_bring_them_back,
     users::what_time_and_traffic_do_is_told_once_to_whose_users_they_are,
     users::what_is_rolled_back_is_not_told_and_many_are_told_at_once,
+    webhooks::each_webhook_gives_its_share_and_what_is_taken_is_taken_once,
+    webhooks::what_nobody_takes_is_given_up_and_told_once_for_each_webhook,
+    webhooks::deliveries_of_an_older_schema_are_tried_for_their_day,
     users::a_plan_that_ends_is_followed_by_the_next_without_a_gap,
     pools::who_was_taken_off_a_node_stays_off_until_somebody_assigns_it,
     nodes::silence_makes_a_node_suspect_then_offline_and_a_heartbeat_brings_it_back,
