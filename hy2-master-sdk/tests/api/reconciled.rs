@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use hy2_master_sdk::{
-    domain::ObservedState,
-    store::{cluster::Lease, nodes},
-};
+use hy2_master_sdk::domain::ObservedState;
+use hy2_master_sdk::store::cluster::Lease;
+use hy2_master_sdk::store::{events, nodes};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -47,6 +46,14 @@ on_both! {
             .await;
         assert_eq!(followed["expires_at"], "2027-02-14T08:00:30Z");
         assert_eq!(followed["status"], "active");
+        let renewed = fleet
+            .until("it is told", async || {
+                let told = events::after(fleet.master.store(), 0, 1_000).await.unwrap();
+                told.into_iter().find(|event| event.topic == "user.renewed")
+            })
+            .await;
+        assert_eq!((&renewed.payload["username"], &renewed.payload["plan_id"]), (&json!("ann"), &basic));
+        assert_eq!(renewed.payload["expires_at"], followed["expires_at"]);
         let bob = user(&owner, &bob).await;
         assert_eq!((&bob["status"], &bob["plan_id"]), (&json!("expired"), &trial));
         fleet.stop().await;
