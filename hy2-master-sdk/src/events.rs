@@ -193,7 +193,7 @@ impl Sealer {
     }
 }
 
-/// Is told of everything that happens in the fleet, in order: `user.created`, `node.enrolled`, …
+/// Is told of everything that happens in the fleet, in order: `user.created`, `node.offline`, …
 /// The same events that webhooks and live streams carry; never a secret in them.
 pub trait EventSink: Send + Sync + 'static {
     /// Returns the number of the last event that the sink has dealt with, so that a start goes on
