@@ -106,7 +106,8 @@ on_both! {
         };
         let mut over_grpc = Vec::new();
         for client in [&support, &narrow] {
-            over_grpc.push(grpc.watch_events(ask(client)).await.unwrap().into_inner());
+            let asked = tokio::time::timeout(Duration::from_secs(30), grpc.watch_events(ask(client)));
+            over_grpc.push(asked.await.expect("a stream in time").unwrap().into_inner());
         }
 
         let region = |code: &str| json!({"code": code, "name": "a region"});
@@ -141,7 +142,8 @@ on_both! {
         }
         for (stream, expected) in over_grpc.iter_mut().zip([&of_support[..], &of_narrow]) {
             for topic in expected {
-                let event = stream.message().await.unwrap().unwrap();
+                let told = tokio::time::timeout(Duration::from_secs(30), stream.message()).await;
+                let event = told.expect("an event in time").unwrap().unwrap();
                 assert_eq!(event.topic, *topic, "{expected:?}");
             }
         }
@@ -383,6 +385,7 @@ impl EventStream {
     }
 
     async fn next(&mut self) -> Value {
+        let begun = tokio::time::Instant::now();
         loop {
             if let Some(start) = self.read.find("data: ")
                 && let Some(length) = self.read[start..].find('\n')
@@ -391,6 +394,12 @@ impl EventStream {
                 self.read.drain(..start + length);
                 return serde_json::from_str(&data).unwrap();
             }
+            // Signs of life are no event.
+            assert!(
+                begun.elapsed() < Duration::from_secs(60),
+                "no event: {}",
+                self.read
+            );
             self.fill().await;
         }
     }

@@ -353,9 +353,12 @@ impl Client {
             request = request.header(name, value);
         }
         let request = request.body(Full::new(Bytes::from(body))).unwrap();
-        let response = self.http.request(request).await.unwrap();
-        let (parts, body) = response.into_parts();
-        let body = body.collect().await.unwrap().to_bytes();
+        let asked = async {
+            let (parts, body) = self.http.request(request).await.unwrap().into_parts();
+            (parts, body.collect().await.unwrap().to_bytes())
+        };
+        let answered = tokio::time::timeout(Duration::from_secs(120), asked).await;
+        let (parts, body) = answered.unwrap_or_else(|_| panic!("no answer to {method} {path}"));
         Answer {
             status: parts.status.as_u16(),
             headers: parts.headers,
