@@ -20,7 +20,14 @@ pub(crate) struct Mistake {
 
 impl fmt::Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.path, self.reason)
+        // Of a file's own making, and one line all the same.
+        for c in self.path.chars() {
+            match c.is_control() {
+                true => write!(f, "{}", c.escape_debug())?,
+                false => write!(f, "{c}")?,
+            }
+        }
+        write!(f, ": {}", self.reason)
     }
 }
 
@@ -533,6 +540,15 @@ fn distance(a: &str, b: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mistake_is_one_line_whatever_the_key() {
+        let mistake = Mistake {
+            path: "resolver.ty\n\u{1b}pe".to_owned(),
+            reason: "unknown key".to_owned(),
+        };
+        assert_eq!(mistake.to_string(), "resolver.ty\\n\\u{1b}pe: unknown key");
+    }
 
     #[test]
     fn near_words_are_suggested_and_far_ones_are_not() {
