@@ -351,7 +351,7 @@ impl Store {
     /// No connection within the timeout.
     pub async fn begin(&self) -> Result<Tx, StoreError> {
         let connection = match &self.db {
-            Db::Pg(pool) => Connection::Pg(pool.begin().await?),
+            Db::Pg(pool) => Connection::Pg(begin_pg(pool, None).await?),
             Db::Sqlite { write, .. } => {
                 Connection::Sqlite(write.begin_with("BEGIN IMMEDIATE").await?)
             }
@@ -371,10 +371,10 @@ impl Store {
     /// No connection within the timeout.
     pub async fn snapshot(&self) -> Result<Tx, StoreError> {
         let connection = match &self.db {
-            Db::Pg(pool) => Connection::Pg(
-                pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-                    .await?,
-            ),
+            Db::Pg(pool) => {
+                const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+                Connection::Pg(begin_pg(pool, Some(BEGIN)).await?)
+            }
             Db::Sqlite { read, .. } => Connection::Sqlite(read.begin_with("BEGIN DEFERRED").await?),
         };
         Ok(Tx {
@@ -395,6 +395,24 @@ impl Store {
             }
         }
     }
+}
+
+/// Begins a transaction, whole or not at all. sqlx forgets one whose beginning is cancelled between the question and the
+/// answer: the connection goes back to the pool with an open transaction, in which everything that others do next on it
+/// stays, unseen and with its locks. So it is begun in a task of its own, and who gives up waiting drops it there.
+async fn begin_pg(
+    pool: &PgPool,
+    with: Option<&'static str>,
+) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+    let pool = pool.clone();
+    let begun = tokio::spawn(async move {
+        match with {
+            None => pool.begin().await,
+            Some(statement) => pool.begin_with(statement).await,
+        }
+    });
+    // Without an answer the runtime ends.
+    begun.await.map_err(|_| sqlx::Error::WorkerCrashed)?
 }
 
 /// A transaction on either database. Dropped without [`Tx::commit`], nothing of it has happened.

@@ -73,6 +73,7 @@ on_both!(
     nodes::silence_makes_a_node_suspect_then_offline_and_a_heartbeat_brings_it_back,
     upkeep::a_lease_has_one_holder_and_an_old_token_writes_nothing,
     nodes::configurations_concern_their_nodes_and_going_back_is_going_on,
+    upkeep::a_transaction_whose_beginning_is_given_up_is_not_left_open,
     upkeep::calls_arrive_after_the_commit_only,
     upkeep::averages_and_retention,
     upkeep::retention_goes_in_pieces_and_keeps_what_is_needed,

@@ -1,5 +1,6 @@
 //! What holds the store together: leases of tasks, wake-up calls, averages, retention.
 
+use std::task::Poll;
 use std::time::Duration;
 
 use hy2_master_sdk::MasterConfig;
@@ -52,6 +53,48 @@ pub(crate) async fn a_lease_has_one_holder_and_an_old_token_writes_nothing(backe
     assert!(third.token < ahead.token && ahead.token < fourth.token);
     // What was seen is another by now.
     others(ask(b, NOW, Some(held)).await);
+}
+
+pub(crate) async fn a_transaction_whose_beginning_is_given_up_is_not_left_open(backend: &Backend) {
+    const TASKS: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
+    let (store, other) = (&backend.store, backend.reopen().await);
+    let (mine, theirs) = (Uuid::from_u128(1), Uuid::from_u128(2));
+    // At each place where it waits, and often: whose turn it is then is not always the same.
+    for round in 0..60 {
+        let place = round % 6 + 1;
+        drop(given_up(store.begin(), place).await);
+        drop(given_up(store.snapshot(), place).await);
+        // What is written next is there for others, whichever connection wrote it.
+        let now = NOW.plus(Duration::from_secs(100 * round as u64));
+        let taken = TASKS.map(|task| store.acquire_lease(task, mine, now, 60_000, None));
+        for lease in futures_util::future::join_all(taken).await {
+            assert!(matches!(lease.unwrap(), Lease::Mine(_)));
+        }
+        for task in TASKS {
+            let asked = other.acquire_lease(task, theirs, now, 60_000, None);
+            let found = tokio::time::timeout(Duration::from_secs(60), asked).await;
+            let found = found.expect("no lock is held").unwrap();
+            assert!(matches!(found, Lease::Others(_)), "{task}: {found:?}");
+        }
+    }
+}
+
+/// Waits for a future at most so many times.
+async fn given_up<F: Future>(future: F, times: usize) -> Option<F::Output> {
+    let mut future = std::pin::pin!(future);
+    let mut left = times;
+    std::future::poll_fn(|cx| match future.as_mut().poll(cx) {
+        Poll::Ready(done) => Poll::Ready(Some(done)),
+        Poll::Pending => {
+            left -= 1;
+            if left == 0 {
+                Poll::Ready(None)
+            } else {
+                Poll::Pending
+            }
+        }
+    })
+    .await
 }
 
 pub(crate) async fn calls_arrive_after_the_commit_only(backend: &Backend) {
