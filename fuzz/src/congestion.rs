@@ -274,7 +274,8 @@ impl Path {
                 // No faster than all that arrived within the shortest round trip that counts.
                 let fastest = self.acked as f64 / 45e-6;
                 assert!(figures.target_rate as f64 <= fastest);
-                let start = metrics.congestion_window as f64 * 1000.0;
+                // Start-up keeps the rate of its beginning, however small the window has become.
+                let start = metrics.congestion_window.max(initial) as f64 * 1000.0;
                 let most = (3.0 * fastest.max(start)).max(65_536.0);
                 assert!(
                     rate == 0 || (rate >= 65_536 && rate as f64 <= most),

@@ -1,7 +1,7 @@
 //! Webhooks: every event that a webhook asks for is sent until its receiver takes it, or for a day.
 //!
 //! Plans deliveries from the numbered events (a row per event and webhook), sends what is due in fair
-//! turns ([`turns`]), tries again with growing pauses. A delivery may arrive twice; its id says so.
+//! turns, tries again with growing pauses. A delivery may arrive twice; its id says so.
 //! The connection goes to an address that was resolved and judged once; redirects are not followed.
 
 mod send;
