@@ -123,6 +123,11 @@ for document in operations security; do
         inside { print > file }' "docs/$document.md"
 done >"$host/plan"
 grep -q . "$host/plan" || { echo "error: the documents hold no commands" >&2; exit 1; }
+# /tmp is the real host's: what a command left there would stop the next run.
+if grep -n '/tmp/' "$blocks"/*; then
+    echo "error: a command of the documents uses /tmp" >&2
+    exit 1
+fi
 
 # One shell for all, as an operator has one: what a block sets, the next one knows.
 {

@@ -34,11 +34,17 @@ pub(crate) async fn exchange(config: &Config, step: &Ca) -> anyhow::Result<()> {
 async fn issue_operator(config: &Config, name: &str, days: u32, out: &Path) -> anyhow::Result<()> {
     let shown = out.display();
     let making = || format!("cannot make {shown}");
-    let mut file = NewFile::create(out).with_context(making)?;
+    let file = match out.as_os_str().as_encoded_bytes() {
+        b"-" => None,
+        _ => Some(NewFile::create(out).with_context(making)?),
+    };
     let master = config.master().start().await?;
     let issued = master.issue_operator(name, days).await;
     master.shutdown().await;
     let issued = issued?;
+    let Some(mut file) = file else {
+        return say(issued.pem.trim_end());
+    };
     file.file()
         .write_all(issued.pem.as_bytes())
         .with_context(making)?;

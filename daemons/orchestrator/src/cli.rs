@@ -115,7 +115,7 @@ pub(crate) enum Ca {
         #[arg(long, default_value_t = 7)]
         days: u32,
 
-        /// Write key, certificate and the authority to this file (PEM), which must not exist
+        /// Write key, certificate and the authority to this file (PEM), which must not exist; - is standard output
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
     },

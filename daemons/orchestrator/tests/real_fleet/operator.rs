@@ -16,7 +16,7 @@ use crate::{
     delivery::Once,
     fleet::{Fleet, Store},
     ports,
-    restored::orchestrator,
+    restored::{command, orchestrator},
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -53,6 +53,29 @@ async fn an_operators_certificate_opens_the_port_of_a_nodes_host() {
         }
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operators_certificate_has_a_plain_name_and_ends_soon() {
+    let fleet = Fleet::start(Store::Sqlite, 0).await;
+    let path = fleet.path();
+    let asked = ["ca", "issue-operator", "--out", "-", "--name"];
+    let said = orchestrator(path, &[&asked[..], &["ann.b-2"]].concat()).await;
+    assert!(said.starts_with("-----BEGIN PRIVATE KEY-----\n"), "{said}");
+    assert_eq!(said.matches("-----END CERTIFICATE-----\n").count(), 2);
+
+    for (last, reason) in [
+        (&["ann", "--days", "91"][..], "1 to 90 days"),
+        (&["ann", "--days", "0"], "1 to 90 days"),
+        (&["ann,CN=x"], "ann,CN=x"),
+        (&[""], "name"),
+    ] {
+        let output = command(path, &[&asked[..], last].concat()).await;
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{last:?}");
+        assert!(error.contains(reason), "{last:?}: {error}");
+        assert!(output.stdout.is_empty(), "{last:?}");
+    }
 }
 
 /// Asks as an operator's gRPC client does.

@@ -1,6 +1,10 @@
 //! The master's host is lost: a backup is restored on an empty one, and the nodes find it again.
 
-use std::{path::Path, process::Stdio, time::Duration};
+use std::{
+    path::Path,
+    process::{Output, Stdio},
+    time::Duration,
+};
 
 use serde_json::json;
 use tokio::process::Command;
@@ -149,6 +153,15 @@ fn text(path: &Path) -> String {
 
 /// Runs a command of the orchestrator to its end.
 pub(crate) async fn orchestrator(folder: &Path, arguments: &[&str]) -> String {
+    let output = command(folder, arguments).await;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {said}{error}");
+    said
+}
+
+/// Runs a command of the orchestrator and returns how it ended and what it said.
+pub(crate) async fn command(folder: &Path, arguments: &[&str]) -> Output {
     let run = Command::new(binary("hy2-orchestrator"))
         .args(arguments)
         .arg("-c")
@@ -157,9 +170,5 @@ pub(crate) async fn orchestrator(folder: &Path, arguments: &[&str]) -> String {
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .output();
-    let output = crate::soon("a command", run).await.expect("runs");
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{arguments:?}: {said}{error}");
-    said
+    crate::soon("a command", run).await.expect("runs")
 }
