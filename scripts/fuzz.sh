@@ -4,6 +4,9 @@
 # RUNS=n ends a target after n executions as well, whichever comes first; seconds may be 0 then, for
 # no limit. What was found to be new stays in fuzz/target/corpus, so a later run goes on from there.
 #
+# TIMEOUT=n is for a machine that others use as well: an input that takes longer than n seconds, not
+# 10, is a find.
+#
 # A stable compiler will do: coverage needs no nightly flag, and the address sanitizer, which does,
 # has little to look for where no crate of ours may use unsafe code. SANITIZER=address asks for it
 # and takes the nightly compiler.
@@ -94,7 +97,7 @@ for target in "${targets[@]}"; do
     mkdir -p "$grown" "$artifacts" target/logs
     outcome=none
     "target/bin/$target" "$grown" "corpus/$target" \
-        -max_total_time="$each" -runs="$runs" -max_len="$(longest "$target")" -timeout=10 -rss_limit_mb=2048 \
+        -max_total_time="$each" -runs="$runs" -max_len="$(longest "$target")" -timeout="${TIMEOUT:-10}" -rss_limit_mb=2048 \
         -print_final_stats=1 -artifact_prefix="$artifacts/" >"$log" 2>&1 || outcome=FOUND
     # The last line of progress: "#12345 DONE cov: 12 ft: 34 corp: 56/789b ...".
     progress=$(grep -aE '^#[0-9]+.* cov: ' "$log" | tail -n 1 || true)

@@ -15,17 +15,20 @@ enum Ends {
     WithSession,
     /// The node says so with each manifest that it takes: it took one, and did not.
     WithManifest,
-    /// The node says so again and again while it lasts: it has not for [`QUIET`].
+    /// It is said again and again while it lasts: it was not for [`QUIET`].
     WithQuiet,
     /// Something happened, which nothing undoes: when somebody has looked.
     ByHand,
 }
 
+/// The alert of two agents with one identity, which only the master can see.
+pub(super) const IDENTITY_TWICE: &str = "identity_twice";
+
 fn ends(rule: &str) -> Ends {
     match rule {
         "clock_skew" => Ends::WithSession,
         "ledger_not_written" => Ends::WithManifest,
-        "spool_not_written" | "spool_nearly_full" => Ends::WithQuiet,
+        "spool_not_written" | "spool_nearly_full" | IDENTITY_TWICE => Ends::WithQuiet,
         _ => Ends::ByHand,
     }
 }
@@ -157,7 +160,7 @@ mod tests {
     #[test]
     fn what_is_said_with_every_cut_is_over_after_an_hour_of_silence() {
         let watch = Watch::new(Timestamp(0));
-        for rule in ["spool_not_written", "spool_nearly_full"] {
+        for rule in ["spool_not_written", "spool_nearly_full", IDENTITY_TWICE] {
             assert!(!watch.is_over(&said(rule, 5), Timestamp(HOUR + 4)));
             assert!(watch.is_over(&said(rule, 5), Timestamp(HOUR + 5)));
         }

@@ -29,6 +29,8 @@ pub struct LiveNode {
 pub(crate) struct LiveNodes {
     nodes: Mutex<HashMap<NodeId, Live>>,
     next: std::sync::atomic::AtomicU64,
+    /// What the nodes' Sessions began with: the spool that each delivers from, the newest last.
+    spools: Mutex<HashMap<NodeId, Vec<[u8; 16]>>>,
 }
 
 #[derive(Debug)]
@@ -85,6 +87,25 @@ impl LiveNodes {
             node,
             number,
         }
+    }
+
+    /// Notes which spool a node delivers from, at the beginning of a Session, and returns whether it had come to
+    /// another one since: no agent goes back to one that it is done with, so two have the node's identity, or its
+    /// folder was set back.
+    pub(crate) fn went_back(&self, node: NodeId, spool: [u8; 16]) -> bool {
+        let mut spools = self.spools.lock();
+        let known = spools.entry(node).or_default();
+        if known.last() == Some(&spool) {
+            return false;
+        }
+        let before = known.iter().position(|known| *known == spool);
+        if let Some(at) = before {
+            known.remove(at);
+        } else if known.len() == MAX_SPOOLS {
+            known.remove(0);
+        }
+        known.push(spool);
+        before.is_some()
     }
 
     /// Sends something to a node; false when it has no Session here or does not take it.
@@ -251,6 +272,9 @@ impl Drop for LiveGuard<'_> {
 /// Connections of one node that are kept in mind; far more than one server holds.
 const MAX_SESSIONS: usize = 65_536;
 
+/// Spools of one node that are kept in mind; an agent has one, and a new one after each start.
+const MAX_SPOOLS: usize = 8;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -319,6 +343,22 @@ mod tests {
                 .connection_id,
             3
         );
+    }
+
+    #[test]
+    fn a_node_that_goes_back_to_an_earlier_spool_is_two() {
+        let nodes = LiveNodes::default();
+        let mut said = Vec::new();
+        for spool in [1, 1, 2, 3, 3, 2, 3, 3] {
+            said.push(nodes.went_back(NodeId(7), [spool; 16]));
+            assert!(!nodes.went_back(NodeId(i64::from(spool) + 100), [1; 16]));
+        }
+        let expected = [false, false, false, false, false, true, true, false];
+        assert_eq!(said, expected);
+        for spool in 10..=255 {
+            assert!(!nodes.went_back(NodeId(7), [spool; 16]), "{spool}");
+        }
+        assert_eq!(nodes.spools.lock()[&NodeId(7)].len(), MAX_SPOOLS);
     }
 
     #[test]

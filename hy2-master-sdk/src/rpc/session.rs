@@ -16,14 +16,14 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use super::alerts::Watch;
+use super::alerts::{IDENTITY_TWICE, Watch};
 use super::error::{chain, store};
 use super::peers::{Identity, Peer};
 use super::publish::{self, Have, PublishError, Update};
 use super::traffic::uuid;
 use crate::core::Core;
 use crate::domain::config::ConfigError;
-use crate::domain::{EngineState, Timestamp};
+use crate::domain::{EngineState, NodeId, Timestamp};
 use crate::plan::MANIFEST_VALIDITY_MS;
 use crate::store::nodes::{self, Bump};
 use crate::store::observed::Opening;
@@ -61,6 +61,8 @@ pub(super) async fn open(
     let settled = refresh(core, identity, &hello, now)
         .await
         .map_err(|error| store(&error))?;
+    let alerts = Watch::new(now);
+    look_for_a_twin(core, identity.node, &hello, now).await;
     let (outbound, answers) = mpsc::channel(OUTBOUND);
     let trust = core.trust.load();
     let certificates = rpc::CertificateUpdate {
@@ -84,7 +86,7 @@ pub(super) async fn open(
         pending: None,
         timeouts: 0,
         engine: (opening.engine_state, opening.listening),
-        alerts: Watch::new(now),
+        alerts,
         writes: Budget::new(now),
         outbound,
     };
@@ -93,6 +95,33 @@ pub(super) async fn open(
         ReceiverStream::new(answers),
         Ok,
     ))
+}
+
+/// Raises an alert if two agents take turns with the node's identity: each ends the other's Session.
+async fn look_for_a_twin(core: &Core, node: NodeId, hello: &rpc::Hello, now: Timestamp) {
+    let spool = hello
+        .spool_ids
+        .first()
+        .and_then(|id| id[..].try_into().ok());
+    if !spool.is_some_and(|spool| core.live.went_back(node, spool)) {
+        return;
+    }
+    let message = "two agents run with this node's identity and end each other's sessions, or its folder was set \
+                   back to an earlier state";
+    let raised = core
+        .store
+        .raise_alert(node, IDENTITY_TWICE, "critical", message, now)
+        .await;
+    match raised {
+        Ok(true) => tracing::warn!(node = node.0, rule = IDENTITY_TWICE, message, "alert"),
+        Ok(false) => {}
+        // The next Session says it again.
+        Err(error) => tracing::warn!(
+            node = node.0,
+            error = chain(&error),
+            "cannot raise an alert"
+        ),
+    }
 }
 
 struct Session {

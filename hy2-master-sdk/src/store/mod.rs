@@ -219,6 +219,14 @@ impl Store {
         let pool = PgPoolOptions::new()
             .max_connections(options.max_connections)
             .acquire_timeout(options.acquire_timeout)
+            .after_connect(|connection, _| {
+                Box::pin(async move {
+                    sqlx::query(LOCK_TIMEOUT)
+                        .execute(connection)
+                        .await
+                        .map(drop)
+                })
+            })
             .connect_with(connect.application_name("hy2-orchestrator"))
             .await?;
         Ok(Self {
@@ -235,7 +243,17 @@ impl Store {
     /// A migration fails, or the database has been migrated by a newer version.
     pub async fn migrate(&self) -> Result<(), StoreError> {
         match &self.db {
-            Db::Pg(pool) => sqlx::migrate!("migrations/postgres").run(pool).await,
+            Db::Pg(pool) => {
+                // Without the limit to waiting for locks: another master may migrate for long.
+                let options = pool.connect_options().as_ref().clone();
+                let own = PgPoolOptions::new()
+                    .max_connections(1)
+                    .connect_with(options)
+                    .await?;
+                let migrated = sqlx::migrate!("migrations/postgres").run(&own).await;
+                own.close().await;
+                migrated
+            }
             Db::Sqlite { write, .. } => migrate_sqlite(write).await,
         }
         .map_err(StoreError::Migrate)
@@ -529,6 +547,11 @@ impl Tx {
         Ok(())
     }
 }
+
+/// Nobody waits longer than this for what another session of PostgreSQL has locked: then the store is not available. An
+/// address that sets a limit of its own keeps it.
+const LOCK_TIMEOUT: &str =
+    "select set_config('lock_timeout', '5s', false) where current_setting('lock_timeout') = '0'";
 
 /// PostgreSQL's notification channel.
 const CHANNEL: &str = "hy2";

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use hy2_master_sdk::domain::{
-    Clock, ConfigScope, ManualClock, PlanId, QuotaPeriod, SystemClock, Timestamp, UserStatus,
+    ConfigScope, PlanId, QuotaPeriod, SystemClock, Timestamp, UserStatus,
 };
 use hy2_master_sdk::secrets::{FleetKeys, Seed};
 use hy2_master_sdk::store::plans::{self, PlanRow};
 use hy2_master_sdk::store::published::{self, NewConfig};
 use hy2_master_sdk::store::regions::{self, NewRegion};
-use hy2_master_sdk::store::{alerts, nodes, pools};
+use hy2_master_sdk::store::{nodes, pools};
 use hy2_proto::control::rpc::session_request::Event as Up;
 use hy2_proto::control::rpc::session_response::Event as Down;
 use hy2_proto::control::{MANIFEST_SIGNATURE_CONTEXT, RESOURCE_CONFIG, RESOURCE_USERS, hash, rpc};
@@ -619,76 +619,6 @@ async fn heartbeats_are_written_together_and_figures_are_kept() {
         .await
         .unwrap();
     assert_eq!((rows.len(), rows[0].cpu_permille), (1, 7));
-}
-
-#[tokio::test]
-async fn an_alert_is_over_when_the_node_would_have_said_it_again() {
-    // Certificates are judged by the real time.
-    let clock = Arc::new(ManualClock::new(SystemClock.now()));
-    let master = TestMaster::with(Arc::clone(&clock) as _, |_| {}).await;
-    let agent = master.agent("node").await;
-    let node = agent.node().await;
-    let session = agent.session().await;
-    let store = master.master.store();
-    let open = async || {
-        let open = alerts::open_of(store, node).await.unwrap();
-        let mut rules: Vec<_> = open.into_iter().map(|alert| alert.rule).collect();
-        rules.sort_unstable();
-        rules
-    };
-    let all = [
-        "clock_skew",
-        "ledger_not_written",
-        "spool_nearly_full",
-        "traffic_gap",
-    ];
-    for rule in all {
-        let alert = rpc::Alert {
-            rule: rule.to_owned(),
-            severity: "warning".to_owned(),
-            message: "a text".to_owned(),
-            ..Default::default()
-        };
-        session.send(Up::Alert(alert)).await;
-    }
-    eventually("all are open", async || open().await == all).await;
-    // The node goes on saying that it lives, in the Session that it complained in.
-    let beats = async |session: &Session, passed: Duration| {
-        clock.advance(passed);
-        session.send(Up::Heartbeat(rpc::Heartbeat::default())).await;
-    };
-    beats(&session, Duration::from_secs(120)).await;
-    drop(session);
-
-    // The next one says nothing of its clock.
-    let mut session = agent.session().await;
-    let update = session.update().await;
-    beats(&session, Duration::from_secs(61)).await;
-    eventually("the clock is right", async || {
-        open().await == ["ledger_not_written", "spool_nearly_full", "traffic_gap"]
-    })
-    .await;
-    session.ack(&update).await;
-    eventually("the acknowledgement is noted", async || {
-        let row = store.node(node).await.unwrap();
-        u64::try_from(row.applied_rev).unwrap() == update.manifest.rev
-    })
-    .await;
-    beats(&session, Duration::from_secs(601)).await;
-    eventually("the disk takes it", async || {
-        open().await == ["spool_nearly_full", "traffic_gap"]
-    })
-    .await;
-    beats(&session, Duration::from_secs(3_600)).await;
-    eventually("silence counts", async || open().await == ["traffic_gap"]).await;
-    // What happened has happened.
-    beats(&session, Duration::from_secs(86_400)).await;
-    eventually("the last heartbeat is there", async || {
-        let live = master.master.live_nodes();
-        live.iter().any(|node| node.heartbeat.is_some())
-    })
-    .await;
-    assert_eq!(open().await, ["traffic_gap"]);
 }
 
 // ---------------------------------------------------------------- helpers

@@ -162,3 +162,34 @@ async fn a_killed_master_on_sqlite_loses_nothing_acknowledged_and_counts_nothing
         store.close().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_waits_for_ever_for_a_table_that_somebody_has_locked() {
+    let backend = crate::backend::Backend::postgres().await;
+    let crate::backend::Place::Postgres(url) = &backend.place else {
+        panic!("PostgreSQL");
+    };
+    let ann = user(&backend.store, "ann").await;
+    let own = sqlx::PgPool::connect(url).await.unwrap();
+    let mut lock = own.begin().await.unwrap();
+    sqlx::query("lock table users in access exclusive mode")
+        .execute(&mut *lock)
+        .await
+        .unwrap();
+    let waiting = tokio::time::timeout(Duration::from_secs(60), backend.store.user(ann));
+    let error = waiting.await.expect("in time").unwrap_err();
+    assert!(error.is_transient(), "{error:?}");
+    lock.rollback().await.unwrap();
+    assert_eq!(backend.store.user(ann).await.unwrap().id, ann);
+
+    // What the address asks for stays.
+    let longer = open_postgres(&format!("{url}?options[lock_timeout]=90s")).await;
+    let hy2_master_sdk::store::Db::Pg(pool) = longer.db() else {
+        panic!("PostgreSQL");
+    };
+    let set: String = sqlx::query_scalar("show lock_timeout")
+        .fetch_one(pool)
+        .await
+        .unwrap();
+    assert_eq!(set, "90s");
+}
