@@ -222,25 +222,24 @@ async fn states_are_ordered_logs_are_followed_and_checks_are_run() {
         state: state.into(),
         deadline: None,
     };
-    node.set_state(order(NodeDesiredState::Draining))
-        .await
-        .expect("ordered");
-    world.is_refused(ALICE).await;
-    let info = node.get_info(rpc::GetInfoRequest {}).await.expect("told");
-    let info = info.into_inner().info.expect("there");
-    assert_eq!(
-        (info.engine(), &*info.reason),
-        (rpc::EngineState::Draining, "to be drained")
-    );
-    node.set_state(order(NodeDesiredState::Active))
-        .await
-        .expect("ordered");
-    let info = node.get_info(rpc::GetInfoRequest {}).await.expect("told");
-    let info = info.into_inner().info.expect("there");
-    assert_eq!(
-        (info.engine(), &*info.reason),
-        (rpc::EngineState::Serving, "")
-    );
+    for (state, reason) in [
+        (NodeDesiredState::Draining, "to be drained"),
+        (NodeDesiredState::Maintenance, "in maintenance"),
+        (NodeDesiredState::Disabled, "disabled"),
+        (NodeDesiredState::Active, ""),
+    ] {
+        node.set_state(order(state)).await.expect("ordered");
+        let engine = match state {
+            NodeDesiredState::Active => rpc::EngineState::Serving,
+            _ => {
+                world.is_refused(ALICE).await;
+                rpc::EngineState::Draining
+            }
+        };
+        let info = node.get_info(rpc::GetInfoRequest {}).await.expect("told");
+        let info = info.into_inner().info.expect("there");
+        assert_eq!((info.engine(), &*info.reason), (engine, reason));
+    }
     world.client(ALICE).await.close().await;
     let refused = node.set_state(order(NodeDesiredState::Unspecified)).await;
     assert!(
