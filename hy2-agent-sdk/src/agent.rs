@@ -25,7 +25,7 @@ use tokio::{
 
 use crate::{
     CAPABILITIES, VERSION,
-    clock::{Clock, MastersClock, SystemClock},
+    clock::{Clock, MastersClock, SAME, SystemClock},
     config::AgentConfig,
     engine::{CoreEngine, Engine},
     files,
@@ -205,7 +205,7 @@ impl AgentBuilder {
         users.connect(&engine);
         let ledger = Ledger::new(&folder, &identity);
         let reconciler = Reconciler::new(
-            Arc::clone(&clock),
+            Arc::clone(&masters_clock),
             identity.clone(),
             Arc::clone(&users),
             Arc::clone(&engine),
@@ -230,7 +230,6 @@ impl AgentBuilder {
             logs: self.logs,
             panics: self.panics,
             link: watch::Sender::new(LinkState::Starting),
-            skew: Mutex::new(None),
             alerts: Mutex::default(),
             alerted: Notify::new(),
             renew_now: Notify::new(),
@@ -403,8 +402,6 @@ pub(crate) struct Node {
     pub(crate) logs: Option<LogRing>,
     pub(crate) panics: PanicCount,
     pub(crate) link: watch::Sender<LinkState>,
-    /// Distance to the master's clock.
-    pub(crate) skew: Mutex<Option<Duration>>,
     pub(crate) started: Instant,
     started_at: SystemTime,
     boot_id: [u8; 16],
@@ -416,6 +413,9 @@ pub(crate) struct Node {
 
 /// Alerts that wait for a master; the oldest give way.
 const ALERTS_MAX: usize = 100;
+
+/// What is wrong for long is said this often; the master takes it for over when it hears nothing for an hour.
+const SAY_AGAIN: Duration = Duration::from_secs(600);
 
 impl Node {
     pub(crate) async fn info(&self) -> NodeInfo {
@@ -469,6 +469,12 @@ impl Node {
         self.alerted.notify_one();
     }
 
+    /// Tells the master's operators how far the host's clock is from the master's.
+    pub(crate) fn clock_is_wrong(&self, skew: Duration) {
+        let text = format!("the clock is {} ms from the master's", skew.as_millis());
+        self.alert("clock_skew", "warning", &text);
+    }
+
     pub(crate) fn take_alerts(&self) -> Vec<Alert> {
         self.alerts.lock().drain(..).collect()
     }
@@ -514,10 +520,36 @@ async fn cut_traffic(node: Arc<Node>) {
     }
 }
 
+/// Says that the host's clock is wrong when somebody sets it so, and again and again while it is.
+#[derive(Default)]
+struct HostsClock {
+    said: Option<tokio::time::Instant>,
+}
+
+impl HostsClock {
+    fn look(&mut self, node: &Node) {
+        let wrong = node.masters_clock.skew().filter(|skew| *skew > SAME);
+        let Some(skew) = wrong else {
+            self.said = None;
+            return;
+        };
+        if self.said.is_none_or(|said| said.elapsed() >= SAY_AGAIN) {
+            let milliseconds = skew.as_millis();
+            tracing::warn!(
+                milliseconds,
+                "the host's clock is not the master's, which goes on"
+            );
+            node.clock_is_wrong(skew);
+            self.said = Some(tokio::time::Instant::now());
+        }
+    }
+}
+
 /// Does what is due by the clock. Looks often, because the clock may be set.
 async fn keep_time(node: Arc<Node>) {
     let mut tick = interval(Duration::from_millis(100));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut watched = HostsClock::default();
     for round in 0_u64.. {
         tick.tick().await;
         if node.users.is_due() {
@@ -530,7 +562,7 @@ async fn keep_time(node: Arc<Node>) {
             node.reconciler.tick();
         }
         if round % 50 == 49 {
-            node.masters_clock.look();
+            watched.look(&node);
             node.reconciler.retry().await;
             // What a power cut may take is bounded, however rare the cuts are.
             let flushing = Arc::clone(&node);

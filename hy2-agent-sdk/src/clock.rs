@@ -3,18 +3,24 @@
 use std::{
     fmt,
     sync::{
-        Arc,
-        atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
+        Arc, LazyLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use parking_lot::Mutex;
+use rustls::time_provider::TimeProvider;
+use rustls_pki_types::UnixTime;
 
 /// Tells the date. What merely waits (heartbeats, backoff) uses tokio's clock.
 pub trait Clock: fmt::Debug + Send + Sync + 'static {
     /// Returns the present moment.
     fn now(&self) -> SystemTime;
+
+    /// Returns how much time has passed since some moment. Nobody sets this: it goes on evenly when
+    /// the date is set.
+    fn passed(&self) -> Duration;
 }
 
 /// The system's clock.
@@ -25,101 +31,134 @@ impl Clock for SystemClock {
     fn now(&self) -> SystemTime {
         SystemTime::now()
     }
+
+    fn passed(&self) -> Duration {
+        static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+        START.elapsed()
+    }
 }
 
 /// A clock that moves when it is told to, for tests.
 #[derive(Debug)]
-pub struct ManualClock(AtomicU64);
+pub struct ManualClock {
+    /// Milliseconds since 1970.
+    now: AtomicU64,
+    /// Milliseconds.
+    passed: AtomicU64,
+}
 
 impl ManualClock {
     /// Starts at `now`.
     pub fn new(now: SystemTime) -> Self {
-        Self(AtomicU64::new(unix_ms(now)))
+        Self {
+            now: AtomicU64::new(unix_ms(now)),
+            passed: AtomicU64::new(0),
+        }
     }
 
-    /// Moves the clock forward.
+    /// Lets time pass.
     pub fn advance(&self, by: Duration) {
         let by = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
-        self.0.fetch_add(by, Relaxed);
+        self.now.fetch_add(by, Relaxed);
+        self.passed.fetch_add(by, Relaxed);
+    }
+
+    /// Sets the date, as somebody does who finds it wrong. No time passes.
+    pub fn set(&self, now: SystemTime) {
+        self.now.store(unix_ms(now), Relaxed);
     }
 }
 
 impl Clock for ManualClock {
     fn now(&self) -> SystemTime {
-        from_unix_ms(self.0.load(Relaxed))
+        from_unix_ms(self.now.load(Relaxed))
+    }
+
+    fn passed(&self) -> Duration {
+        Duration::from_millis(self.passed.load(Relaxed))
     }
 }
 
-/// The host's clock, put right by the master's: users' ends and leases are moments of the master's, and a host whose clock
-/// is wrong must not refuse who is in time, nor serve who is not.
+/// The master's time: users' ends and leases are moments of the master's, and a host whose date is wrong, or is set, must
+/// not refuse who is in time, nor serve who is not. Until the master was met once, it is the host's.
 #[derive(Debug)]
 pub(crate) struct MastersClock {
     host: Arc<dyn Clock>,
-    /// What the host's clock lacks, in milliseconds; 0 while it is right.
-    lacks: AtomicI64,
-    /// What the host's clock said last, and when that was.
-    looked: Mutex<(SystemTime, Instant)>,
+    /// A moment of the master's, and what had passed on the host then.
+    met: Mutex<Option<(SystemTime, Duration)>>,
 }
 
 /// Up to here the clocks of master and host count as one.
 pub(crate) const SAME: Duration = Duration::from_secs(2);
 
+/// A clock that is so far behind lost its battery.
+const LOST: Duration = Duration::from_secs(365 * 86_400);
+
 impl MastersClock {
     pub(crate) fn new(host: Arc<dyn Clock>) -> Self {
-        let looked = Mutex::new((host.now(), Instant::now()));
         Self {
             host,
-            lacks: AtomicI64::new(0),
-            looked,
+            met: Mutex::new(None),
         }
     }
 
     /// Takes over that the master's clock says `master` now. Returns how far the host's is from it.
     pub(crate) fn follow(&self, master: SystemTime) -> Duration {
-        let host = self.host.now();
-        *self.looked.lock() = (host, Instant::now());
-        let lacks = distance(host, master);
-        let skew = Duration::from_millis(lacks.unsigned_abs());
-        let lacks = if skew > SAME { lacks } else { 0 };
-        self.lacks.store(lacks, Relaxed);
+        let (host, passed) = (self.host.now(), self.host.passed());
+        let skew = distance(host, master);
+        // What the master said was on its way for a while.
+        let moment = if skew > SAME { master } else { host };
+        *self.met.lock() = Some((moment, passed));
         skew
     }
 
-    /// Notices that a wrong clock was set; to be called every few seconds. The time that passed meanwhile is known
-    /// without it.
-    pub(crate) fn look(&self) {
+    /// Takes over that a moment is past, which a host without a battery does not know when it starts without a master:
+    /// then the users' ends of years would lie ahead. A clock that is merely wrong is not judged by this, because the
+    /// master may have been wrong about the moment.
+    pub(crate) fn is_past(&self, moment: SystemTime) {
         let host = self.host.now();
-        let mut looked = self.looked.lock();
-        let expected = looked.0 + looked.1.elapsed();
-        *looked = (host, Instant::now());
-        let set = distance(expected, host);
-        let lacks = self.lacks.load(Relaxed);
-        if lacks != 0 && Duration::from_millis(set.unsigned_abs()) > SAME {
-            let lacks = lacks.saturating_sub(set);
-            tracing::info!(milliseconds = set, "the host's clock was set");
-            self.lacks.store(lacks, Relaxed);
+        let mut met = self.met.lock();
+        if met.is_none() && host + LOST <= moment {
+            tracing::warn!(
+                "the host's clock is more than a year behind; time goes on from the last manifest"
+            );
+            *met = Some((moment, self.host.passed()));
         }
+    }
+
+    /// Returns how far the host's clock is from the master's now; `None` while that is not known.
+    pub(crate) fn skew(&self) -> Option<Duration> {
+        let met = *self.met.lock();
+        met.map(|_| distance(self.host.now(), self.now()))
     }
 }
 
 impl Clock for MastersClock {
     fn now(&self) -> SystemTime {
-        let host = self.host.now();
-        match self.lacks.load(Relaxed) {
-            0 => host,
-            lacks => from_unix_ms(unix_ms(host).saturating_add_signed(lacks)),
+        match *self.met.lock() {
+            Some((moment, then)) => moment + self.host.passed().saturating_sub(then),
+            None => self.host.now(),
         }
+    }
+
+    fn passed(&self) -> Duration {
+        self.host.passed()
     }
 }
 
-/// Milliseconds from one moment to another, negative when that is the earlier.
-fn distance(from: SystemTime, to: SystemTime) -> i64 {
-    let (from, to) = (unix_ms(from), unix_ms(to));
-    i64::try_from(i128::from(to) - i128::from(from)).unwrap_or(if to > from {
-        i64::MAX
-    } else {
-        i64::MIN
-    })
+/// What certificates are judged by.
+#[derive(Debug)]
+pub(crate) struct CertificateTime(pub(crate) Arc<dyn Clock>);
+
+impl TimeProvider for CertificateTime {
+    fn current_time(&self) -> Option<UnixTime> {
+        let since = self.0.now().duration_since(UNIX_EPOCH).ok()?;
+        Some(UnixTime::since_unix_epoch(since))
+    }
+}
+
+fn distance(a: SystemTime, b: SystemTime) -> Duration {
+    Duration::from_millis(unix_ms(a).abs_diff(unix_ms(b)))
 }
 
 /// Milliseconds since 1970; 0 for what lies before.
@@ -150,42 +189,68 @@ mod tests {
 
     const HOUR: Duration = Duration::from_secs(3600);
 
-    /// Equal but for what passes while a test runs.
-    fn is_about(a: SystemTime, b: SystemTime) -> bool {
-        distance(a, b).unsigned_abs() < 60_000
+    fn at(hour: u32) -> SystemTime {
+        UNIX_EPOCH + hour * HOUR
     }
 
     #[test]
     fn a_wrong_clock_is_put_right_by_the_masters_and_a_right_one_left_alone() {
-        let start = UNIX_EPOCH + 1000 * HOUR;
-        let host = Arc::new(ManualClock::new(start));
+        let host = Arc::new(ManualClock::new(at(1000)));
         let clock = MastersClock::new(Arc::clone(&host) as _);
-        assert_eq!(clock.follow(start + SAME), SAME);
-        assert_eq!(clock.now(), start);
-        for master in [start + 5 * HOUR, start - 5 * HOUR] {
+        assert_eq!((clock.now(), clock.skew()), (at(1000), None));
+        assert_eq!(clock.follow(at(1000) + SAME), SAME);
+        assert_eq!(
+            (clock.now(), clock.skew()),
+            (at(1000), Some(Duration::ZERO))
+        );
+        for master in [at(1005), at(995)] {
             assert_eq!(clock.follow(master), 5 * HOUR);
-            assert_eq!(clock.now(), master);
+            assert_eq!((clock.now(), clock.skew()), (master, Some(5 * HOUR)));
+            host.advance(HOUR);
+            assert_eq!(clock.now(), master + HOUR);
+            host.set(at(1000));
         }
-        clock.follow(start);
-        assert_eq!(clock.now(), start);
-        // A right clock goes as it goes, also over a sleep of the host's.
+        clock.follow(at(1000));
         host.advance(HOUR);
-        clock.look();
-        assert_eq!(clock.now(), start + HOUR);
+        assert_eq!(
+            (clock.now(), clock.skew()),
+            (at(1001), Some(Duration::ZERO))
+        );
     }
 
     #[test]
-    fn a_wrong_clock_that_is_set_right_is_not_put_right_twice() {
-        let start = UNIX_EPOCH + 1000 * HOUR;
-        let host = Arc::new(ManualClock::new(start));
+    fn who_sets_the_host_s_clock_moves_nothing() {
+        let host = Arc::new(ManualClock::new(at(1000)));
         let clock = MastersClock::new(Arc::clone(&host) as _);
-        clock.follow(start + HOUR);
-        clock.look();
-        assert!(is_about(clock.now(), start + HOUR));
-        host.advance(HOUR);
-        clock.look();
-        assert!(is_about(clock.now(), start + HOUR), "{:?}", clock.now());
-        clock.look();
-        assert!(is_about(clock.now(), start + HOUR));
+        for (master, set) in [(1000, 1001), (1000, 990), (1007, 1007), (900, 1000)] {
+            clock.follow(at(master));
+            host.set(at(set));
+            assert_eq!(clock.now(), at(master));
+            let skew = HOUR * u32::abs_diff(master, set);
+            assert_eq!(clock.skew(), Some(skew));
+            host.advance(HOUR);
+            assert_eq!((clock.now(), clock.skew()), (at(master + 1), Some(skew)));
+        }
+    }
+
+    #[test]
+    fn a_clock_that_was_lost_goes_on_from_the_last_manifest_until_the_master_is_met() {
+        let year = u32::try_from(LOST.as_secs() / 3600).unwrap();
+        for (host, expected) in [(0, 2 * year), (year, 2 * year), (year + 1, year + 1)] {
+            let clock = MastersClock::new(Arc::new(ManualClock::new(at(host))));
+            clock.is_past(at(2 * year));
+            assert_eq!(clock.now(), at(expected));
+            clock.follow(at(3 * year));
+            clock.is_past(at(5 * year));
+            assert_eq!(clock.now(), at(3 * year));
+        }
+    }
+
+    #[test]
+    fn certificates_are_judged_by_the_master_s_time() {
+        let clock = MastersClock::new(Arc::new(ManualClock::new(at(1000))));
+        clock.follow(at(2000));
+        let time = CertificateTime(Arc::new(clock)).current_time().unwrap();
+        assert_eq!(time.as_secs(), 2000 * 3600);
     }
 }

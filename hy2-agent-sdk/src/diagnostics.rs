@@ -81,7 +81,7 @@ async fn dns(node: &Node) -> Result<String, String> {
 }
 
 fn clock(node: &Node) -> Result<String, String> {
-    let Some(skew) = *node.skew.lock() else {
+    let Some(skew) = node.masters_clock.skew() else {
         return Err("the master's time is not known".to_owned());
     };
     let text = format!("{} ms from the master's", skew.as_millis());

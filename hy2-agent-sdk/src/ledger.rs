@@ -433,11 +433,15 @@ fn mistake(entry: &UserEntry) -> Option<(&'static str, &'static str)> {
 }
 
 /// The moment at which the signer of the copy on disk has to be certified: keys end and are renewed
-/// while a node is cut off, and what one of them signed in its time stays this node's state.
+/// while a node is cut off, and what one of them signed in its time stays this node's state. The
+/// host's clock may be behind that time, too.
 fn while_valid(signed: &SignedManifest, now: SystemTime) -> SystemTime {
-    let manifest = Manifest::decode(signed.manifest.clone()).ok();
-    let until = manifest.and_then(|manifest| moment(manifest.valid_until.as_ref()));
-    until.map_or(now, |until| until.min(now))
+    let Ok(manifest) = Manifest::decode(signed.manifest.clone()) else {
+        return now;
+    };
+    let (issued, until) = (manifest.issued_at.as_ref(), manifest.valid_until.as_ref());
+    let not_before = moment(issued).map_or(now, |issued| issued.max(now));
+    moment(until).map_or(not_before, |until| until.min(not_before))
 }
 
 fn verified(

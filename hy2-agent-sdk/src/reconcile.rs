@@ -25,7 +25,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::{
-    clock::{Clock, moment},
+    clock::{Clock, MastersClock, moment},
     engine::Engine,
     files,
     identity::Identity,
@@ -62,7 +62,7 @@ const STALE: &str = "what the master said last has run out";
 
 /// Makes what runs what is desired.
 pub(crate) struct Reconciler {
-    clock: Arc<dyn Clock>,
+    clock: Arc<MastersClock>,
     identity: Identity,
     users: Arc<UserTable>,
     engine: Arc<dyn Engine>,
@@ -135,7 +135,7 @@ pub(crate) struct Accepted {
 
 impl Reconciler {
     pub(crate) fn new(
-        clock: Arc<dyn Clock>,
+        clock: Arc<MastersClock>,
         identity: Identity,
         users: Arc<UserTable>,
         engine: Arc<dyn Engine>,
@@ -222,6 +222,9 @@ impl Reconciler {
         let Some(snapshot) = state.ledger.current.clone() else {
             return;
         };
+        if let Some(issued) = moment(snapshot.manifest.issued_at.as_ref()) {
+            self.clock.is_past(issued);
+        }
         let settings = match NodeSettings::parse(&snapshot.config) {
             Ok(settings) => settings,
             Err(errors) => return self.failed(&text_of(&errors)),

@@ -41,12 +41,11 @@ pub(crate) async fn show(config: &AgentConfig) -> anyhow::Result<()> {
         ),
         (
             "master",
-            if stats.connected_since.is_some() {
-                "connected"
-            } else {
-                "not connected"
-            }
-            .into(),
+            match &*stats.link_error {
+                _ if stats.connected_since.is_some() => "connected".to_owned(),
+                "" => "not connected".to_owned(),
+                error => format!("not connected ({error})"),
+            },
         ),
         ("connections", metrics.connections.to_string()),
         ("users online", metrics.users_online.to_string()),

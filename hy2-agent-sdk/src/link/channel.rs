@@ -18,6 +18,8 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{LinkError, Master, PING_INTERVAL, PING_TIMEOUT, provider};
 use crate::{
+    agent::Node,
+    clock::CertificateTime,
     config::CaPin,
     identity::{Identity, PinVerifier},
 };
@@ -41,10 +43,11 @@ pub(crate) enum Dial {
 /// Opens a connection to `master`.
 pub(crate) async fn connect(
     master: &str,
-    identity: &Identity,
+    node: &Node,
     dial: Dial,
 ) -> Result<TlsStream<TcpStream>, LinkError> {
-    let config = tls(identity, dial)?;
+    let time = CertificateTime(Arc::clone(&node.clock));
+    let config = tls(&node.identity, dial, time)?;
     let tcp = timeout(CONNECT_MAX, TcpStream::connect(master))
         .await
         .map_err(|_| LinkError::TimedOut("connect"))?
@@ -66,9 +69,9 @@ pub(crate) async fn connect(
     Ok(stream)
 }
 
-fn tls(identity: &Identity, dial: Dial) -> Result<ClientConfig, LinkError> {
+fn tls(identity: &Identity, dial: Dial, time: CertificateTime) -> Result<ClientConfig, LinkError> {
     let provider = provider();
-    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+    let builder = ClientConfig::builder_with_details(Arc::clone(&provider), Arc::new(time))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(LinkError::Tls)?
         .dangerous();
@@ -128,12 +131,8 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    pub(crate) async fn open(
-        master: &str,
-        identity: &Identity,
-        dial: Dial,
-    ) -> Result<Self, LinkError> {
-        let stream = connect(master, identity, dial).await?;
+    pub(crate) async fn open(master: &str, node: &Node, dial: Dial) -> Result<Self, LinkError> {
+        let stream = connect(master, node, dial).await?;
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(PING_INTERVAL)

@@ -14,8 +14,7 @@ use crate::{
 /// Trades the token for an identity.
 pub(super) async fn enrol(node: &Node, master: &str) -> Result<(), LinkError> {
     let enrolment = node.config.enrolment.as_ref().ok_or(LinkError::NoToken)?;
-    let mut connection =
-        Connection::open(master, &node.identity, Dial::Pinned(enrolment.ca_pin)).await?;
+    let mut connection = Connection::open(master, node, Dial::Pinned(enrolment.ca_pin)).await?;
     let csr = node.identity.key().request(&node.config.name);
     let request = EnrollRequest {
         token: enrolment.token.to_string(),
@@ -46,7 +45,7 @@ pub(super) async fn renew(node: &Node, master: &str) -> Result<(), LinkError> {
     let request = renewal_request(&node.identity, now)?;
     let expired = !request.signature.is_empty();
     let dial = if expired { Dial::Anonymous } else { Dial::Node };
-    let mut connection = Connection::open(master, &node.identity, dial).await?;
+    let mut connection = Connection::open(master, node, dial).await?;
     let renewed = bounded(connection.master.renew_certificate(request)).await?;
     node.identity.update(
         renewed.certificate.as_ref(),

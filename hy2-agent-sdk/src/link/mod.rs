@@ -55,6 +55,14 @@ impl LinkState {
             _ => None,
         }
     }
+
+    /// Returns why the last attempt failed or the session ended; empty otherwise.
+    pub fn error(&self) -> &str {
+        match self {
+            Self::Down { error } => error,
+            _ => "",
+        }
+    }
 }
 
 /// Why there is no session.
@@ -88,6 +96,42 @@ pub(crate) enum LinkError {
     NoToken,
     #[error("storage")]
     Storage(#[source] std::io::Error),
+}
+
+impl LinkError {
+    /// Says what went wrong, and what its reasons were.
+    pub(crate) fn chain(&self) -> String {
+        let mut text = crate::engine::chain_of(self);
+        if self.is_about_time() {
+            text.push_str("; is the clock of this host right, and that of the master's?");
+        }
+        text
+    }
+
+    /// Whether a certificate is not valid yet or any more, ours by the master's clock or the master's by ours.
+    fn is_about_time(&self) -> bool {
+        let mut next: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(error) = next {
+            let within = error
+                .downcast_ref::<std::io::Error>()
+                .and_then(|error| error.get_ref()?.downcast_ref::<rustls::Error>());
+            if let Some(error) = within.or_else(|| error.downcast_ref()) {
+                use rustls::{AlertDescription, CertificateError, Error};
+                return matches!(
+                    error,
+                    Error::AlertReceived(AlertDescription::CertificateExpired)
+                        | Error::InvalidCertificate(
+                            CertificateError::Expired
+                                | CertificateError::ExpiredContext { .. }
+                                | CertificateError::NotValidYet
+                                | CertificateError::NotValidYetContext { .. }
+                        )
+                );
+            }
+            next = error.source();
+        }
+        false
+    }
 }
 
 impl From<tonic::Status> for LinkError {

@@ -23,7 +23,7 @@ pub(super) async fn open(node: Arc<Node>, master: String, ticket: Bytes) {
 
 async fn try_open(node: Arc<Node>, master: &str, ticket: &[u8]) -> Result<(), LinkError> {
     let length = u8::try_from(ticket.len()).map_err(|_| LinkError::Protocol)?;
-    let mut stream = connect(master, &node.identity, Dial::Reverse).await?;
+    let mut stream = connect(master, &node, Dial::Reverse).await?;
     let greeting = [&[length], ticket].concat();
     timeout(GREETING_MAX, async {
         stream.write_all(&greeting).await?;

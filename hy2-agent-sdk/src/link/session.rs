@@ -1,6 +1,6 @@
 //! The session: desired state down, observed state up, for as long as the connection holds.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use hy2_proto::control::rpc::{
     Cursor, FieldError, Hello, ReportMetricsRequest, ReportTrafficRequest, ResourceAck,
@@ -42,6 +42,7 @@ const REVERSED_MAX: usize = 4;
 /// Keeps a session to one of the masters, forever.
 pub(crate) async fn run(node: Arc<Node>) {
     let mut backoff = Backoff::new(node.config.reconnect);
+    let mut said = HashMap::new();
     let masters = node.config.masters.clone();
     for master in masters.iter().cycle() {
         let begun = Instant::now();
@@ -56,7 +57,7 @@ pub(crate) async fn run(node: Arc<Node>) {
         if let Err(error) = refreshed {
             tracing::error!(%error, "quotas not looked at");
         }
-        let text = crate::engine::chain_of(&error);
+        let text = error.chain();
         if matches!(error, LinkError::Goodbye { retired: true, .. }) {
             node.reconciler.retire();
         }
@@ -69,8 +70,13 @@ pub(crate) async fn run(node: Arc<Node>) {
             if begun.elapsed() > PROVEN {
                 backoff.reset();
             }
-        } else {
+            said.clear();
+        } else if said.get(master) == Some(&text) {
             tracing::debug!(master, error = text, "no session to the master");
+        } else {
+            // Once for each reason, not for each attempt.
+            tracing::warn!(master, error = text, "no session to the master");
+            said.insert(master, text);
         }
         let pause = match error {
             // Only a master that was restored will have it back.
@@ -99,7 +105,7 @@ async fn one(node: &Arc<Node>, master: &str) -> Result<(), LinkError> {
     if expired(node) {
         enrol::renew(node, master).await?;
     }
-    let mut connection = Connection::open(master, &node.identity, Dial::Node).await?;
+    let mut connection = Connection::open(master, node, Dial::Node).await?;
     let (to, queue) = mpsc::channel(QUEUE);
     say(&to, session_request::Event::Hello(hello(node).await)).await?;
     let opened = connection.master.session(ReceiverStream::new(queue));
@@ -224,10 +230,8 @@ async fn hello(node: &Node) -> Hello {
 async fn greeted(node: &Arc<Node>, welcome: &Welcome) -> Result<(), LinkError> {
     if let Some(master) = moment(welcome.master_time.as_ref()) {
         let skew = node.masters_clock.follow(master);
-        *node.skew.lock() = Some(skew);
         if skew > SAME {
-            let text = format!("the clock is {} ms from the master's", skew.as_millis());
-            node.alert("clock_skew", "warning", &text);
+            node.clock_is_wrong(skew);
         }
     }
     if let Some(interval) = span(welcome.traffic_interval.as_ref()).filter(|i| !i.is_zero()) {

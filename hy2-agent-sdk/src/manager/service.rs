@@ -59,6 +59,7 @@ impl NodeManager for Service {
                 .credentials()
                 .map(|credentials| credentials.not_after.into()),
             manifest_valid_until: status.valid_until.map(Into::into),
+            link_error: self.0.link.borrow().error().to_owned(),
         }))
     }
 

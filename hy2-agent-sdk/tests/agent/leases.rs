@@ -110,6 +110,39 @@ async fn a_node_whose_clock_is_wrong_keeps_the_masters_time() {
 }
 
 #[tokio::test]
+async fn a_clock_that_is_set_while_the_master_is_there_cuts_nobody() {
+    const DAY: Duration = Duration::from_secs(86_400);
+    let now = SystemTime::now();
+    let echo = Echo::start().await;
+    let mut world = metered(64 << 20, 1 << 20).await;
+    {
+        let mut desired = world.master.shared.desired.lock();
+        let alice = desired.users.get_mut(&1).expect("there");
+        alice.expires_at = Some((now + DAY).into());
+    }
+    let clock = Arc::new(ManualClock::new(now));
+    let ticking = Arc::clone(&clock);
+    world.start_with(|builder| builder.clock(ticking)).await;
+    world.master.acked(1).await;
+    let alice = world.client(ALICE).await;
+    let mut stream = alice.tcp(&echo.target()).await.expect("a stream");
+    for set in [now + DAY * 10, now - DAY * 10] {
+        clock.set(set);
+        round(&mut stream, 1000).await.expect("a round");
+        world.client(ALICE).await.close().await;
+    }
+    let told = |seen: &crate::master::Seen| {
+        let alert = seen.alerts.iter().find(|alert| alert.rule == "clock_skew");
+        alert.is_some_and(|alert| alert.message.contains(" ms from the master's"))
+    };
+    world.master.until_seen("the alert", told).await;
+    round(&mut stream, 1000).await.expect("a round");
+    // Her day passes all the same.
+    clock.advance(DAY);
+    world.is_refused(ALICE).await;
+}
+
+#[tokio::test]
 async fn without_a_master_a_user_goes_no_further_than_the_slice_in_hand() {
     let slice = 1 << 20;
     let mut world = metered(u64::MAX / 2, slice).await;

@@ -110,6 +110,7 @@ async fn master_and_host_command_the_same_node() {
             .into_inner();
         assert!(stats.metrics.expect("figures").tx_bytes > 0);
         assert!(stats.connected_since.is_some() && stats.certificate_not_after.is_some());
+        assert_eq!(stats.link_error, "");
 
         let mut wrong = world.master.shared.desired.lock().config.clone();
         wrong.listen = vec!["nowhere".into()];
@@ -131,6 +132,20 @@ async fn master_and_host_command_the_same_node() {
             .into_inner();
         assert_eq!(checked.effect(), ApplyEffect::Nothing, "{checked:?}");
     }
+    // Who asks on the host hears why there is no master.
+    world.master.stop().await;
+    let mut node = local(&world).await;
+    soon("the reason", async {
+        loop {
+            let stats = node.get_stats(rpc::GetStatsRequest {}).await;
+            let stats = stats.expect("stats").into_inner();
+            if stats.connected_since.is_none() && stats.link_error.contains("refused") {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
 }
 
 #[tokio::test]

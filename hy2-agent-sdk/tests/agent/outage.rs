@@ -148,3 +148,26 @@ async fn a_manifest_past_its_validity_serves_or_drains_as_the_policy_says() {
         traffic.finish().await;
     }
 }
+
+#[tokio::test]
+async fn a_host_that_starts_with_a_lost_clock_serves_whom_it_should_without_its_master() {
+    let now = SystemTime::now();
+    let mut world = World::with_users(&[(1, ALICE)]).await;
+    let mut over = user(2, BOB);
+    over.expires_at = Some((now - Duration::from_secs(3600)).into());
+    world.master.shared.desired.lock().users.insert(2, over);
+    world.start().await;
+    world.master.acked(1).await;
+    world.master.stop().await;
+    world.shutdown().await;
+    for lost in [SystemTime::UNIX_EPOCH, now - Duration::from_secs(86_400)] {
+        let clock = Arc::new(ManualClock::new(lost));
+        let agent = world.start_with(|builder| builder.clock(clock)).await;
+        assert_eq!(agent.status().borrow().engine, EngineState::Serving);
+        world.client(ALICE).await.close().await;
+        if lost == SystemTime::UNIX_EPOCH {
+            world.is_refused(BOB).await;
+        }
+        world.shutdown().await;
+    }
+}

@@ -19,7 +19,7 @@ use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivatePkcs
 use thiserror::Error;
 use time::OffsetDateTime;
 use uuid::Uuid;
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{ASN1Time, FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
 use crate::domain::Timestamp;
@@ -30,6 +30,7 @@ pub struct CertificateAuthority {
     certificate: CertificateDer<'static>,
     issuer: Issuer<'static, KeyPair>,
     spki_sha256: [u8; 32],
+    not_before: Timestamp,
     not_after: Timestamp,
 }
 
@@ -88,7 +89,7 @@ impl CertificateAuthority {
     /// Making the key fails.
     pub fn generate(now: Timestamp) -> Result<(Self, Zeroizing<Vec<u8>>), CaError> {
         let key = KeyPair::generate().map_err(CaError::Issue)?;
-        let mut params = params(now, CA_VALIDITY)?;
+        let mut params = params(now.minus(BACKDATED), now.plus(CA_VALIDITY))?;
         params
             .distinguished_name
             .push(DnType::CommonName, "hy2 cluster CA");
@@ -116,10 +117,13 @@ impl CertificateAuthority {
         if parsed.public_key().raw != spki {
             return Err(CaError::Stored(rcgen::Error::CouldNotParseKeyPair));
         }
-        let not_after = Timestamp(parsed.validity().not_after.timestamp().saturating_mul(1000));
+        let moment = |at: ASN1Time| Timestamp(at.timestamp().saturating_mul(1000));
+        let not_before = moment(parsed.validity().not_before);
+        let not_after = moment(parsed.validity().not_after);
         let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(CaError::Stored)?;
         Ok(Self {
             spki_sha256: sha256(&spki),
+            not_before,
             not_after,
             issuer,
             certificate,
@@ -157,7 +161,7 @@ impl CertificateAuthority {
         request: &NodeRequest,
         now: Timestamp,
     ) -> Result<Issued, CaError> {
-        let mut params = params(now, NODE_VALIDITY)?;
+        let mut params = params(self.not_before, now.plus(NODE_VALIDITY))?;
         params
             .distinguished_name
             .push(DnType::CommonName, "hy2 node");
@@ -188,7 +192,7 @@ impl CertificateAuthority {
     ///
     /// [`CaError::Name`].
     pub fn issue_master(&self, names: &[String], now: Timestamp) -> Result<IssuedKey, CaError> {
-        let mut params = params(now, NODE_VALIDITY)?;
+        let mut params = params(self.not_before, now.plus(NODE_VALIDITY))?;
         params
             .distinguished_name
             .push(DnType::CommonName, "hy2 master");
@@ -217,7 +221,7 @@ impl CertificateAuthority {
         if name.is_empty() || name.len() > MAX_OPERATOR_NAME || !name.chars().all(plain) {
             return Err(CaError::Name(name.to_owned()));
         }
-        let mut params = params(now, validity)?;
+        let mut params = params(self.not_before, now.plus(validity))?;
         params
             .distinguished_name
             .push(DnType::CommonName, format!("hy2 operator {name}"));
@@ -234,7 +238,7 @@ impl CertificateAuthority {
     ///
     /// Making the key fails.
     pub fn issue_signer(&self, now: Timestamp) -> Result<IssuedKey, CaError> {
-        let mut params = params(now, SIGNER_VALIDITY)?;
+        let mut params = params(self.not_before, now.plus(SIGNER_VALIDITY))?;
         params
             .distinguished_name
             .push(DnType::CommonName, "hy2 signer");
@@ -249,7 +253,7 @@ impl CertificateAuthority {
     ///
     /// [`CaError::Name`].
     pub fn issue_hysteria(&self, public_host: &str, now: Timestamp) -> Result<IssuedKey, CaError> {
-        let mut params = params(now, HYSTERIA_VALIDITY)?;
+        let mut params = params(now.minus(BACKDATED), now.plus(HYSTERIA_VALIDITY))?;
         // A public certificate is seen by whoever probes: nothing in it names this software.
         params
             .distinguished_name
@@ -376,11 +380,11 @@ pub fn node_of(certificate: &X509Certificate<'_>) -> Option<Uuid> {
         })
 }
 
-fn params(now: Timestamp, validity: Duration) -> Result<CertificateParams, CaError> {
+fn params(not_before: Timestamp, not_after: Timestamp) -> Result<CertificateParams, CaError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
-    params.not_before = moment(now.minus(CLOCK_SLACK));
-    params.not_after = moment(now.plus(validity));
+    params.not_before = moment(not_before);
+    params.not_after = moment(not_after);
     let mut serial = *random::<16>()?;
     // Positive and of full length, whatever the encoding does with leading bits.
     serial[0] = serial[0] & 0x7f | 0x40;
@@ -441,7 +445,11 @@ const CA_VALIDITY: Duration = Duration::from_secs(10 * 365 * 86_400);
 /// Validity of a key that signs manifests; the next one is made in time.
 pub(crate) const SIGNER_VALIDITY: Duration = Duration::from_secs(365 * 86_400);
 const HYSTERIA_VALIDITY: Duration = Duration::from_secs(3 * 365 * 86_400);
-const CLOCK_SLACK: Duration = Duration::from_secs(300);
+
+/// How long before it was made an authority is valid, and with it whatever it issues. A beginning keeps nobody out who
+/// should be: it only makes enemies of clocks. A master whose clock was ahead for a minute would issue what is not valid
+/// for as long as it was ahead, and a host that starts with its clock behind would believe nobody.
+const BACKDATED: Duration = Duration::from_secs(365 * 86_400);
 const MAX_REQUEST: usize = 8 << 10;
 
 #[cfg(test)]
@@ -457,6 +465,30 @@ mod tests {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let der = params.serialize_request(&key).unwrap().der().to_vec();
         (key, der)
+    }
+
+    #[test]
+    fn what_is_issued_by_a_wrong_clock_is_valid_when_it_is_right() {
+        let (ca, _) = CertificateAuthority::generate(NOW).unwrap();
+        let (_, der) = request(&rcgen::PKCS_ED25519);
+        let request = NodeRequest::parse(&der).unwrap();
+        let ahead = NOW.plus(Duration::from_secs(25 * 86_400));
+        let day = Duration::from_secs(86_400);
+        for issued in [
+            ca.issue_node(Uuid::from_u128(5), &request, ahead).unwrap(),
+            ca.issue_master(&[], ahead).unwrap().issued,
+            ca.issue_signer(ahead).unwrap().issued,
+            ca.issue_operator("ann", day, ahead).unwrap().issued,
+            ca.issue_hysteria("node.example.org", ahead).unwrap().issued,
+        ] {
+            let (_, parsed) = X509Certificate::from_der(&issued.certificate).unwrap();
+            // By the right clock, and by one of a month before.
+            for at in [NOW, NOW.minus(30 * day)] {
+                let at = ASN1Time::from_timestamp(at.0 / 1000).unwrap();
+                assert!(parsed.validity().is_valid_at(at), "{}", parsed.subject());
+            }
+            assert!(issued.not_after > ahead);
+        }
     }
 
     #[test]

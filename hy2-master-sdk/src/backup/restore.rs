@@ -16,6 +16,10 @@ use crate::store::{Connection, Store, Tx, cluster};
 /// Rows inserted by one statement.
 const BATCH: usize = 200;
 
+/// After a restore numbers go on from the next multiple of this. What was made after the backup is lost, but not everywhere:
+/// nodes still report traffic of users that only they know, which must not become somebody else's.
+const NUMBERS_LEFT_OUT: i64 = 1_000_000;
+
 /// Longest line of a dump, in bytes.
 const MAX_LINE: usize = 16 << 20;
 
@@ -326,16 +330,27 @@ impl Restore {
         for (update, batch) in std::mem::take(&mut self.later) {
             execute(tx, update, Some(Value::Array(batch))).await?;
         }
-        if tx.is_postgres() {
-            for table in &self.tables {
-                for column in table.columns.iter().filter(|column| column.identity) {
-                    let (table, column) = (&table.name, &column.name);
-                    let set = format!(
-                        "select setval(pg_get_serial_sequence('public.{table}', '{column}'), \
-                         greatest((select coalesce(max(\"{column}\"), 0) from \"{table}\"), 1))"
-                    );
-                    execute(tx, set, None).await?;
-                }
+        let numbered = self
+            .tables
+            .iter()
+            .flat_map(|table| table.columns.iter().map(move |column| (table, column)))
+            .filter(|(_, column)| column.identity);
+        for (table, column) in numbered {
+            let (table, column) = (&table.name, &column.name);
+            let last = format!(
+                "(select coalesce(max(\"{column}\"), 0) / {NUMBERS_LEFT_OUT} + 1 from \"{table}\") * {NUMBERS_LEFT_OUT}"
+            );
+            let set = match tx.is_postgres() {
+                true => vec![format!(
+                    "select setval(pg_get_serial_sequence('public.{table}', '{column}'), {last})"
+                )],
+                false => vec![
+                    format!("delete from sqlite_sequence where name = '{table}'"),
+                    format!("insert into sqlite_sequence (name, seq) values ('{table}', {last})"),
+                ],
+            };
+            for statement in set {
+                execute(tx, statement, None).await?;
             }
         }
         Ok(self.rows)

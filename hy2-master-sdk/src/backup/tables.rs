@@ -162,10 +162,10 @@ async fn read_sqlite(tx: &mut Tx) -> Result<(Vec<Table>, Vec<Reference>), StoreE
         }
         let own_table = is_own(&references, &table, &name);
         let column = Column {
+            identity: key > 0 && sql.contains("autoincrement"),
             name,
             kind,
             own_table,
-            identity: false,
         };
         table_of(&mut tables, &table).columns.push(column);
     }

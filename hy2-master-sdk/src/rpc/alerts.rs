@@ -11,7 +11,8 @@ use crate::store::alerts::{self, AlertRow};
 /// By what an alert is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ends {
-    /// The node looks at the beginning of each Session: one began, and it did not say so.
+    /// The node looks at the beginning of each Session and says so again and again while it lasts: one began and it did
+    /// not say so, or it has not for [`QUIET`].
     WithSession,
     /// The node says so with each manifest that it takes: it took one, and did not.
     WithManifest,
@@ -103,7 +104,9 @@ impl Watch {
 
     fn is_over(&self, alert: &AlertRow, now: Timestamp) -> bool {
         match ends(&alert.rule) {
-            Ends::WithSession => alert.updated_at < self.opened,
+            Ends::WithSession => {
+                alert.updated_at < self.opened || alert.updated_at.plus(QUIET) <= now
+            }
             // One said just before the manifest may be about it: they take ways of their own.
             Ends::WithManifest => self
                 .settled
@@ -123,7 +126,7 @@ impl Watch {
 /// In which time a node has said all that there is to say of a Session or a manifest.
 const SETTLE: Duration = Duration::from_secs(60);
 
-/// How long what lasts is not left unsaid. Nodes say it with every cut of their counters, seconds apart.
+/// How long what lasts is not left unsaid. Nodes say it with every cut of their counters, seconds apart, or every ten minutes.
 const QUIET: Duration = Duration::from_secs(3_600);
 
 /// Between two looks at what is open.
@@ -151,10 +154,12 @@ mod tests {
     const HOUR: i64 = 3_600_000;
 
     #[test]
-    fn what_a_session_shows_is_over_with_the_next_session_only() {
+    fn what_a_session_shows_is_over_with_the_next_session_or_an_hour_of_silence() {
         let watch = Watch::new(Timestamp(1_000));
         assert!(watch.is_over(&said("clock_skew", 999), Timestamp(61_000)));
-        assert!(!watch.is_over(&said("clock_skew", 1_000), Timestamp(100 * HOUR)));
+        let within = said("clock_skew", 1_000);
+        assert!(!watch.is_over(&within, Timestamp(HOUR + 999)));
+        assert!(watch.is_over(&within, Timestamp(HOUR + 1_000)));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What nodes report of themselves, and who holds their Session.
 
+use std::time::Duration;
+
 use serde_json::json;
 use sqlx::FromRow;
 use sqlx::types::Json;
@@ -363,6 +365,9 @@ impl Store {
     }
 }
 
+/// How far the clocks of masters may be apart.
+const SAME_TIME: Duration = Duration::from_secs(60);
+
 /// Lets silent nodes become suspect and then offline. Returns those that changed.
 ///
 /// # Errors
@@ -374,6 +379,8 @@ pub async fn expire_silent(
     offline_before: Timestamp,
     now: Timestamp,
 ) -> Result<Vec<Transition>, StoreError> {
+    // Of a time when the master's clock was ahead: no silence would be long enough.
+    const AHEAD: &str = "update vps_nodes set last_seen_at = $1 where last_seen_at > $2";
     const OFFLINE: &str = "update vps_nodes set observed_state = 'offline', state_reason = 'no heartbeat', \
                            state_since = $2, updated_at = $2 \
                            where observed_state in ('online', 'suspect', 'error') and last_seen_at <= $1 \
@@ -381,6 +388,12 @@ pub async fn expire_silent(
     const SUSPECT: &str = "update vps_nodes set observed_state = 'suspect', state_reason = 'heartbeats are late', \
                            state_since = $2, updated_at = $2 \
                            where observed_state = 'online' and last_seen_at <= $1 returning id, name, observed_state";
+    on!(tx, |ex| sqlx::query(AHEAD)
+        .bind(now)
+        .bind(now.plus(SAME_TIME))
+        .execute(ex)
+        .await
+        .map(drop))?;
     let mut changed = on!(tx, |ex| sqlx::query_as::<_, Transition>(OFFLINE)
         .bind(offline_before)
         .bind(now)

@@ -3,8 +3,9 @@
 use hy2_master_sdk::Master;
 use hy2_master_sdk::backup::envelope::{BackupKey, Decryptor, Encryptor};
 use hy2_master_sdk::backup::{BackupError, dump, restore};
+use hy2_master_sdk::domain::NodeId;
 use hy2_master_sdk::secrets::MasterKeys;
-use hy2_master_sdk::store::{Store, StoreOptions};
+use hy2_master_sdk::store::{Store, StoreOptions, nodes};
 use serde_json::{Value, json};
 
 use crate::harness::{database, on_both};
@@ -104,6 +105,11 @@ on_both! {
                 }
             }
             assert_eq!(epochs, 1);
+            // Numbers that were given out after the backup are not given out again.
+            let mut tx = copy.begin().await.unwrap();
+            let new = crate::harness::new_node("sf");
+            let row = nodes::create(&mut tx, &new, fleet.master.now()).await.unwrap();
+            assert_eq!(row.id, NodeId(1_000_001));
         }
         fleet.stop().await;
     }

@@ -170,15 +170,9 @@ impl Fleet {
     /// Makes a node as an enrolment would, and returns it.
     pub(crate) async fn node(&self, name: &str) -> NodeId {
         let mut tx = self.master.store().begin().await.unwrap();
-        let node = NewNode {
-            uid: Uuid::new_v4(),
-            name: name.to_owned(),
-            public_host: format!("{name}.example.org"),
-            listen_port: 8080,
-            region_id: None,
-            tags: Vec::new(),
-        };
-        let row = nodes::create(&mut tx, &node, START).await.unwrap();
+        let row = nodes::create(&mut tx, &new_node(name), START)
+            .await
+            .unwrap();
         tx.commit().await.unwrap();
         row.id
     }
@@ -397,6 +391,17 @@ impl Answer {
 
     pub(crate) fn text(&self) -> String {
         String::from_utf8(self.body.to_vec()).unwrap()
+    }
+}
+
+pub(crate) fn new_node(name: &str) -> NewNode {
+    NewNode {
+        uid: Uuid::new_v4(),
+        name: name.to_owned(),
+        public_host: format!("{name}.example.org"),
+        listen_port: 8080,
+        region_id: None,
+        tags: Vec::new(),
     }
 }
 

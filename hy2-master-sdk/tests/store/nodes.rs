@@ -167,6 +167,16 @@ pub(crate) async fn silence_makes_a_node_suspect_then_offline_and_a_heartbeat_br
             .await
             .unwrap();
     }
+    // Seen by a clock that was a month ahead, and not since it is right.
+    let ahead = NOW.plus(Duration::from_secs(30 * 86_400));
+    let seen = Seen { at: ahead, ..seen };
+    store.note_seen(&[seen], ahead).await.unwrap();
+    silent(300).await;
+    let seen_at = store.node(node).await.unwrap().last_seen_at;
+    assert_eq!(seen_at, Some(NOW.plus(Duration::from_secs(300))));
+    assert_eq!(state().await, ObservedState::Online);
+    silent(340).await;
+    assert_eq!(state().await, ObservedState::Offline);
     let told = told(store).await;
     let said = told.iter().map(|event| event.topic.as_str());
     assert_eq!(
@@ -176,7 +186,8 @@ pub(crate) async fn silence_makes_a_node_suspect_then_offline_and_a_heartbeat_br
             "node.offline",
             "node.online",
             "node.offline",
-            "node.online"
+            "node.online",
+            "node.offline"
         ]
     );
     assert_eq!(told[1].key, node.to_string());

@@ -62,6 +62,15 @@ async fn run(store: Store) {
     let of_bob = fleet.links(&bob).await;
 
     fleet.kill_master().await;
+    // He is only the nodes' user now, and what he moves is nobody's who is made after the restore.
+    for (seed, uri) in of_bob.iter().enumerate() {
+        let client = Ours::start(fleet.path(), uri).await;
+        let targets = (bob.origin.tcp, bob.origin.udp);
+        let load = Load::start(client.door, targets, PLAN, 50 + seed as u64).await;
+        load.more(5).await;
+        load.finish().await;
+    }
+    assert!(bob.origin.bytes().0 > 0);
     fleet.empty_database().await;
     let said = orchestrator(fleet.path(), &["restore", "--in", &text(&backup)]).await;
     assert!(said.contains("epoch 2 begins"), "{said}");
@@ -85,6 +94,14 @@ async fn run(store: Store) {
         let refused = ping(fleet.path(), &of_bob[at], "", bob.origin.tcp).await;
         assert_eq!(refused.code, Ping::REFUSED, "{}", refused.said);
     }
+    crate::until("carol's own bytes and no others", || async {
+        let (origin, rest) = (carol.origin.bytes(), fleet.counted(&carol).await?);
+        match origin == rest {
+            true => Ok(()),
+            false => Err(format!("{origin:?} moved, {rest:?} counted")),
+        }
+    })
+    .await;
     // What was told to the old master only is the gap; nothing is counted twice.
     let (before, after) = settled(&fleet, &alice).await;
     assert!(

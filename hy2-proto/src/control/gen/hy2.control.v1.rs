@@ -2009,6 +2009,9 @@ pub struct GetStatsResponse {
     pub certificate_not_after: ::core::option::Option<::prost_types::Timestamp>,
     #[prost(message, optional, tag = "7")]
     pub manifest_valid_until: ::core::option::Option<::prost_types::Timestamp>,
+    /// Why there is no session to the master; empty while there is one.
+    #[prost(string, tag = "8")]
+    pub link_error: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListSessionsRequest {
