@@ -15,12 +15,16 @@ use super::page::{Page, PageRequest};
 use super::{FieldIssue, Record, Service, ServiceError, record};
 use crate::auth::access::Access;
 use crate::auth::topics;
+use crate::domain::Timestamp;
 use crate::store::nodes::check_rev;
-use crate::store::webhooks::{self, DeliveryRow, WebhookRow};
-use crate::store::{StoreError, events};
+use crate::store::webhooks::{self, DeliveryRow, FAILED_TOPIC, WebhookRow};
+use crate::store::{StoreError, Tx, events};
 
 /// Webhooks that there may be.
 const MAX_WEBHOOKS: i64 = 100;
+
+/// Events looked at in one step.
+const PLANNED_AT_ONCE: i64 = 500;
 
 /// What becomes of deliveries.
 const DELIVERY_STATUSES: [&str; 3] = ["pending", "delivered", "failed"];
@@ -164,19 +168,19 @@ impl Service {
         let now = self.now();
         let id = Uuid::new_v4();
         let (secret, secret_enc) = self.new_secret(id);
+        let mut tx = self.store().begin().await?;
         let row = WebhookRow {
             id,
             url: new.url,
             secret_enc,
             topics: Json(new.topics),
             enabled: true,
-            cursor_seq: events::newest(self.store()).await?,
+            cursor_seq: events::seal_all(&mut tx).await?,
             created_by: Some(access.caller().admin).filter(|admin| admin.0 > 0),
             rev: 1,
             created_at: now,
             updated_at: now,
         };
-        let mut tx = self.store().begin().await?;
         if webhooks::count(&mut tx).await? >= MAX_WEBHOOKS {
             let detail = format!("there may be at most {MAX_WEBHOOKS} webhooks");
             return Err(ServiceError::conflict("too_many_webhooks", detail));
@@ -230,7 +234,8 @@ impl Service {
         Ok((row, secret))
     }
 
-    /// Changes a webhook.
+    /// Changes a webhook. What happened before it is switched off or told other topics is sent as it was
+    /// asked for then.
     ///
     /// # Errors
     ///
@@ -245,15 +250,33 @@ impl Service {
     ) -> Result<WebhookRow, ServiceError> {
         self.check_webhook(change.url.as_deref(), change.topics.as_deref())?;
         let now = self.now();
-        let old = webhooks::get(self.store(), id).await?;
+        // One that is far behind comes near in steps: the rest, in the transaction, holds up the sealer.
+        let mut behind = change.enabled.is_some() || change.topics.is_some();
+        while behind {
+            behind = self
+                .plan_webhook(&webhooks::get(self.store(), id).await?)
+                .await?;
+        }
+        let mut tx = self.store().begin().await?;
+        let old = webhooks::lock(&mut tx, id).await?;
         check_rev("webhook", expected, old.rev)?;
         if change.url.is_some() || change.topics.is_some() {
             let wanted = change.topics.as_ref().unwrap_or(&old.topics.0);
             topics::check_webhook(access.caller(), wanted)?;
         }
         let enabled = change.enabled.unwrap_or(old.enabled);
-        let cursor_seq = match enabled && !old.enabled {
-            true => events::newest(self.store()).await?,
+        let other_topics = change
+            .topics
+            .as_ref()
+            .is_some_and(|topics| *topics != old.topics.0);
+        let cursor_seq = match enabled != old.enabled || other_topics {
+            true => {
+                let newest = events::seal_all(&mut tx).await?;
+                if old.enabled {
+                    plan_rest(&mut tx, &old, now).await?;
+                }
+                newest
+            }
             false => old.cursor_seq,
         };
         let row = WebhookRow {
@@ -263,7 +286,6 @@ impl Service {
             cursor_seq,
             ..old.clone()
         };
-        let mut tx = self.store().begin().await?;
         webhooks::update(&mut tx, &row, now).await?;
         let row = WebhookRow {
             rev: row.rev + 1,
@@ -279,6 +301,25 @@ impl Service {
         .await?;
         tx.commit().await?;
         Ok(row)
+    }
+
+    /// Makes the deliveries of the next events, if the webhook is on and still what it was. Returns whether there
+    /// may be more.
+    ///
+    /// # Errors
+    ///
+    /// The store fails.
+    pub(crate) async fn plan_webhook(&self, hook: &WebhookRow) -> Result<bool, StoreError> {
+        if !hook.enabled {
+            return Ok(false);
+        }
+        let store = self.store();
+        let read = events::after(store, hook.cursor_seq, PLANNED_AT_ONCE).await?;
+        let Some(last) = read.last().map(|event| event.seq) else {
+            return Ok(false);
+        };
+        webhooks::plan(store, hook, &wanted(hook, &read), last, self.now()).await?;
+        Ok(i64::try_from(read.len()).is_ok_and(|read| read >= PLANNED_AT_ONCE))
     }
 
     /// Removes a webhook.
@@ -394,6 +435,32 @@ impl Service {
             Err(ServiceError::Invalid(issues))
         }
     }
+}
+
+/// Makes the deliveries of all events that are numbered.
+async fn plan_rest(tx: &mut Tx, hook: &WebhookRow, now: Timestamp) -> Result<(), StoreError> {
+    let mut after = hook.cursor_seq;
+    loop {
+        let read = events::after_in(tx, after, PLANNED_AT_ONCE).await?;
+        let Some(last) = read.last() else {
+            return Ok(());
+        };
+        after = last.seq;
+        webhooks::add_deliveries(tx, hook.id, &wanted(hook, &read), now).await?;
+    }
+}
+
+/// Returns the numbers of the events that a webhook is told.
+fn wanted(hook: &WebhookRow, events: &[events::Event]) -> Vec<i64> {
+    // Nobody is told that they cannot be told.
+    let own = hook.id.to_string();
+    let of_itself = |event: &&events::Event| event.topic == FAILED_TOPIC && event.key == own;
+    events
+        .iter()
+        .filter(|event| topics::matches(&hook.topics.0, &event.topic) && !of_itself(event))
+        .filter(|event| topics::webhooks_hear(&event.topic))
+        .map(|event| event.seq)
+        .collect()
 }
 
 fn hook_record<'a>(

@@ -128,6 +128,31 @@ pub async fn emit_all(
 pub async fn seal(store: &Store) -> Result<usize, StoreError> {
     let mut tx = store.begin().await?;
     audit::lock_sealer(&mut tx).await?;
+    let sealed = seal_batch(&mut tx).await?;
+    if sealed > 0 {
+        tx.commit().await?;
+    }
+    Ok(sealed)
+}
+
+/// Numbers all events that are committed, under the lock of the sealer until this transaction ends: what
+/// others commit from then on has a higher number than the one returned, that of the newest; 0 if there is none.
+///
+/// # Errors
+///
+/// The database refuses.
+pub async fn seal_all(tx: &mut Tx) -> Result<i64, StoreError> {
+    audit::lock_sealer(tx).await?;
+    while seal_batch(tx).await? > 0 {}
+    let (seq,): (i64,) = on!(tx, |ex| sqlx::query_as(
+        "select coalesce(max(seq), 0) from events"
+    )
+    .fetch_one(ex)
+    .await)?;
+    Ok(seq)
+}
+
+async fn seal_batch(tx: &mut Tx) -> Result<usize, StoreError> {
     let ids: Vec<(i64,)> = on!(tx, |ex| sqlx::query_as(
         "select id from events where seq is null order by id limit $1",
     )
@@ -158,7 +183,6 @@ pub async fn seal(store: &Store) -> Result<usize, StoreError> {
         .await
         .map(drop))?;
     }
-    tx.commit().await?;
     Ok(ids.len())
 }
 
@@ -169,6 +193,23 @@ pub async fn seal(store: &Store) -> Result<usize, StoreError> {
 /// The database refuses.
 pub async fn after(store: &Store, seq: i64, limit: i64) -> Result<Vec<Event>, StoreError> {
     let rows = on!(read store, |ex| sqlx::query_as(
+        "select seq, topic, key, payload, admin_id, at from events where seq > $1 \
+         order by seq limit $2",
+    )
+    .bind(seq)
+    .bind(limit)
+    .fetch_all(ex)
+    .await)?;
+    Ok(rows)
+}
+
+/// The same within a transaction.
+///
+/// # Errors
+///
+/// The database refuses.
+pub async fn after_in(tx: &mut Tx, seq: i64, limit: i64) -> Result<Vec<Event>, StoreError> {
+    let rows = on!(tx, |ex| sqlx::query_as(
         "select seq, topic, key, payload, admin_id, at from events where seq > $1 \
          order by seq limit $2",
     )

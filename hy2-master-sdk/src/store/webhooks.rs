@@ -133,6 +133,24 @@ pub async fn get(store: &Store, id: Uuid) -> Result<WebhookRow, StoreError> {
     row.ok_or(StoreError::NotFound("webhook"))
 }
 
+/// Returns a webhook, which nobody else changes or plans for until the transaction ends.
+///
+/// # Errors
+///
+/// [`StoreError::NotFound`], or the database refuses.
+pub async fn lock(tx: &mut Tx, id: Uuid) -> Result<WebhookRow, StoreError> {
+    const PG: &str = "select id, url, secret_enc, topics, enabled, cursor_seq, created_by, rev, created_at, \
+        updated_at from webhooks where id = $1 for update";
+    const SQLITE: &str = "select id, url, secret_enc, topics, enabled, cursor_seq, created_by, rev, created_at, \
+        updated_at from webhooks where id = $1";
+    let sql = if tx.is_postgres() { PG } else { SQLITE };
+    let row = on!(tx, |ex| sqlx::query_as(sql)
+        .bind(id)
+        .fetch_optional(ex)
+        .await)?;
+    row.ok_or(StoreError::NotFound("webhook"))
+}
+
 /// Returns how many webhooks there are.
 ///
 /// # Errors
@@ -219,7 +237,7 @@ pub async fn delete(tx: &mut Tx, id: Uuid) -> Result<(), StoreError> {
 }
 
 /// Makes deliveries of one webhook for events, and moves its cursor, in one transaction. Nothing
-/// happens if somebody else has moved it.
+/// happens if somebody else has moved it, or the webhook is not what it was: off, or told other topics.
 ///
 /// # Errors
 ///
@@ -232,18 +250,37 @@ pub async fn plan(
     now: Timestamp,
 ) -> Result<bool, StoreError> {
     let mut tx = store.begin().await?;
-    let moved = on!(tx, |ex| sqlx::query(
-        "update webhooks set cursor_seq = $3 where id = $1 and cursor_seq = $2",
+    let moved = on!(tx, |ex| {
+        sqlx::query(
+        "update webhooks set cursor_seq = $3 where id = $1 and cursor_seq = $2 and rev = $4 and enabled",
     )
     .bind(hook.id)
     .bind(hook.cursor_seq)
     .bind(cursor)
+    .bind(hook.rev)
     .execute(ex)
     .await
-    .map(|done| done.rows_affected()))?;
+    .map(|done| done.rows_affected())
+    })?;
     if moved != 1 {
         return Ok(false);
     }
+    add_deliveries(&mut tx, hook.id, events, now).await?;
+    tx.commit().await?;
+    Ok(true)
+}
+
+/// Makes deliveries of one webhook for events that have none.
+///
+/// # Errors
+///
+/// The database refuses.
+pub async fn add_deliveries(
+    tx: &mut Tx,
+    hook: Uuid,
+    events: &[i64],
+    now: Timestamp,
+) -> Result<(), StoreError> {
     for event in events {
         on!(tx, |ex| sqlx::query(
             "insert into webhook_deliveries (id, webhook_id, event_seq, next_at, give_up_at, \
@@ -251,7 +288,7 @@ pub async fn plan(
              on conflict (webhook_id, event_seq) do nothing",
         )
         .bind(Uuid::new_v4())
-        .bind(hook.id)
+        .bind(hook)
         .bind(event)
         .bind(now)
         .bind(now.plus(TRIED_FOR))
@@ -259,8 +296,7 @@ pub async fn plan(
         .await
         .map(drop))?;
     }
-    tx.commit().await?;
-    Ok(true)
+    Ok(())
 }
 
 /// Returns the webhooks that are sent to and have deliveries that are due.

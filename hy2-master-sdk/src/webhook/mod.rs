@@ -19,11 +19,10 @@ use tracing::warn;
 
 use self::send::{PATIENCE, SendError, send};
 use self::turns::Turns;
-use crate::auth::topics;
 use crate::domain::Timestamp;
 use crate::events::EventHub;
 use crate::service::Service;
-use crate::store::webhooks::{self, DeliveryRow, FAILED_TOPIC, WebhookRow};
+use crate::store::webhooks::{self, DeliveryRow};
 use crate::store::{StoreError, events};
 
 /// The longest pause between two tries.
@@ -32,9 +31,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(3_600);
 /// How much later than its end a delivery is given up that nobody tries: it waits behind others, or its
 /// webhook is disabled. A master that was away first tries once more what it finds.
 const LAST_TRIES: Duration = Duration::from_secs(600);
-
-/// Events looked at in one step.
-const BATCH: i64 = 500;
 
 /// How often the deliverer looks without being called.
 const TICK: Duration = Duration::from_secs(2);
@@ -156,7 +152,7 @@ impl Deliverer {
         turns.keep(&hooks.iter().map(|hook| hook.id).collect::<HashSet<_>>());
         let mut more = false;
         for hook in hooks.iter().filter(|hook| hook.enabled) {
-            more |= self.plan(hook).await?;
+            more |= self.service.plan_webhook(hook).await?;
         }
         let now = self.service.now();
         if now.since(began) >= LAST_TRIES {
@@ -170,26 +166,6 @@ impl Deliverer {
             }
         }
         Ok(more)
-    }
-
-    /// Makes the deliveries of the next events. Returns whether there may be more.
-    async fn plan(&self, hook: &WebhookRow) -> Result<bool, StoreError> {
-        let store = self.service.store();
-        let read = events::after(store, hook.cursor_seq, BATCH).await?;
-        let Some(last) = read.last().map(|event| event.seq) else {
-            return Ok(false);
-        };
-        // Nobody is told that they cannot be told.
-        let own = hook.id.to_string();
-        let of_itself = |event: &&events::Event| event.topic == FAILED_TOPIC && event.key == own;
-        let wanted: Vec<i64> = read
-            .iter()
-            .filter(|event| topics::matches(&hook.topics.0, &event.topic) && !of_itself(event))
-            .filter(|event| topics::webhooks_hear(&event.topic))
-            .map(|event| event.seq)
-            .collect();
-        webhooks::plan(store, hook, &wanted, last, self.service.now()).await?;
-        Ok(i64::try_from(read.len()).is_ok_and(|read| read >= BATCH))
     }
 
     /// Begins as many tries as there is room for.

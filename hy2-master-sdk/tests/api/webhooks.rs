@@ -241,6 +241,53 @@ on_both! {
         fleet.stop().await;
     }
 
+    async fn what_happened_before_a_webhook_is_switched_off_is_sent_and_what_happens_while_it_is_off_is_not(fleet) {
+        let owner = fleet.owner().await;
+        let receiver = Receiver::start(Manner::Answers(200)).await;
+        let made = hook(&owner, &receiver, &["user.created"]).await;
+        let switch = async |on: bool| owner.patch(&path(&made, ""), &json!({"enabled": on})).await.expect(200);
+        for round in 0..12 {
+            make_user(&owner, &format!("told-{round}")).await;
+            switch(false).await;
+            // At once, numbered or not: nobody plans for a webhook that is off.
+            let planned = owner.get(&path(&made, "/deliveries?size=500")).await.expect(200);
+            assert_eq!(planned["items"].as_array().unwrap().len(), round + 1);
+            make_user(&owner, &format!("kept-{round}")).await;
+            switch(true).await;
+        }
+        make_user(&owner, "told-last").await;
+        let names = || -> std::collections::BTreeSet<String> {
+            let received = receiver.received();
+            let names = received.iter().map(|one| one.event()["payload"]["username"].as_str().unwrap().to_owned());
+            names.collect()
+        };
+        fleet.until("all are told", async || (names().len() >= 13).then_some(())).await;
+        let told = (0..12).map(|round| format!("told-{round}")).chain(["told-last".to_owned()]);
+        assert_eq!(names(), told.collect());
+        fleet.stop().await;
+    }
+
+    async fn what_happened_before_a_webhook_is_told_other_topics_goes_by_the_old_ones(fleet) {
+        let owner = fleet.owner().await;
+        let receiver = Receiver::start(Manner::Answers(200)).await;
+        let made = hook(&owner, &receiver, &["user.created"]).await;
+        let count = async || owner.get(&path(&made, "/deliveries?size=500")).await.expect(200)["items"].as_array().unwrap().len();
+        for round in 0..6 {
+            let region = |code: String| json!({"code": code, "name": code});
+            make_user(&owner, &format!("told-{round}")).await;
+            owner.post("/api/v1/regions", &region(format!("kept-{round}"))).await.expect(201);
+            owner.patch(&path(&made, ""), &json!({"topics": ["region.created"]})).await.expect(200);
+            assert_eq!(count().await, 2 * round + 1);
+            make_user(&owner, &format!("kept-{round}")).await;
+            owner.post("/api/v1/regions", &region(format!("told-{round}"))).await.expect(201);
+            owner.patch(&path(&made, ""), &json!({"topics": ["user.created"]})).await.expect(200);
+            assert_eq!(count().await, 2 * round + 2);
+        }
+        fleet.until("all are told", async || (receiver.received().len() >= 12).then_some(())).await;
+        assert!(receiver.received().iter().all(|one| one.body.contains("told-") && !one.body.contains("kept-")));
+        fleet.stop().await;
+    }
+
     async fn a_delivery_is_given_up_after_a_day_told_of_and_sent_again_by_hand(fleet) {
         let owner = fleet.owner().await;
         let (receiver, watcher) = (Receiver::start(Manner::Answers(500)).await, Receiver::start(Manner::Answers(200)).await);

@@ -66,6 +66,7 @@ on_both!(
     users::what_time_and_traffic_do_is_told_once_to_whose_users_they_are,
     users::what_is_rolled_back_is_not_told_and_many_are_told_at_once,
     webhooks::each_webhook_gives_its_share_and_what_is_taken_is_taken_once,
+    webhooks::nothing_is_planned_for_a_webhook_that_is_not_what_it_was,
     webhooks::what_nobody_takes_is_given_up_and_told_once_for_each_webhook,
     webhooks::deliveries_of_an_older_schema_are_tried_for_their_day,
     users::a_plan_that_ends_is_followed_by_the_next_without_a_gap,

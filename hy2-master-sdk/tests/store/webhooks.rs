@@ -109,6 +109,62 @@ pub(crate) async fn each_webhook_gives_its_share_and_what_is_taken_is_taken_once
     );
 }
 
+pub(crate) async fn nothing_is_planned_for_a_webhook_that_is_not_what_it_was(backend: &Backend) {
+    let store = &backend.store;
+    let mut tx = store.begin().await.unwrap();
+    for _ in 0..3 {
+        events::emit(&mut tx, "user.created", "1", &json!({}), None, NOW)
+            .await
+            .unwrap();
+    }
+    tx.commit().await.unwrap();
+    let id = hook(store, 1, 0).await;
+    let mut tx = store.begin().await.unwrap();
+    let seen = webhooks::lock(&mut tx, id).await.unwrap();
+    assert_eq!(events::seal_all(&mut tx).await.unwrap(), 3);
+    let read = events::after_in(&mut tx, 1, 9).await.unwrap();
+    assert_eq!(
+        read.iter().map(|event| event.seq).collect::<Vec<_>>(),
+        [2, 3]
+    );
+    webhooks::add_deliveries(&mut tx, id, &[1], NOW)
+        .await
+        .unwrap();
+    tx.commit().await.unwrap();
+    let off = WebhookRow {
+        enabled: false,
+        ..seen.clone()
+    };
+    let mut tx = store.begin().await.unwrap();
+    webhooks::update(&mut tx, &off, NOW).await.unwrap();
+    tx.commit().await.unwrap();
+    let off = webhooks::get(store, id).await.unwrap();
+    let plan = async |hook: &WebhookRow| {
+        let events = [1, 2, 3];
+        webhooks::plan(store, hook, &events, 3, NOW).await.unwrap()
+    };
+    assert!(!plan(&off).await, "it is off");
+    let on = WebhookRow {
+        enabled: true,
+        topics: Json(vec!["node.*".to_owned()]),
+        ..off
+    };
+    let mut tx = store.begin().await.unwrap();
+    webhooks::update(&mut tx, &on, NOW).await.unwrap();
+    tx.commit().await.unwrap();
+    assert!(!plan(&seen).await, "it is told other topics");
+    let planned = async || {
+        let rows = webhooks::deliveries(store, id, None, None, 9)
+            .await
+            .unwrap();
+        rows.iter().map(|row| row.event_seq).collect::<Vec<_>>()
+    };
+    assert_eq!(planned().await, [1]);
+    let on = webhooks::get(store, id).await.unwrap();
+    assert!(plan(&on).await);
+    assert_eq!(planned().await, [3, 2, 1], "none of them twice");
+}
+
 pub(crate) async fn what_nobody_takes_is_given_up_and_told_once_for_each_webhook(
     backend: &Backend,
 ) {
