@@ -326,6 +326,32 @@ on_both! {
         fleet.stop().await;
     }
 
+    async fn an_import_makes_nobody_whom_it_does_not_understand(fleet) {
+        let owner = fleet.owner().await;
+        let data = json!({"users": [
+            {"username": "ann", "status": "active"},
+            {"username": "bob", "status": "banned"},
+            {"username": "cy", "status": "on_hold", "on_hold_expire_duration": 0},
+            {"username": "dee", "status": "on_hold"},
+            {"username": "eve", "status": "on_hold", "on_hold_expire_duration": 60},
+        ]});
+        let import = json!({"format": "marzban", "data": data});
+        let report = owner.post("/api/v1/users:import", &import).await.expect(200);
+        let hold = "who is on_hold has a time from the first connection on";
+        assert_eq!((&report["created"], &report["failed"]), (&json!(2), &json!([
+            {"path": "users[1].status", "message": "there is no status \"banned\""},
+            {"path": "users[2].on_hold_expire_duration", "message": hold},
+            {"path": "users[3].on_hold_expire_duration", "message": hold},
+        ])));
+        let import = json!({"format": "csv", "data": "username,note\nfay,one\ngus,\"two\nhal,three\n"});
+        let refused = owner.post("/api/v1/users:import", &import).await.expect(422);
+        assert_eq!(refused["errors"][0], json!({"path": "data", "message": "line 3: a quote is not closed"}));
+        let users = owner.get("/api/v1/users").await.expect(200);
+        let names: Vec<_> = users["items"].as_array().unwrap().iter().map(|user| user["username"].as_str().unwrap()).collect();
+        assert_eq!(names.len(), 2, "{names:?}");
+        fleet.stop().await;
+    }
+
     async fn an_import_tells_what_it_leaves_out(fleet) {
         let owner = fleet.owner().await;
         let import = |plan: Value| json!({"format": "marzban", "plan_id": plan, "data": {"users": [

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Row, left};
+use super::{Row, is_status, left};
 use crate::domain::Timestamp;
 use crate::service::ServiceError;
 use crate::service::moment::Moment;
@@ -40,9 +40,19 @@ pub(super) struct MarzbanUser {
 impl MarzbanUser {
     pub(super) fn into_row(self) -> Row {
         let on_hold = self.status.as_deref() == Some("on_hold");
+        let unknown = self.status.as_deref().filter(|status| !is_status(status));
         let hold = self
             .on_hold_expire_duration
             .filter(|seconds| on_hold && *seconds > 0);
+        let wrong = match unknown {
+            Some(status) => Some(("status", format!("there is no status {status:?}"))),
+            // Without one the user would have no end at all.
+            None if on_hold && hold.is_none() => {
+                let message = "who is on_hold has a time from the first connection on";
+                Some(("on_hold_expire_duration", message.to_owned()))
+            }
+            None => None,
+        };
         Row {
             username: self.username,
             expires_at: seconds(self.expire),
@@ -55,6 +65,7 @@ impl MarzbanUser {
                 .map(|strategy| ("data_limit_reset_strategy", strategy)),
             status: self.status,
             note: self.note,
+            wrong,
             ..Row::default()
         }
     }

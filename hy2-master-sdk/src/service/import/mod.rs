@@ -104,6 +104,9 @@ struct Row {
     /// The field that says how the quota starts anew, and what it says.
     #[serde(skip)]
     renewal: Option<(&'static str, String)>,
+    /// The field for which the user is not made, and why.
+    #[serde(skip)]
+    wrong: Option<(&'static str, String)>,
 }
 
 impl Service {
@@ -136,6 +139,11 @@ impl Service {
         let mut seen = std::collections::HashSet::new();
         let mut wanted = Vec::new();
         for (at, mut row) in rows.into_iter().enumerate() {
+            if let Some((field, why)) = row.wrong.take() {
+                let issue = FieldIssue::new(format!("users[{at}].{field}"), why);
+                report.failed.push(issue);
+                continue;
+            }
             let name = row.username.clone();
             if let Some((field, period)) = row.renewal.clone().filter(|_| import.plan_id.is_none())
             {
@@ -288,6 +296,14 @@ fn read(format: ImportFormat, data: Value) -> Result<Vec<Row>, ServiceError> {
     }
 }
 
+/// Returns whether a user may come with that status: no deleted one does.
+fn is_status(word: &str) -> bool {
+    let mut known = UserStatus::ALL
+        .iter()
+        .filter(|status| **status != UserStatus::Deleted);
+    known.any(|status| status.as_str() == word)
+}
+
 /// Returns what is left of a quota; a user who has used all of it keeps a byte, because no quota
 /// would be no limit.
 fn left(quota: Option<i64>, used: i64) -> Option<i64> {
@@ -425,11 +441,54 @@ mod tests {
                 "has the column username twice",
             ),
             ("username,status\nann,bogus\n", "users[0].status"),
+            ("username,status\nann,deleted\n", "users[0].status"),
+            (
+                "username,note\nann,\"one\nbob,two\n",
+                "line 2: a quote is not closed",
+            ),
+            (
+                "username,note\r\nann,\"a\r\nb\"\r\nbob,a \"b\"\r\n",
+                "line 4: a quote within",
+            ),
+            (
+                "username,note\nann,\"one\nbob,\"two\"\n",
+                "line 3: something follows the quote that closes the field begun in line 2",
+            ),
+            ("username,note\nann,\"one\" \n", "line 2: something follows"),
+            ("\"username\nann\n", "line 1: a quote is not closed"),
         ] {
             let ServiceError::Invalid(issues) = read(text).unwrap_err() else {
                 panic!("{text}")
             };
             assert!(issues[0].message.contains(part), "{:?}", issues[0]);
+        }
+    }
+
+    #[test]
+    fn csv_takes_quotes_where_they_belong() {
+        let text = "\u{feff}\"username\",note\r\nann,\"a \"\"b\"\",\nc\"\rbob,\"\"\ncy,\"\"\"\"";
+        let rows = read(ImportFormat::Csv, json!(text)).unwrap();
+        let read: Vec<_> = rows
+            .iter()
+            .map(|row| (row.username.as_str(), row.note.as_deref()))
+            .collect();
+        let want = [
+            ("ann", Some("a \"b\",\nc")),
+            ("bob", None),
+            ("cy", Some("\"")),
+        ];
+        assert_eq!(read, want);
+    }
+
+    #[test]
+    fn inbounds_of_3x_ui_whose_settings_are_no_object_are_named() {
+        for settings in [json!([]), json!("[]"), json!(1), json!("null"), json!(null)] {
+            let data = json!({"obj": [{"settings": "{}"}, {"settings": settings}]});
+            let ServiceError::Invalid(issues) = read(ImportFormat::ThreeXUi, data).unwrap_err()
+            else {
+                panic!("{settings}")
+            };
+            assert_eq!(issues[0].message, "[1].settings: expected an object");
         }
     }
 

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::{Row, left};
-use crate::domain::{RegionId, UserStatus};
+use super::{Row, is_status, left};
+use crate::domain::RegionId;
 use crate::service::ServiceError;
 use crate::service::users::UserView;
 
@@ -176,7 +176,7 @@ pub(super) fn split(text: &str) -> Vec<String> {
 pub(super) fn own(mut rows: Vec<Row>) -> Result<Vec<Row>, ServiceError> {
     for (at, row) in rows.iter_mut().enumerate() {
         if let Some(status) = &row.status
-            && UserStatus::ALL.iter().all(|it| it.as_str() != status)
+            && !is_status(status)
         {
             let message = format!("users[{at}].status: there is no status {status:?}");
             return Err(ServiceError::invalid("data", message));
@@ -192,8 +192,56 @@ pub(super) fn own(mut rows: Vec<Row>) -> Result<Vec<Row>, ServiceError> {
     Ok(rows)
 }
 
+/// Checks that quotes stand where RFC 4180 has them. The reader takes them as it can: one too many makes the
+/// rows behind it a part of its field.
+fn check_quotes(text: &str) -> Result<(), String> {
+    #[derive(PartialEq)]
+    enum At {
+        Begin,
+        Plain,
+        Quoted,
+        Closed,
+    }
+    let (mut at, mut line, mut opened) = (At::Begin, 1, 1);
+    // Without the mark of UTF-8 that spreadsheets put first.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let mut bytes = text.bytes().peekable();
+    while let Some(byte) = bytes.next() {
+        at = match (at, byte) {
+            (At::Begin, b'"') => {
+                opened = line;
+                At::Quoted
+            }
+            (At::Closed, b'"') => At::Quoted,
+            (At::Quoted, b'"') => At::Closed,
+            (At::Quoted, _) => At::Quoted,
+            (_, b',' | b'\r' | b'\n') => At::Begin,
+            (At::Begin, _) => At::Plain,
+            (At::Plain, b'"') => {
+                return Err(format!(
+                    "line {line}: a quote within a field that does not begin with one"
+                ));
+            }
+            (At::Plain, _) => At::Plain,
+            (At::Closed, _) => {
+                return Err(format!(
+                    "line {line}: something follows the quote that closes the field begun in line {opened}"
+                ));
+            }
+        };
+        if byte == b'\n' || (byte == b'\r' && bytes.peek() != Some(&b'\n')) {
+            line += 1;
+        }
+    }
+    match at {
+        At::Quoted => Err(format!("line {opened}: a quote is not closed")),
+        _ => Ok(()),
+    }
+}
+
 pub(super) fn read_csv(text: &str) -> Result<Vec<Row>, ServiceError> {
     let refuse = |message: String| ServiceError::invalid("data", message);
+    check_quotes(text).map_err(refuse)?;
     let mut reader = csv::ReaderBuilder::new()
         .trim(csv::Trim::Headers)
         .from_reader(text.as_bytes());
@@ -263,6 +311,7 @@ pub(super) fn read_csv(text: &str) -> Result<Vec<Row>, ServiceError> {
             note: whole("note"),
             tags: whole("tags").map_or_else(Vec::new, |tags| split(&tags)),
             renewal: None,
+            wrong: None,
         });
     }
     own(rows)
