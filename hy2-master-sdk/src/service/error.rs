@@ -43,6 +43,14 @@ pub enum ServiceError {
     /// The caller may not.
     #[error(transparent)]
     Denied(#[from] Denied),
+    /// The caller may not, because of what a field asks for.
+    #[error("{denied}")]
+    DeniedField {
+        /// What is missing.
+        denied: Denied,
+        /// The field, and what the caller may have in it.
+        issue: FieldIssue,
+    },
     /// There is no such object, or it is not the caller's.
     #[error("there is no such {0}")]
     NotFound(&'static str),
@@ -87,7 +95,7 @@ impl ServiceError {
 
     /// Puts the place of the whole in front of its fields.
     #[must_use]
-    pub(super) fn within(self, place: &str) -> Self {
+    pub(crate) fn within(self, place: &str) -> Self {
         match self {
             Self::Invalid(mut issues) => {
                 for issue in &mut issues {
@@ -97,6 +105,19 @@ impl ServiceError {
             }
             other => other,
         }
+    }
+
+    /// Gives fields the names that they have elsewhere, of pairs of ours and theirs.
+    #[must_use]
+    pub(crate) fn renamed(mut self, names: &[(&str, &str)]) -> Self {
+        if let Self::Invalid(issues) = &mut self {
+            for issue in issues {
+                if let Some((_, theirs)) = names.iter().find(|(ours, _)| issue.path == *ours) {
+                    (*theirs).clone_into(&mut issue.path);
+                }
+            }
+        }
+        self
     }
 
     /// Wraps a fault of ours.

@@ -232,6 +232,98 @@ on_both! {
         fleet.stop().await;
     }
 
+    async fn a_revision_that_cannot_be_is_none_that_was_seen(fleet) {
+        let owner = fleet.owner().await;
+        let mut grpc = connect(&fleet).await;
+        let user = owner.post("/api/v1/users", &json!({"username": "ann"})).await.expect(201);
+        let id = user["id"].as_u64().unwrap();
+        for expected_rev in [1 << 63, u64::MAX] {
+            let change = pb::UpdateUserRequest { id, expected_rev, note: Some("x".into()), ..Default::default() };
+            let of_user = grpc.update_user(ask(&owner, change)).await.unwrap_err();
+            let delete = pb::DeleteUserRequest { id, expected_rev, ..Default::default() };
+            let of_deleted_user = grpc.delete_user(ask(&owner, delete)).await.unwrap_err();
+            let change = pb::UpdateNodeRequest { id: 1, expected_rev, ..Default::default() };
+            let of_node = grpc.update_node(ask(&owner, change)).await.unwrap_err();
+            let delete = pb::DeleteNodeRequest { id: 1, expected_rev, ..Default::default() };
+            let of_deleted_node = grpc.delete_node(ask(&owner, delete)).await.unwrap_err();
+            for refused in [of_user, of_deleted_user, of_node, of_deleted_node] {
+                assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+                assert!(refused.message().contains("expected_rev: "), "{refused}");
+            }
+        }
+        let shown = owner.get(&format!("/api/v1/users/{id}")).await.expect(200);
+        assert_eq!((&shown["note"], &shown["rev"]), (&json!(""), &user["rev"]));
+        fleet.stop().await;
+    }
+
+    async fn what_is_cleared_has_no_value_in_the_same_request(fleet) {
+        let owner = fleet.owner().await;
+        let mut grpc = connect(&fleet).await;
+        let end = "2099-01-01T00:00:00Z";
+        let user = owner.post("/api/v1/users", &json!({"username": "ann", "expires_at": end})).await.expect(201);
+        let region = json!({"code": "fra", "name": "Frankfurt", "latitude": 50, "longitude": 8});
+        let region = owner.post("/api/v1/regions", &region).await.expect(201);
+        let both = pb::UpdateUserRequest {
+            id: user["id"].as_u64().unwrap(),
+            clear_expires_at: true,
+            expires_at: Some(prost_types::Timestamp { seconds: 4_000_000_000, nanos: 0 }),
+            ..Default::default()
+        };
+        let refused = grpc.update_user(ask(&owner, both.clone())).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+        assert!(refused.message().contains("clear_expires_at: cannot be set together with expires_at"), "{refused}");
+        let shown = owner.get(&format!("/api/v1/users/{}", user["id"])).await.expect(200);
+        assert_eq!(shown["expires_at"], user["expires_at"]);
+        let clear = pb::UpdateUserRequest { expires_at: None, ..both };
+        let cleared = grpc.update_user(ask(&owner, clear)).await.unwrap().into_inner();
+        assert_eq!(cleared.user.unwrap().expires_at, None);
+        for (latitude, longitude, field) in [(Some(1.0), None, "latitude"), (None, Some(1.0), "longitude")] {
+            let both = pb::UpdateRegionRequest {
+                id: region["id"].as_u64().unwrap(),
+                clear_location: true,
+                latitude,
+                longitude,
+                ..Default::default()
+            };
+            let refused = grpc.update_region(ask(&owner, both)).await.unwrap_err();
+            let wanted = format!("clear_location: cannot be set together with {field}");
+            assert!(refused.code() == Code::InvalidArgument && refused.message().contains(&wanted), "{refused}");
+        }
+        fleet.stop().await;
+    }
+
+    async fn fields_are_named_as_the_contract_names_them(fleet) {
+        let owner = fleet.owner().await;
+        let mut grpc = connect(&fleet).await;
+        let page = |size: u32, after: &str| Some(pb::PageRequest { size, after: after.into() });
+        let mut refused = Vec::new();
+        for (page, field) in [(page(501, ""), "page.size"), (page(0, "!"), "page.after")] {
+            let of_users = pb::ListUsersRequest { page: page.clone(), ..Default::default() };
+            refused.push((grpc.list_users(ask(&owner, of_users)).await.unwrap_err(), field));
+            let of_nodes = pb::ListNodesRequest { page: page.clone(), ..Default::default() };
+            refused.push((grpc.list_nodes(ask(&owner, of_nodes)).await.unwrap_err(), field));
+            let of_plans = pb::ListPlansRequest { page: page.clone() };
+            refused.push((grpc.list_plans(ask(&owner, of_plans)).await.unwrap_err(), field));
+            let of_assignments = pb::ListAssignmentsRequest { page, ..Default::default() };
+            refused.push((grpc.list_assignments(ask(&owner, of_assignments)).await.unwrap_err(), field));
+        }
+        let short = pb::CreateEnrolmentTokenRequest { valid_seconds: 1, ..Default::default() };
+        refused.push((grpc.create_enrolment_token(ask(&owner, short)).await.unwrap_err(), "valid_seconds"));
+        for (plan, field) in [
+            (pb::Plan::default(), "plan.name"),
+            (pb::Plan { name: "p".into(), period: "aeon".into(), ..Default::default() }, "plan.period"),
+            (pb::Plan { name: "p".into(), nodes_per_user: 65, ..Default::default() }, "plan.nodes_per_user"),
+        ] {
+            let new = pb::CreatePlanRequest { plan: Some(plan), ..Default::default() };
+            refused.push((grpc.create_plan(ask(&owner, new)).await.unwrap_err(), field));
+        }
+        for (refused, field) in refused {
+            assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+            assert!(refused.message().contains(&format!("; {field}: ")), "{refused}");
+        }
+        fleet.stop().await;
+    }
+
     async fn invalid_fields_are_named(fleet) {
         let owner = fleet.owner().await;
         let mut grpc = connect(&fleet).await;

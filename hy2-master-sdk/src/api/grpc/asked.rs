@@ -43,13 +43,18 @@ impl<T> Asked<T> {
     }
 }
 
+/// The same of lists, whose page is a message of its own in the contract.
+pub(super) fn page_status(error: ServiceError) -> Status {
+    status(error.renamed(&[("size", "page.size"), ("after", "page.after")]))
+}
+
 /// Errors as gRPC has them: the code of the problem document in `hy2-code`.
 pub(super) fn status(error: ServiceError) -> Status {
     let code = match &error {
         ServiceError::Unauthenticated
         | ServiceError::WrongCredentials
         | ServiceError::CodeRequired => Code::Unauthenticated,
-        ServiceError::Denied(_) => Code::PermissionDenied,
+        ServiceError::Denied(_) | ServiceError::DeniedField { .. } => Code::PermissionDenied,
         ServiceError::NotFound(_) => Code::NotFound,
         ServiceError::Invalid(_) => Code::InvalidArgument,
         ServiceError::Stale(_) => Code::Aborted,

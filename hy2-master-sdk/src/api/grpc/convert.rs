@@ -17,8 +17,22 @@ pub(super) fn id(value: u64, what: &'static str) -> Result<i64, Status> {
     i64::try_from(value).map_err(|_| status(ServiceError::NotFound(what)))
 }
 
-pub(super) fn expected(rev: u64) -> Option<i64> {
-    i64::try_from(rev).ok().filter(|rev| *rev > 0)
+/// The revision that the caller saw; 0: whatever it is.
+pub(super) fn expected(rev: u64) -> Result<Option<i64>, Status> {
+    i64::try_from(rev)
+        .map(|rev| Some(rev).filter(|rev| *rev > 0))
+        .map_err(|_| status(ServiceError::invalid("expected_rev", "is too large")))
+}
+
+/// Refuses to clear what is given a value in the same request.
+pub(super) fn either(clear: (&str, bool), given: &[(&str, bool)]) -> Result<(), Status> {
+    match given.iter().find(|(_, given)| *given && clear.1) {
+        Some((field, _)) => {
+            let message = format!("cannot be set together with {field}");
+            Err(status(ServiceError::invalid(clear.0, message)))
+        }
+        None => Ok(()),
+    }
 }
 
 pub(super) fn page(request: Option<pb::PageRequest>) -> PageRequest {

@@ -13,10 +13,10 @@ use hy2_proto::control::rpc as pb;
 use hy2_proto::control::rpc::admin_service_server::{AdminService, AdminServiceServer};
 use tonic::{Request, Response, Status};
 
-use self::asked::{asked, status};
+use self::asked::{asked, page_status, status};
 use self::convert::{
-    assignment, desired, expected, id, limit, moment, observed, page, page_info, plan, region,
-    some, user, wanted_state, wanted_status, wire, wire32,
+    assignment, desired, either, expected, id, limit, moment, observed, page, page_info, plan,
+    region, some, user, wanted_state, wanted_status, wire, wire32,
 };
 use super::ApiState;
 use super::events::Feed;
@@ -135,7 +135,7 @@ impl AdminService for Admin {
             .service
             .nodes(access, &filter, &page)
             .await
-            .map_err(status)?;
+            .map_err(page_status)?;
         let mut nodes = Vec::new();
         for row in found.items {
             nodes.push(self.node(row).await.map_err(status)?);
@@ -189,8 +189,8 @@ impl AdminService for Admin {
             note: m.note,
             tags: m.tags.map(|tags| tags.tags),
         };
+        let rev = expected(m.expected_rev)?;
         let work = async {
-            let rev = expected(m.expected_rev);
             let row = self
                 .state
                 .service
@@ -211,11 +211,9 @@ impl AdminService for Admin {
         let access = asked.access(Operation::DeleteNode)?;
         let m = &asked.message;
         let node = NodeId(id(m.id, "node")?);
+        let rev = expected(m.expected_rev)?;
         let work = async {
-            self.state
-                .service
-                .delete_node(access, node, expected(m.expected_rev))
-                .await?;
+            self.state.service.delete_node(access, node, rev).await?;
             Ok(pb::DeleteNodeResponse {})
         };
         self.once(access, &asked.message, &m.request_id, work).await
@@ -311,11 +309,8 @@ impl AdminService for Admin {
             tags: Vec::new(),
         };
         let work = async {
-            let made = self
-                .state
-                .service
-                .create_enrolment_token(access, new)
-                .await?;
+            let made = self.state.service.create_enrolment_token(access, new).await;
+            let made = made.map_err(|error| error.renamed(&[("valid_s", "valid_seconds")]))?;
             let (row, token, ca_pin) = made;
             Ok(pb::CreateEnrolmentTokenResponse {
                 id: row.id.to_string(),
@@ -369,6 +364,11 @@ impl AdminService for Admin {
         let access = asked.access(Operation::UpdateRegion)?;
         let m = &asked.message;
         let of = RegionId(id(m.id, "region")?);
+        let located = [
+            ("latitude", m.latitude.is_some()),
+            ("longitude", m.longitude.is_some()),
+        ];
+        either(("clear_location", m.clear_location), &located)?;
         let degrees = |value: Option<f64>| match m.clear_location {
             true => Some(None),
             false => value.map(Some),
@@ -426,7 +426,7 @@ impl AdminService for Admin {
             .service
             .users(access, list)
             .await
-            .map_err(status)?;
+            .map_err(page_status)?;
         let codes = match found.items.iter().any(|row| row.home_region_id.is_some()) {
             true => regions::codes(self.state.service.store()).await,
             false => Ok(BTreeMap::new()),
@@ -505,6 +505,8 @@ impl AdminService for Admin {
         let access = asked.access(Operation::UpdateUser)?;
         let m = asked.message.clone();
         let of = UserId(id(m.id, "user")?);
+        let given = [("expires_at", m.expires_at.is_some())];
+        either(("clear_expires_at", m.clear_expires_at), &given)?;
         let expires_at = match (m.clear_expires_at, moment(m.expires_at)) {
             (true, _) => Some(None),
             (false, Some(at)) => Some(Some(at)),
@@ -532,8 +534,8 @@ impl AdminService for Admin {
             note: m.note,
             ..UpdateUser::default()
         };
+        let rev = expected(m.expected_rev)?;
         let work = async {
-            let rev = expected(m.expected_rev);
             let row = self
                 .state
                 .service
@@ -554,11 +556,9 @@ impl AdminService for Admin {
         let access = asked.access(Operation::DeleteUser)?;
         let m = &asked.message;
         let of = UserId(id(m.id, "user")?);
+        let rev = expected(m.expected_rev)?;
         let work = async {
-            self.state
-                .service
-                .delete_user(access, of, expected(m.expected_rev))
-                .await?;
+            self.state.service.delete_user(access, of, rev).await?;
             Ok(pb::DeleteUserResponse {})
         };
         self.once(access, &asked.message, &m.request_id, work).await
@@ -615,7 +615,7 @@ impl AdminService for Admin {
             .service
             .plans(access, &page, false)
             .await
-            .map_err(status)?;
+            .map_err(page_status)?;
         let plans = found.items.into_iter().map(plan).collect();
         Ok(Response::new(pb::ListPlansResponse {
             plans,
@@ -652,7 +652,8 @@ impl AdminService for Admin {
             next_plan_id: None,
         };
         let work = async {
-            let row = self.state.service.create_plan(access, new).await?;
+            let made = self.state.service.create_plan(access, new).await;
+            let row = made.map_err(|error| error.within("plan."))?;
             Ok(pb::CreatePlanResponse {
                 plan: Some(plan(row)),
             })
@@ -675,7 +676,7 @@ impl AdminService for Admin {
         let found = service
             .assignments(access, &page, of, on, false)
             .await
-            .map_err(status)?;
+            .map_err(page_status)?;
         let assignments = found.items.into_iter().map(assignment).collect();
         Ok(Response::new(pb::ListAssignmentsResponse {
             assignments,
