@@ -59,8 +59,8 @@ pub struct FrontConfig {
     pub public: Option<SocketAddr>,
     /// TLS of `public`; none: it has to be in front of it.
     pub public_tls: Option<ListenerTls>,
-    /// Where clients reach what `public` serves.
-    pub public_url: Url,
+    /// Where clients reach what `public` serves here or elsewhere; none: addresses of subscriptions are paths, `/sub/TOKEN`.
+    pub public_url: Option<Url>,
     /// Proxies whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpNet>,
     /// What an administrator's password costs.
@@ -84,7 +84,7 @@ impl std::fmt::Debug for FrontConfig {
         f.debug_struct("FrontConfig")
             .field("api", &self.api)
             .field("public", &self.public)
-            .field("public_url", &self.public_url.as_str())
+            .field("public_url", &self.public_url.as_ref().map(Url::as_str))
             .finish_non_exhaustive()
     }
 }
@@ -94,11 +94,21 @@ impl FrontConfig {
     #[must_use]
     pub fn new(public_url: Url) -> Self {
         Self {
+            public: Some(SocketAddr::from(([0, 0, 0, 0], 8080))),
+            public_url: Some(public_url),
+            ..Self::without_public()
+        }
+    }
+
+    /// REST on 127.0.0.1:8081 and no subscriptions.
+    #[must_use]
+    pub fn without_public() -> Self {
+        Self {
             api: Some(SocketAddr::from(([127, 0, 0, 1], 8081))),
             api_tls: None,
-            public: Some(SocketAddr::from(([0, 0, 0, 0], 8080))),
+            public: None,
             public_tls: None,
-            public_url,
+            public_url: None,
             trusted_proxies: Vec::new(),
             password_cost: DEFAULT_COST,
             limiter: RateLimiter::local(),

@@ -537,6 +537,13 @@ async fn alerts_are_listed_and_closed() {
     assert_eq!(open["items"].as_array().unwrap().len(), 1);
     assert_ne!(open["items"][0]["id"], id);
     assert_eq!(ctl.run(&["alerts", "close", "../nodes"]).code, 2);
+    let malformed = ctl.run(&["alerts", "close", "1"]);
+    assert_eq!(malformed.code, 4);
+    assert!(
+        malformed.stderr.contains("id in the address is malformed"),
+        "{}",
+        malformed.stderr
+    );
     assert_eq!(
         ctl.run(&["alerts", "close", &Uuid::nil().to_string()]).code,
         4

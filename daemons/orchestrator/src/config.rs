@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use url::Url;
 
-/// What the file says. Every key but `database`, `keyFile` and `public.url` has a default.
+/// What the file says. Every key but `database` and `keyFile` has a default; with the role `public`, `public.url` has none.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct Config {
@@ -27,7 +27,9 @@ pub(crate) struct Config {
     agents: Agents,
     #[serde(default)]
     api: Api,
-    public: Public,
+    /// Wanted by who serves subscriptions; without it, the API gives the paths of their addresses.
+    #[serde(default)]
+    public: Option<Public>,
     /// What this process does; without it, everything. Background work is shared by all that run on
     /// one database, whatever their roles.
     #[serde(default = "every_role")]
@@ -235,13 +237,17 @@ impl Config {
         {
             bail!("database: must be postgres://user:password@host/name");
         }
-        if !matches!(self.public.url.scheme(), "http" | "https") {
-            bail!("public.url: must begin with https://, or http:// behind a proxy of your own");
-        }
-        if self.public.url.query().is_some() || self.public.url.fragment().is_some() {
-            bail!(
-                "public.url: must not have a ? or a #: the address of a subscription is this one with more behind it"
-            );
+        if let Some(Public { url, .. }) = &self.public {
+            if !matches!(url.scheme(), "http" | "https") {
+                bail!(
+                    "public.url: must begin with https://, or http:// behind a proxy of your own"
+                );
+            }
+            if url.query().is_some() || url.fragment().is_some() {
+                bail!(
+                    "public.url: must not have a ? or a #: the address of a subscription is this one with more behind it"
+                );
+            }
         }
         if let Some(url) = self.redis()
             && !Url::parse(url)
@@ -252,17 +258,18 @@ impl Config {
         Ok(())
     }
 
-    /// Judges whether what this process does can listen side by side: to be asked when its roles are known.
+    /// Judges whether what this process does has all it needs, and can listen side by side: to be asked when its
+    /// roles are known.
     pub(crate) fn check_listeners(&self) -> anyhow::Result<()> {
+        if self.has(Role::Public) && self.public.is_none() {
+            bail!("public.url: is missing, and the role public serves what is fetched there");
+        }
         // A name is not looked up: it may stand for another address tomorrow.
         let agents = self.agents().and_then(|listen| listen.parse().ok());
         let listeners = [
             ("agents.listen", agents),
             ("api.listen", self.has(Role::Api).then_some(self.api.listen)),
-            (
-                "public.listen",
-                self.has(Role::Public).then_some(self.public.listen),
-            ),
+            ("public.listen", self.public_listen()),
         ];
         let mut taken: Vec<(&str, SocketAddr)> = Vec::new();
         for (key, address) in listeners {
@@ -308,9 +315,20 @@ impl Config {
     /// Tells whether all users come from a proxy on this host that is not named as one: limits per
     /// address would count them as one.
     pub(crate) fn hides_addresses(&self) -> bool {
-        self.has(Role::Public)
-            && self.public.listen.ip().is_loopback()
+        self.public_listen()
+            .is_some_and(|listen| listen.ip().is_loopback())
             && self.api.trusted_proxies.is_empty()
+    }
+
+    /// Tells whether the API gives only the paths of subscriptions' addresses.
+    pub(crate) fn lacks_public_url(&self) -> bool {
+        self.has(Role::Api) && self.public.is_none()
+    }
+
+    /// Returns where subscriptions are served, if they are.
+    fn public_listen(&self) -> Option<SocketAddr> {
+        let public = self.public.as_ref().filter(|_| self.has(Role::Public));
+        public.map(|public| public.listen)
     }
 
     /// Returns where the master key is.
@@ -331,14 +349,19 @@ impl Config {
 
     /// Returns the certificates of the API and of the public port.
     pub(crate) fn tls(&self) -> [Option<&TlsFiles>; 2] {
-        [self.api.tls.as_ref(), self.public.tls.as_ref()]
+        let public = self.public.as_ref();
+        [
+            self.api.tls.as_ref(),
+            public.and_then(|public| public.tls.as_ref()),
+        ]
     }
 
     /// Describes the side towards people and programs.
     pub(crate) fn front(&self) -> FrontConfig {
-        let mut front = FrontConfig::new(self.public.url.clone());
+        let mut front = FrontConfig::without_public();
         front.api = self.has(Role::Api).then_some(self.api.listen);
-        front.public = self.has(Role::Public).then_some(self.public.listen);
+        front.public = self.public_listen();
+        front.public_url = self.public.as_ref().map(|public| public.url.clone());
         front.trusted_proxies.clone_from(&self.api.trusted_proxies);
         if self.allow_private_webhooks {
             front.targets = hy2_master_sdk::targets::TargetPolicy::Any;
@@ -465,6 +488,37 @@ mod tests {
             let error = read(text).expect_err(text);
             assert!(error.contains(wanted) && !error.contains('\n'), "{error}");
         }
+    }
+
+    #[test]
+    fn only_who_serves_subscriptions_has_to_say_where() {
+        let least = "database: sqlite:/tmp/x.db\nkeyFile: /tmp/x.key\n";
+        let missing = "public.url: is missing";
+        for (roles, wanted) in [
+            ("roles: [api]\n", None),
+            ("roles: [agents]\n", None),
+            ("roles: [agents, api]\n", None),
+            ("roles: [api, public]\n", Some(missing)),
+            ("", Some(missing)),
+            (
+                "roles: [api]\npublic: {listen: '127.0.0.1:1'}\n",
+                Some("url"),
+            ),
+        ] {
+            let refused = read(&format!("{least}{roles}")).err();
+            match (refused, wanted) {
+                (refused, None) => assert_eq!(refused, None, "{roles}"),
+                (Some(refused), Some(wanted)) => assert!(refused.contains(wanted), "{refused}"),
+                (None, Some(_)) => panic!("{roles}"),
+            }
+        }
+        let mut config = read(&format!("{least}roles: [api]\n")).expect("right");
+        let front = config.front();
+        assert_eq!((front.public, front.public_url), (None, None));
+        assert!(config.lacks_public_url() && config.tls().iter().all(Option::is_none));
+        config.take_roles(&[Role::Public]);
+        let error = config.check_listeners().expect_err("no address");
+        assert!(error.to_string().contains(missing), "{error}");
     }
 
     #[test]

@@ -93,6 +93,9 @@ async fn serve(config: &Config, flags: &Run) -> anyhow::Result<()> {
             "public.listen is on loopback and api.trustedProxies names no proxy: all users count as one address"
         );
     }
+    if config.lacks_public_url() {
+        warn!("public.url is not set: addresses of subscriptions are given as paths");
+    }
     let mut front = config.front();
     front.metrics = std::sync::Arc::new(move || recorder.render());
     if let Some(url) = config.redis() {

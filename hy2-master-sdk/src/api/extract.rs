@@ -198,7 +198,7 @@ impl<T: DeserializeOwned + Send> FromRequestParts<ApiState> for Path<T> {
         axum::extract::Path::from_request_parts(parts, state)
             .await
             .map(|axum::extract::Path(value)| Self(value))
-            .map_err(|_| Problem::no_route())
+            .map_err(|_| Problem::bad_id())
     }
 }
 

@@ -66,6 +66,13 @@ impl Problem {
         Self::new(StatusCode::NOT_FOUND, "not_found", title, "no such address")
     }
 
+    /// Says that what stands in the address for an id is none, and so the id of nothing.
+    pub fn bad_id() -> Self {
+        let title = "There is no such thing";
+        let detail = "an id in the address is malformed";
+        Self::new(StatusCode::NOT_FOUND, "not_found", title, detail)
+    }
+
     /// Says that a request of the panel lacks the proof that the panel made it.
     pub fn csrf() -> Self {
         let detail = "requests with cookies carry X-CSRF-Token and come from the same origin";
@@ -114,6 +121,11 @@ impl From<ServiceError> for Problem {
                 "One-time code required",
                 detail,
             ),
+            ServiceError::DeniedField { issue, .. } => {
+                let mut problem = Self::new(S::FORBIDDEN, "forbidden", "Not allowed", detail);
+                problem.errors = vec![issue];
+                problem
+            }
             ServiceError::Denied(denied) => {
                 let code = match denied {
                     crate::auth::access::Denied::PasswordChange => "password_change_required",

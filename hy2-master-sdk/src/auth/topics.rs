@@ -80,6 +80,14 @@ pub(crate) fn check_webhook(caller: &Caller, topics: &[String]) -> Result<(), De
     Ok(())
 }
 
+/// Returns the topics that a caller may have told to an address, as `user.*`.
+pub(crate) fn of_webhooks(caller: &Caller) -> Vec<String> {
+    let readable = READ_BY
+        .iter()
+        .filter(|(_, operation)| operators_read(*operation) && caller.access(*operation).is_ok());
+    readable.map(|(kind, _)| format!("{kind}*")).collect()
+}
+
 impl Caller {
     /// Returns whether this caller is told an event of a topic, about an object that belongs to `owner`. What no kind
     /// is known of, owners are told, in person.
@@ -171,6 +179,9 @@ mod tests {
         };
         let users = ["webhooks:write", "users:read"];
         assert!(check(&users, &["user.*", "user.created"]));
+        let of_users = of_webhooks(&caller(Role::Owner, Some(&users)));
+        assert_eq!(of_users, ["assignment.*", "user.*"]);
+        assert!(check(&users, &["user.*"]));
         for topics in [
             &[][..],
             &["*"],

@@ -77,8 +77,8 @@ pub struct Parts {
     pub passwords: Passwords,
     /// Makes and checks access tokens.
     pub tokens: TokenSigner,
-    /// Where subscriptions are fetched: `https://sub.example.org/`.
-    pub public_url: Url,
+    /// Where subscriptions are fetched: `https://sub.example.org/`; none: addresses are paths.
+    pub public_url: Option<Url>,
     /// Where webhooks may be sent to.
     pub targets: TargetPolicy,
     /// Recognises administrators by other means than the master's own.
@@ -88,7 +88,7 @@ pub struct Parts {
 impl fmt::Debug for Parts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Parts")
-            .field("public_url", &self.public_url.as_str())
+            .field("public_url", &self.public_url.as_ref().map(Url::as_str))
             .finish_non_exhaustive()
     }
 }
@@ -177,10 +177,11 @@ impl Service {
         self.inner.parts.targets
     }
 
-    /// Returns the address of a subscription.
+    /// Returns the address of a subscription; its path, if it is not known where subscriptions are fetched.
     #[must_use]
     pub fn subscription_url(&self, token: &str) -> String {
-        let base = self.inner.parts.public_url.as_str().trim_end_matches('/');
+        let base = self.inner.parts.public_url.as_ref().map_or("", Url::as_str);
+        let base = base.trim_end_matches('/');
         format!("{base}/sub/{token}")
     }
 }

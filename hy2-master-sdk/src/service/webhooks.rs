@@ -156,7 +156,7 @@ impl Service {
     ///
     /// # Errors
     ///
-    /// [`ServiceError::Invalid`], [`ServiceError::Denied`] if an API token asks for what it may not read,
+    /// [`ServiceError::Invalid`], [`ServiceError::DeniedField`] if an API token asks for what it may not read,
     /// [`ServiceError::Conflict`] if there are too many.
     pub async fn create_webhook(
         &self,
@@ -164,7 +164,7 @@ impl Service {
         new: CreateWebhook,
     ) -> Result<(WebhookRow, SecretString), ServiceError> {
         self.check_webhook(Some(&new.url), Some(&new.topics))?;
-        topics::check_webhook(access.caller(), &new.topics)?;
+        check_topics(access, &new.topics)?;
         let now = self.now();
         let id = Uuid::new_v4();
         let (secret, secret_enc) = self.new_secret(id);
@@ -239,7 +239,7 @@ impl Service {
     ///
     /// # Errors
     ///
-    /// [`ServiceError::NotFound`], [`ServiceError::Stale`], [`ServiceError::Invalid`], [`ServiceError::Denied`] if an API
+    /// [`ServiceError::NotFound`], [`ServiceError::Stale`], [`ServiceError::Invalid`], [`ServiceError::DeniedField`] if an API
     /// token asks for what it may not read.
     pub async fn update_webhook(
         &self,
@@ -262,7 +262,7 @@ impl Service {
         check_rev("webhook", expected, old.rev)?;
         if change.url.is_some() || change.topics.is_some() {
             let wanted = change.topics.as_ref().unwrap_or(&old.topics.0);
-            topics::check_webhook(access.caller(), wanted)?;
+            check_topics(access, wanted)?;
         }
         let enabled = change.enabled.unwrap_or(old.enabled);
         let other_topics = change
@@ -435,6 +435,22 @@ impl Service {
             Err(ServiceError::Invalid(issues))
         }
     }
+}
+
+/// Checks that the caller reads by itself what a webhook with these topics is told.
+fn check_topics(access: Access<'_>, wanted: &[String]) -> Result<(), ServiceError> {
+    topics::check_webhook(access.caller(), wanted).map_err(|denied| {
+        let may = topics::of_webhooks(access.caller());
+        let may = match may.is_empty() {
+            true => "none".to_owned(),
+            false => may.join(", "),
+        };
+        let message = format!(
+            "tell of more than the token may read (none named and * are everything); it may have {may}"
+        );
+        let issue = FieldIssue::new("topics", message);
+        ServiceError::DeniedField { denied, issue }
+    })
 }
 
 /// Makes the deliveries of all events that are numbered.

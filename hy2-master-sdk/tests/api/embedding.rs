@@ -107,6 +107,24 @@ async fn an_embedders_ticket_has_the_rights_of_the_account_it_names_and_no_other
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_public_url_addresses_of_subscriptions_are_paths() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("master.db");
+    let store = Store::open_sqlite(&path, &StoreOptions::default())
+        .await
+        .unwrap();
+    let fleet = Fleet::start_with(store, directory, |config| config.public_url = None).await;
+    let owner = fleet.owner().await;
+    let user = json!({"username": "ann"});
+    let user = owner.post("/api/v1/users", &user).await.expect(201);
+    let address = format!("/api/v1/users/{}/subscription", user["id"]);
+    let given = owner.get(&address).await.expect(200);
+    let url = given["url"].as_str().unwrap();
+    assert!(url.starts_with("/sub/") && url.len() > 20, "{url}");
+    fleet.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sink_hears_every_event_in_order_from_where_it_left_off() {
     let (heard, mut ear) = mpsc::unbounded_channel();
     let directory = tempfile::tempdir().unwrap();

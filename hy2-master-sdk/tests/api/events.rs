@@ -198,7 +198,12 @@ on_both! {
         let made = owner.post("/api/v1/api-tokens", &json!({"name": "hooks", "scopes": scopes})).await.expect(201);
         let token = fleet.client().with("authorization", &format!("Bearer {}", made["token"].as_str().unwrap()));
         // A token has no more told to an address than it reads.
-        assert_eq!(token.post("/api/v1/webhooks", &json!({"url": url})).await.status, 403);
+        for topics in [json!([]), json!(["*"]), json!(["user.*", "plan.created"])] {
+            let refused = token.post("/api/v1/webhooks", &json!({"url": url, "topics": topics})).await.expect(403);
+            let issue = &refused["errors"][0];
+            let said = issue["message"].as_str().unwrap_or_default();
+            assert!(issue["path"] == "topics" && said.ends_with("it may have assignment.*, user.*"), "{refused}");
+        }
         let of_users = json!({"url": url, "topics": ["user.*"]});
         let own = token.post("/api/v1/webhooks", &of_users).await.expect(201);
         let path = format!("/api/v1/webhooks/{}", own["id"].as_str().unwrap());
