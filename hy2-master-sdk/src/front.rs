@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::Master;
-use crate::api::{self, ApiState};
+use crate::api::{self, ApiState, Keyed};
 use crate::auth::external::Authenticator;
 use crate::auth::jwt::TokenSigner;
 use crate::auth::password::{Cost, DEFAULT_COST, PasswordError, Passwords};
@@ -151,6 +151,7 @@ pub struct Front {
     first_admin: Option<Credentials>,
     stop: CancellationToken,
     tasks: Mutex<JoinSet<()>>,
+    keyed: Keyed,
 }
 
 impl Front {
@@ -207,7 +208,9 @@ impl Front {
 
         let metrics = config.metrics;
         let proxies = config.trusted_proxies;
-        let state = ApiState::new(service.clone(), hub, proxies.clone(), move || metrics());
+        let state = ApiState::new(service.clone(), hub, proxies.clone(), move || metrics())
+            .until(stop.clone());
+        let keyed = state.keyed().clone();
         let api = api_listener.map(|listener| {
             let router = api::router(state.clone()).merge(api::grpc::router(state));
             serve(&mut tasks, listener, config.api_tls, router, &stop)
@@ -223,6 +226,7 @@ impl Front {
             first_admin,
             stop,
             tasks: Mutex::new(tasks),
+            keyed,
         })
     }
 
@@ -258,7 +262,10 @@ impl Front {
     pub async fn shutdown(&self) {
         self.stop.cancel();
         let mut tasks = self.tasks.lock().await;
-        let all = async { while tasks.join_next().await.is_some() {} };
+        let all = async {
+            while tasks.join_next().await.is_some() {}
+            self.keyed.wait().await;
+        };
         if tokio::time::timeout(NODE_PATIENCE, all).await.is_err() {
             tasks.shutdown().await;
         }

@@ -2,7 +2,8 @@
 //!
 //! The answer is kept sealed, because it may hold secrets that are shown once, and given only to a caller who may do
 //! what the first might: another role or another API token of the same administrator is refused. A request that was
-//! refused without changing anything gives its key back.
+//! refused without changing anything gives its key back. A request with a key goes on when its caller goes away: the answer
+//! is there when the request comes again.
 
 use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
@@ -14,20 +15,18 @@ use sha2::{Digest, Sha256};
 
 use super::ApiState;
 use super::extract::too_large;
+use super::keyed::{Claimed, End, Held};
 use super::problem::Problem;
 use crate::auth::access::Caller;
 use crate::domain::AdminId;
 use crate::service::{Service, ServiceError};
-use crate::store::idempotency::{self, Remembered};
+use crate::store::idempotency::Remembered;
 
 /// The header.
 pub(crate) const KEY_HEADER: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// Says that an answer is that of an earlier request.
 pub(crate) const REPLAYED_HEADER: HeaderName = HeaderName::from_static("idempotency-replayed");
-
-/// How long an answer is kept.
-const KEEP: std::time::Duration = std::time::Duration::from_secs(86_400);
 
 /// Largest body of a request with a key, in bytes.
 const MAX_BODY: usize = 16 << 20;
@@ -77,25 +76,33 @@ pub(crate) async fn replay(
         path.unwrap_or_default().as_bytes(),
         &body,
     ]);
-    let service = &state.service;
-    let now = service.now();
-    let known = idempotency::claim(service.store(), admin, &key, &hash, now, now.plus(KEEP)).await;
-    match known {
-        Err(error) => Problem::from(ServiceError::from(error)).into_response(),
-        Ok(Some(known)) => answer_again(service, admin, &key, &hash, known),
-        Ok(None) => {
-            let response = next.run(Request::from_parts(parts, Body::from(body))).await;
-            keep(service, admin, &key, response).await
+    let request = Request::from_parts(parts, Body::from(body));
+    let keyed = state.keyed.clone();
+    let once = async move {
+        let service = &state.service;
+        match state.keyed.claim(service, admin, &key, &hash).await {
+            Err(error) => Problem::from(ServiceError::from(error)).into_response(),
+            Ok(Claimed::Known { first, runs }) => {
+                answer_again(service, row(admin, &key), &hash, first, runs)
+            }
+            Ok(Claimed::Ours(held)) => {
+                let response = held.work(next.run(request)).await;
+                keep(service, row(admin, &key), held, response).await
+            }
         }
-    }
+    };
+    keyed
+        .finish(once)
+        .await
+        .unwrap_or_else(IntoResponse::into_response)
 }
 
 fn answer_again(
     service: &Service,
-    admin: AdminId,
-    key: &str,
+    row: Vec<u8>,
     hash: &[u8],
     known: Remembered,
+    runs: bool,
 ) -> Response {
     if known.request_hash != hash {
         let detail =
@@ -104,19 +111,15 @@ fn answer_again(
         let status = StatusCode::UNPROCESSABLE_ENTITY;
         return Problem::new(status, "idempotency_mismatch", title, detail).into_response();
     }
+    let acted = known.has_acted();
     let (Some(status), Some(sealed)) = (known.status, known.response_enc) else {
-        let detail =
-            "the first request with this key runs or was cut off; look before you repeat it";
-        let title = "First request unfinished";
-        return Problem::new(
-            StatusCode::CONFLICT,
-            "idempotency_unfinished",
-            title,
-            detail,
-        )
-        .into_response();
+        let problem = match runs {
+            true => Problem::still_runs(),
+            false => Problem::cut_off(acted),
+        };
+        return problem.into_response();
     };
-    let opened = service.vault().open(PLACE, &row(admin, key), &sealed);
+    let opened = service.vault().open(PLACE, &row, &sealed);
     let kept = opened
         .ok()
         .and_then(|bytes| serde_json::from_slice::<Kept>(&bytes).ok());
@@ -142,15 +145,17 @@ fn answer_again(
     (status, headers, kept.body).into_response()
 }
 
-async fn keep(service: &Service, admin: AdminId, key: &str, response: Response) -> Response {
+async fn keep(service: &Service, row: Vec<u8>, held: Held, response: Response) -> Response {
     let (parts, body) = response.into_parts();
     // Files are not kept: to make one again changes nothing.
     let is_file = parts.headers.contains_key(header::CONTENT_DISPOSITION);
     if !parts.status.is_success() || is_file {
-        // Nothing has changed: the same key may try again.
-        if let Err(error) = idempotency::release(service.store(), admin, key).await {
-            tracing::warn!(%error, "an idempotency key was not given back");
-        }
+        // What failed may have changed something before.
+        let end = match parts.status.is_server_error() {
+            true => End::Failed,
+            false => End::Refused,
+        };
+        held.end(service.store(), end).await;
         return Response::from_parts(parts, body);
     }
     let Ok(body) = to_bytes(body, MAX_ANSWER).await else {
@@ -171,12 +176,11 @@ async fn keep(service: &Service, admin: AdminId, key: &str, response: Response) 
         body: body.to_vec(),
     };
     let plain = serde_json::to_vec(&kept).unwrap_or_default();
-    let sealed = service.vault().seal(PLACE, &row(admin, key), &plain);
-    let status = parts.status.as_u16();
-    let done = idempotency::remember(service.store(), admin, key, status, &sealed).await;
-    if let Err(error) = done {
-        tracing::warn!(%error, "an answer was not kept; its key stays taken");
-    }
+    let end = End::Answered {
+        status: parts.status.as_u16(),
+        sealed: service.vault().seal(PLACE, &row, &plain).into(),
+    };
+    held.end(service.store(), end).await;
     Response::from_parts(parts, Body::from(body))
 }
 

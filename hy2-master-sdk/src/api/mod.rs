@@ -23,6 +23,7 @@ mod events;
 mod extract;
 pub(crate) mod grpc;
 mod idempotency;
+mod keyed;
 mod linger;
 mod nodes;
 pub mod openapi;
@@ -48,10 +49,12 @@ use http::{HeaderValue, StatusCode, header};
 use ipnet::IpNet;
 use serde::Serialize;
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::ToSchema;
 
 pub(crate) use self::address::client_address;
+pub(crate) use self::keyed::Keyed;
 use self::problem::Problem;
 use crate::events::EventHub;
 use crate::service::page::Page;
@@ -64,6 +67,7 @@ pub struct ApiState {
     events: EventHub,
     trusted_proxies: Arc<[IpNet]>,
     metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    keyed: Keyed,
 }
 
 impl ApiState {
@@ -79,7 +83,19 @@ impl ApiState {
             events,
             trusted_proxies: trusted_proxies.into(),
             metrics: Arc::new(metrics),
+            keyed: Keyed::new(CancellationToken::new()),
         }
+    }
+
+    /// Ends what goes on without its caller soon after `stop`.
+    pub(crate) fn until(mut self, stop: CancellationToken) -> Self {
+        self.keyed = Keyed::new(stop);
+        self
+    }
+
+    /// Returns the requests that go on without their callers.
+    pub(crate) const fn keyed(&self) -> &Keyed {
+        &self.keyed
     }
 }
 

@@ -16,7 +16,12 @@ pub const PUBLIC_OPERATIONS: &[&str] = &["login", "refresh"];
         description = "Nodes, users, plans, traffic and configuration of a fleet. Errors are \
             problem documents (RFC 9457) with a stable `code`. Lists give pages by key: `next` of \
             one page is `after` of the following. Requests that change something take \
-            `Idempotency-Key` (kept 24 h) and, where a resource has an `ETag`, `If-Match`.",
+            `Idempotency-Key` (kept 24 h) and, where a resource has an `ETag`, `If-Match`. A request \
+            with a key goes on when its client hangs up; repeated, it has the answer of the first, and \
+            until there is one 409 `idempotency_running` with `Retry-After`. 409 \
+            `idempotency_unfinished`: there will be none, because the first was cut off; look whether \
+            it has happened, then use a new key. A request that failed and changed nothing gives its \
+            key back.",
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
     ),
     servers((url = "/")),

@@ -92,6 +92,41 @@ impl Problem {
         .with_retry(Duration::from_secs(2))
     }
 
+    /// Says that the process ends, and the request with it.
+    pub fn stopping() -> Self {
+        let detail = "this master stops";
+        Self {
+            detail: detail.to_owned(),
+            ..Self::busy()
+        }
+    }
+
+    /// Says that the first request with this key has no answer yet.
+    pub fn still_runs() -> Self {
+        let detail = "the first request with this key still runs: repeat it for the answer";
+        let title = "First request runs";
+        Self::new(StatusCode::CONFLICT, "idempotency_running", title, detail)
+            .with_retry(Duration::from_secs(1))
+    }
+
+    /// Says that the first request with this key will have no answer; `acted`: it is known to have changed something.
+    pub fn cut_off(acted: bool) -> Self {
+        let detail = if acted {
+            "the first request with this key has changed something and its answer is lost: \
+             look at what is there, and do what is missing with a new key"
+        } else {
+            "the first request with this key was cut off: look whether it has happened, and \
+             if not repeat it with a new key"
+        };
+        let title = "First request unfinished";
+        Self::new(
+            StatusCode::CONFLICT,
+            "idempotency_unfinished",
+            title,
+            detail,
+        )
+    }
+
     fn with_retry(mut self, after: Duration) -> Self {
         self.retry_after = Some(after);
         self

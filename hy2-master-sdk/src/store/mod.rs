@@ -376,6 +376,7 @@ impl Store {
         };
         Ok(Tx {
             connection,
+            writes: true,
             calls: 0,
             spent: BTreeMap::new(),
             bus: self.bus.clone(),
@@ -397,6 +398,7 @@ impl Store {
         };
         Ok(Tx {
             connection,
+            writes: false,
             calls: 0,
             spent: BTreeMap::new(),
             bus: self.bus.clone(),
@@ -437,6 +439,7 @@ async fn begin_pg(
 #[derive(Debug)]
 pub struct Tx {
     connection: Connection,
+    writes: bool,
     calls: u8,
     spent: BTreeMap<AdminId, i64>,
     bus: Bus,
@@ -505,6 +508,9 @@ impl Tx {
     pub async fn commit(mut self) -> Result<(), StoreError> {
         for (admin, bytes) in std::mem::take(&mut self.spent) {
             admins::add_spent(&mut self, admin, bytes).await?;
+        }
+        if self.writes {
+            idempotency::note_acting(&mut self).await?;
         }
         let calls = Topic::ALL
             .iter()

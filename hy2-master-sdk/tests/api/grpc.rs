@@ -8,12 +8,12 @@ use tonic::{Code, Request};
 
 use crate::harness::{Client, Fleet, OWN_PASSWORD, on_both};
 
-async fn connect(fleet: &Fleet) -> AdminServiceClient<Channel> {
+pub(crate) async fn connect(fleet: &Fleet) -> AdminServiceClient<Channel> {
     let endpoint = Endpoint::from_shared(format!("http://{}", fleet.api)).unwrap();
     AdminServiceClient::new(endpoint.connect().await.unwrap())
 }
 
-fn ask<T>(client: &Client, message: T) -> Request<T> {
+pub(crate) fn ask<T>(client: &Client, message: T) -> Request<T> {
     let mut request = Request::new(message);
     let token = client.headers["authorization"].parse().unwrap();
     request.metadata_mut().insert("authorization", token);

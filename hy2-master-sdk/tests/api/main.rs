@@ -21,6 +21,7 @@ mod redis;
 #[path = "../support/redis.rs"]
 mod redis_server;
 mod regions;
+mod repeated;
 mod resources;
 mod rights;
 mod round_trip;

@@ -219,7 +219,9 @@ pub(crate) async fn retention_goes_in_pieces_and_keeps_what_is_needed(backend: &
     tx.commit().await.unwrap();
     let claim = async |key, at: Timestamp| {
         let until = at.plus(Duration::from_secs(60));
-        let claimed = idempotency::claim(store, AdminId(1), key, b"hash", at, until).await;
+        let mut tx = store.begin().await.unwrap();
+        let claimed = idempotency::claim(&mut tx, AdminId(1), key, b"hash", at, until).await;
+        tx.commit().await.unwrap();
         claimed.unwrap().is_none()
     };
     assert!(claim("old", NOW).await);

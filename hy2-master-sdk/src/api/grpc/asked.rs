@@ -6,17 +6,15 @@ use tonic::metadata::MetadataValue;
 use tonic::{Code, Request, Response, Status};
 
 use super::Admin;
+use crate::api::PATIENCE;
 use crate::api::idempotency::hash as idempotency_hash;
+use crate::api::keyed::{Claimed, End};
 use crate::api::problem::Problem;
 use crate::auth::access::{Access, Caller, Operation};
 use crate::service::ServiceError;
-use crate::store::idempotency;
 
 /// Where sealed answers belong.
 const PLACE: &str = "idempotency_keys.response";
-
-/// How long an answer is kept.
-const KEEP: std::time::Duration = std::time::Duration::from_secs(86_400);
 
 /// What kind of request it is: who asks, and what.
 pub(super) struct Asked<T> {
@@ -66,7 +64,11 @@ pub(super) fn status(error: ServiceError) -> Status {
         ServiceError::Unavailable(_) => Code::Unavailable,
         ServiceError::Internal(_) => Code::Internal,
     };
-    let problem = Problem::from(error);
+    told(code, Problem::from(error))
+}
+
+/// A problem document as gRPC has it, with a code: `hy2-code`, and `retry-after` in seconds.
+pub(super) fn told(code: Code, problem: Problem) -> Status {
     let mut text = problem.detail;
     for issue in &problem.errors {
         text.push_str(&format!("; {}: {}", issue.path, issue.message));
@@ -75,11 +77,15 @@ pub(super) fn status(error: ServiceError) -> Status {
     if let Ok(value) = MetadataValue::try_from(problem.code) {
         status.metadata_mut().insert("hy2-code", value);
     }
+    if let Some(retry) = problem.retry_after {
+        let seconds = retry.as_secs().max(1);
+        status.metadata_mut().insert("retry-after", seconds.into());
+    }
     status
 }
 
 impl Admin {
-    /// Runs `work` once for a request id: the second request with it gets the first answer. A request is the same if
+    /// Runs `work` once for a request id, in [`to_the_end`](super::to_the_end): the second request with it gets the first answer. A request is the same if
     /// operation, message and rights of the caller are: messages of different operations may have the same bytes.
     pub(super) async fn once<Q: Message, A: Message + Default>(
         &self,
@@ -96,7 +102,6 @@ impl Admin {
             return Err(status(ServiceError::invalid("request_id", message)));
         }
         let service = &self.state.service;
-        let (store, now) = (service.store(), service.now());
         let key = format!("grpc:{request_id}");
         let hash = idempotency_hash([
             access.operation().name().as_bytes(),
@@ -105,10 +110,10 @@ impl Admin {
         ]);
         let admin = access.caller().admin;
         let row = [&admin.0.to_be_bytes()[..], key.as_bytes()].concat();
-        let fail = |error: crate::store::StoreError| status(error.into());
-        let known = idempotency::claim(store, admin, &key, &hash, now, now.plus(KEEP)).await;
-        if let Some(known) = known.map_err(fail)? {
-            if known.request_hash != hash {
+        let claimed = self.state.keyed.claim(service, admin, &key, &hash).await;
+        let held = match claimed.map_err(|error| status(error.into()))? {
+            Claimed::Ours(held) => held,
+            Claimed::Known { first, .. } if first.request_hash != hash => {
                 let detail =
                     "this request_id came with another request, or from a caller with other rights";
                 return Err(status(ServiceError::conflict(
@@ -116,29 +121,39 @@ impl Admin {
                     detail,
                 )));
             }
-            let sealed = known.response_enc.ok_or_else(|| {
-                let detail = "the first request with this id runs or was cut off";
-                status(ServiceError::conflict("idempotency_unfinished", detail))
-            })?;
-            let opened = service.vault().open(PLACE, &row, &sealed);
-            let opened = opened.map_err(|error| status(ServiceError::internal(error)))?;
-            return A::decode(opened.as_slice())
-                .map(Response::new)
-                .map_err(|error| status(ServiceError::internal(error)));
-        }
-        match work.await {
-            Ok(answer) => {
+            Claimed::Known { first, runs } => {
+                let acted = first.has_acted();
+                let Some(sealed) = first.response_enc else {
+                    return Err(match runs {
+                        true => told(Code::Unavailable, Problem::still_runs()),
+                        false => told(Code::FailedPrecondition, Problem::cut_off(acted)),
+                    });
+                };
+                let opened = service.vault().open(PLACE, &row, &sealed);
+                let opened = opened.map_err(|error| status(ServiceError::internal(error)))?;
+                return A::decode(opened.as_slice())
+                    .map(Response::new)
+                    .map_err(|error| status(ServiceError::internal(error)));
+            }
+        };
+        let done = tokio::time::timeout(PATIENCE, held.work(work)).await;
+        let (end, done) = match done {
+            Ok(Ok(answer)) => {
                 let sealed = service.vault().seal(PLACE, &row, &answer.encode_to_vec());
-                let kept = idempotency::remember(store, admin, &key, 200, &sealed).await;
-                if let Err(error) = kept {
-                    tracing::warn!(%error, "an answer was not kept; its key stays taken");
-                }
-                Ok(Response::new(answer))
+                let (status, sealed) = (200, sealed.into());
+                (End::Answered { status, sealed }, Ok(Response::new(answer)))
             }
-            Err(error) => {
-                let _ = idempotency::release(store, admin, &key).await;
-                Err(status(error))
+            // What failed may have changed something before.
+            Ok(Err(error @ (ServiceError::Unavailable(_) | ServiceError::Internal(_)))) => {
+                (End::Failed, Err(status(error)))
             }
-        }
+            Ok(Err(error)) => (End::Refused, Err(status(error))),
+            Err(_) => {
+                let late = Status::deadline_exceeded("the request took too long");
+                (End::Failed, Err(late))
+            }
+        };
+        held.end(service.store(), end).await;
+        done
     }
 }

@@ -7,13 +7,16 @@ mod convert;
 use std::collections::BTreeMap;
 use std::pin::Pin;
 
-use axum::{Router, middleware};
+use axum::body::{Body, to_bytes};
+use axum::extract::{self, State};
+use axum::middleware::{self, Next};
+use axum::{Router, response};
 use futures_util::{Stream, StreamExt, stream};
 use hy2_proto::control::rpc as pb;
 use hy2_proto::control::rpc::admin_service_server::{AdminService, AdminServiceServer};
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
-use self::asked::{asked, page_status, status};
+use self::asked::{asked, page_status, status, told};
 use self::convert::{
     assignment, desired, either, expected, id, limit, moment, observed, page, page_info, plan,
     region, some, user, wanted_state, wanted_status, wire, wire32,
@@ -46,6 +49,7 @@ pub(crate) fn router(state: ApiState) -> Router {
     .max_decoding_message_size(hy2_proto::control::MAX_MESSAGE);
     Router::new()
         .route_service("/hy2.control.v1.AdminService/{*rpc}", service)
+        .layer(middleware::from_fn_with_state(state.clone(), to_the_end))
         .layer(middleware::from_fn_with_state(
             state.clone(),
             super::authn::authenticate,
@@ -55,6 +59,27 @@ pub(crate) fn router(state: ApiState) -> Router {
             super::address::note_address,
         ))
 }
+
+/// Works to the end when the caller goes away: a request id then has its answer. A stream counts until it begins.
+async fn to_the_end(
+    State(state): State<ApiState>,
+    request: extract::Request,
+    next: Next,
+) -> response::Response {
+    // Read before: who does not send all of it holds no place.
+    let (parts, body) = request.into_parts();
+    let Ok(body) = to_bytes(body, MAX_FRAME).await else {
+        return Status::out_of_range("the message is too large").into_http();
+    };
+    let request = extract::Request::from_parts(parts, Body::from(body));
+    match state.keyed.finish(next.run(request)).await {
+        Ok(response) => response,
+        Err(problem) => told(Code::Unavailable, problem).into_http(),
+    }
+}
+
+/// Largest message with the five bytes before it.
+const MAX_FRAME: usize = hy2_proto::control::MAX_MESSAGE + 5;
 
 struct Admin {
     state: ApiState,
