@@ -3,16 +3,17 @@
 //! What is kept there can be made again: rendered subscriptions and rate-limit buckets. So a
 //! Redis that is slow, stopped or empty costs time, and little of it: the first request that gets no
 //! answer waits [`PATIENCE`], and from then on Redis is left alone until a probe beside the
-//! requests finds that it answers again.
+//! requests finds that it takes what is written again: one that is full, or for reading only, is of no use.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use redis::RedisResult;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use thiserror::Error;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 /// How long a request waits for Redis, once: while Redis is known not to answer, requests do
 /// not wait at all.
@@ -23,6 +24,19 @@ const PROBE: Duration = Duration::from_millis(250);
 
 /// How long a probe and a connection attempt may take.
 const PROBE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Probes that fail over one connection before another one is made: a connection that was not let in, because the password
+/// was another one for a while, stays as it is for good.
+const PROBES: u32 = 4;
+
+/// How often at most a log line says why Redis is still not used.
+const TELL: Duration = Duration::from_secs(5);
+
+/// The reason when there is no answer.
+const LATE: &str = "no answer in time";
+
+/// What a probe does, as the rate limiter: a script, that writes what expires.
+const WRITE: &str = "return redis.call('set', KEYS[1], '1', 'px', 1000)";
 
 /// The text is not an address of Redis.
 #[derive(Debug, Error)]
@@ -37,7 +51,8 @@ pub struct Redis {
 }
 
 struct Inner {
-    connection: ConnectionManager,
+    client: redis::Client,
+    connection: ArcSwap<ConnectionManager>,
     prefix: String,
     down: AtomicBool,
 }
@@ -51,16 +66,11 @@ impl Redis {
     /// `url` is not an address of Redis.
     pub fn new(url: &str, prefix: impl Into<String>) -> Result<Self, RedisAddressError> {
         let client = redis::Client::open(url).map_err(RedisAddressError)?;
-        let config = ConnectionManagerConfig::new()
-            .set_number_of_retries(0)
-            .set_connection_timeout(Some(PROBE_PATIENCE))
-            .set_response_timeout(Some(PROBE_PATIENCE));
-        let connection = client
-            .get_connection_manager_lazy(config)
-            .map_err(RedisAddressError)?;
+        let connection = connect(&client).map_err(RedisAddressError)?;
         Ok(Self {
             inner: Arc::new(Inner {
-                connection,
+                client,
+                connection: ArcSwap::from_pointee(connection),
                 prefix: prefix.into(),
                 down: AtomicBool::new(false),
             }),
@@ -91,39 +101,70 @@ impl Redis {
         if !self.is_up() {
             return None;
         }
-        let error = match timeout(PATIENCE, ask(self.inner.connection.clone())).await {
+        let connection = ConnectionManager::clone(&self.inner.connection.load());
+        let error = match timeout(PATIENCE, ask(connection)).await {
             Ok(Ok(answer)) => return Some(answer),
             Ok(Err(error)) => error.to_string(),
-            Err(_) => format!("no answer within {} ms", PATIENCE.as_millis()),
+            Err(_) => LATE.to_owned(),
         };
         self.mark_down(&error);
         None
     }
 
-    /// Leaves Redis alone until it answers a probe.
+    /// Leaves Redis alone until a probe can write.
     fn mark_down(&self, error: &str) {
         metrics::counter!("hy2_master_redis_failures_total").increment(1);
         if self.inner.down.swap(true, Ordering::Relaxed) {
             return;
         }
         tracing::warn!(error, "Redis does not answer: going on without it");
+        let (mut told, mut told_at) = (error.to_owned(), Instant::now());
         // Owned by nobody, but ends by itself when the last handle is gone.
         let inner = Arc::downgrade(&self.inner);
         tokio::spawn(async move {
-            loop {
+            for probe in 1_u32.. {
                 sleep(PROBE).await;
                 let Some(inner) = inner.upgrade() else { return };
-                let mut connection = inner.connection.clone();
-                let ping = redis::cmd("PING");
-                let pong = ping.query_async::<()>(&mut connection);
-                if let Ok(Ok(())) = timeout(PROBE_PATIENCE, pong).await {
+                let Err(error) = inner.probe().await else {
                     inner.down.store(false, Ordering::Relaxed);
                     tracing::info!("Redis answers again");
                     return;
+                };
+                if error != told && told_at.elapsed() >= TELL {
+                    tracing::warn!(error, "Redis is still not used, for another reason");
+                    (told, told_at) = (error, Instant::now());
+                }
+                // The address was good for the first one.
+                if probe % PROBES == 0
+                    && let Ok(connection) = connect(&inner.client)
+                {
+                    inner.connection.store(Arc::new(connection));
                 }
             }
         });
     }
+}
+
+impl Inner {
+    /// Tries whether Redis does what is asked of it; says why not.
+    async fn probe(&self) -> Result<(), String> {
+        let mut connection = ConnectionManager::clone(&self.connection.load());
+        let mut write = redis::cmd("EVAL");
+        write.arg(WRITE).arg(1).arg(format!("{}probe", self.prefix));
+        match timeout(PROBE_PATIENCE, write.query_async::<()>(&mut connection)).await {
+            Ok(done) => done.map_err(|error| error.to_string()),
+            Err(_) => Err(LATE.to_owned()),
+        }
+    }
+}
+
+/// Describes a connection, which is made when it is first used.
+fn connect(client: &redis::Client) -> RedisResult<ConnectionManager> {
+    let config = ConnectionManagerConfig::new()
+        .set_number_of_retries(0)
+        .set_connection_timeout(Some(PROBE_PATIENCE))
+        .set_response_timeout(Some(PROBE_PATIENCE));
+    client.get_connection_manager_lazy(config)
 }
 
 impl std::fmt::Debug for Redis {

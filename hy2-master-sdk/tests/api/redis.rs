@@ -188,3 +188,71 @@ async fn what_one_master_keeps_another_finds_and_a_master_starts_without_redis()
     let kept: i64 = server.command(&["EXISTS", "test:cache:key"]).await;
     assert_eq!(kept, 1);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_password_that_was_wrong_for_a_while_is_tried_again() {
+    let mut server = RedisServer::start().await;
+    server.kill();
+    server.resume_with("right").await;
+    let redis = Redis::new(&server.url(), "test:").unwrap();
+    let limiter = limiter(&redis);
+    limiter.check(THREE, "a").await.unwrap();
+    assert!(redis.is_up());
+
+    server.kill();
+    server.resume_with("wrong").await;
+    // Until it is seen that nobody is let in any more, and for longer than any one connection is tried.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while redis.is_up() {
+        assert!(Instant::now() < deadline, "Redis is never found down");
+        limiter.give_back(THREE, "a").await;
+    }
+    let refused = |stats: String| {
+        let errors = stats
+            .lines()
+            .find_map(|line| line.strip_prefix("errorstat_WRONGPASS:count="));
+        errors.map_or(0, |count| count.trim().parse::<u32>().unwrap())
+    };
+    while refused(server.command(&["INFO", "errorstats"]).await) < 3 {
+        assert!(Instant::now() < deadline, "Redis is not asked again");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(!redis.is_up());
+    server.kill();
+    server.resume_with("right").await;
+    until_up(&redis).await;
+    limiter.check(THREE, "a").await.unwrap();
+    assert!(redis.is_up());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_without_memory_is_left_alone_until_it_can_write() {
+    let server = RedisServer::start().await;
+    let redis = Redis::new(&server.url(), "test:").unwrap();
+    let limiter = limiter(&redis);
+    limiter.check(THREE, "a").await.unwrap();
+    let set = async |bytes| {
+        let _: String = server.command(&["CONFIG", "SET", "maxmemory", bytes]).await;
+    };
+    set("1").await;
+    limiter.check(THREE, "a").await.unwrap();
+    assert!(!redis.is_up());
+    // Asked some times, it is not found up because it answers.
+    let asked = |stats: String| {
+        let errors = stats
+            .lines()
+            .find_map(|line| line.strip_prefix("errorstat_OOM:count="));
+        errors.map_or(0, |count| count.trim().parse::<u32>().unwrap())
+    };
+    let first = asked(server.command(&["INFO", "errorstats"]).await);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while asked(server.command(&["INFO", "errorstats"]).await) < first + 4 {
+        assert!(!redis.is_up(), "found up, and cannot write");
+        assert!(Instant::now() < deadline, "Redis is not asked again");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    set("0").await;
+    until_up(&redis).await;
+    limiter.check(THREE, "a").await.unwrap();
+    assert!(redis.is_up());
+}

@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 /// A server of its own, that tests stop, kill and empty. Ends with this process at the latest.
 pub(crate) struct RedisServer {
     port: u16,
+    password: String,
     process: Option<Child>,
 }
 
@@ -18,6 +19,7 @@ impl RedisServer {
             drop(free);
             let mut server = Self {
                 port,
+                password: String::new(),
                 process: None,
             };
             if server.run().await {
@@ -32,8 +34,17 @@ impl RedisServer {
         assert!(self.run().await, "redis-server starts again");
     }
 
+    /// Starts it again with another password, or with none.
+    pub(crate) async fn resume_with(&mut self, password: &str) {
+        password.clone_into(&mut self.password);
+        self.resume().await;
+    }
+
     pub(crate) fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+        match self.password.as_str() {
+            "" => format!("redis://127.0.0.1:{}", self.port),
+            password => format!("redis://:{password}@127.0.0.1:{}", self.port),
+        }
     }
 
     /// Ends it as a power failure would.
@@ -71,6 +82,7 @@ impl RedisServer {
     async fn run(&mut self) -> bool {
         let spawned = Command::new("redis-server")
             .args(["--port", &self.port.to_string()])
+            .args(["--requirepass", &self.password])
             .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
             .stdout(Stdio::null())
             .spawn();
