@@ -210,14 +210,15 @@ async fn run(
     served: Arc<AtomicUsize>,
 ) {
     let turn = gate.acquire().await.expect("open");
-    let mut session = agent.session().await;
+    // One connection, as an agent has.
+    let mut client = agent.client().await;
+    let mut session = agent.session_on(client.clone()).await;
     let update = session.update().await;
     assert_eq!(session.users.len(), users.len(), "node {number}");
     session.ack(&update).await;
     // A real node keeps its table; here it is in the way.
     session.users = Vec::new();
     let (send, outbound) = tokio::sync::mpsc::channel(1);
-    let mut client = agent.client().await;
     let mut metrics = client.clone();
     send.send(batch(number, 1, &users)).await.expect("open");
     let mut answers = client

@@ -29,6 +29,9 @@ use crate::{
     config::Config,
 };
 
+/// musl's own allocator is slow. Elsewhere the system's takes less memory for many connections
+/// (docs/benchmarks.md).
+#[cfg(target_env = "musl")]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

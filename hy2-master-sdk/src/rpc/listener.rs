@@ -7,17 +7,21 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use hy2_proto::control::rpc::master_service_server::MasterServiceServer;
 use hy2_proto::control::{ALPN_MASTER, ALPN_REVERSE, MAX_MESSAGE};
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::PrivatePkcs8KeyDer;
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
-use tokio_stream::StreamExt;
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower_service::Service as _;
 
 use super::error::chain;
 use super::peers::{Identity, Peer, PeerStream};
@@ -41,6 +45,48 @@ pub enum TlsError {
     Verifier(#[from] rustls::server::VerifierBuilderError),
 }
 
+/// Answers the calls of agents. HTTP/2 by hand and not by tonic's server, whose layers take 60 KiB for each connection,
+/// which counts with a thousand of them.
+#[derive(Clone)]
+struct Calls {
+    service: MasterServiceServer<Service>,
+    shutdown: CancellationToken,
+    /// Cancelled when connections had their time to end.
+    abandoned: CancellationToken,
+}
+
+impl Calls {
+    async fn answer(self, stream: PeerStream) {
+        let (service, peer) = (self.service, stream.peer().clone());
+        let call = service_fn(move |mut request: http::Request<Incoming>| {
+            request.extensions_mut().insert(peer.clone());
+            service.clone().call(request)
+        });
+        let connection = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(64)
+            .keep_alive_interval(Some(Duration::from_secs(15)))
+            .keep_alive_timeout(Duration::from_secs(5))
+            .max_pending_accept_reset_streams(Some(20))
+            .max_header_list_size(16 << 10)
+            .serve_connection(TokioIo::new(stream), call);
+        let mut connection = std::pin::pin!(connection);
+        let mut ending = false;
+        loop {
+            tokio::select! {
+                biased;
+                () = self.abandoned.cancelled() => return,
+                () = self.shutdown.cancelled(), if !ending => {
+                    ending = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                // How it ends is the agent's to say.
+                _ = connection.as_mut() => return,
+            }
+        }
+    }
+}
+
 /// Accepts agents.
 pub(crate) struct Listener {
     core: Arc<Core>,
@@ -54,28 +100,17 @@ impl Listener {
 
     /// Serves until the core shuts down; then lets what runs finish for a moment.
     pub(crate) async fn serve(self, listener: TcpListener) {
-        let (accepted, incoming) = mpsc::channel::<PeerStream>(64);
         let service = MasterServiceServer::new(Service::new(Arc::clone(&self.core)))
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE);
         let shutdown = self.core.shutdown.clone();
-        let grpc = tonic::transport::Server::builder()
-            .max_concurrent_streams(64)
-            .http2_keepalive_interval(Some(Duration::from_secs(15)))
-            .http2_keepalive_timeout(Some(Duration::from_secs(5)))
-            .http2_max_pending_accept_reset_streams(Some(20))
-            .http2_max_header_list_size(16 << 10)
-            .add_service(service)
-            .serve_with_incoming_shutdown(
-                ReceiverStream::new(incoming).map(Ok::<_, std::io::Error>),
-                shutdown.clone().cancelled_owned(),
-            );
+        let calls = Calls {
+            service,
+            shutdown: shutdown.clone(),
+            abandoned: CancellationToken::new(),
+        };
         let mut tasks = JoinSet::new();
-        tasks.spawn(async move {
-            if let Err(error) = grpc.await {
-                tracing::error!(error = chain(&error), "gRPC for agents ended");
-            }
-        });
+        let connected = TaskTracker::new();
         let handshakes = Arc::new(Semaphore::new(self.core.config.max_pending_handshakes));
         let connections = Arc::new(Semaphore::new(self.core.config.max_connections));
         let me = Arc::new(self);
@@ -94,7 +129,7 @@ impl Listener {
                     }
                 },
                 // Finished ones are let go.
-                Some(_) = tasks.join_next(), if tasks.len() > 1 => continue,
+                Some(_) = tasks.join_next(), if !tasks.is_empty() => continue,
             };
             let (Ok(pending), Ok(connection)) = (
                 Arc::clone(&handshakes).try_acquire_owned(),
@@ -103,12 +138,15 @@ impl Listener {
                 metrics::counter!("hy2_master_agent_connections_refused_total").increment(1);
                 continue;
             };
-            let (me, accepted) = (Arc::clone(&me), accepted.clone());
+            let (me, calls, connected) = (Arc::clone(&me), calls.clone(), connected.clone());
             tasks.spawn(async move {
                 let timeout = me.core.config.handshake_timeout;
-                let work = me.greet(stream, address, connection, &accepted);
+                let work = me.greet(stream, address, connection);
                 match tokio::time::timeout(timeout, work).await {
-                    Ok(Ok(())) => {}
+                    Ok(Ok(Some(stream))) => {
+                        connected.spawn(calls.answer(stream));
+                    }
+                    Ok(Ok(None)) => {}
                     Ok(Err(reason)) => tracing::debug!(%address, reason, "agent refused"),
                     Err(_) => {
                         metrics::counter!("hy2_master_agent_handshakes_timed_out_total")
@@ -119,21 +157,25 @@ impl Listener {
                 drop(pending);
             });
         }
-        drop(accepted);
-        let finish = async { while tasks.join_next().await.is_some() {} };
+        let finish = async {
+            while tasks.join_next().await.is_some() {}
+            connected.close();
+            connected.wait().await;
+        };
         if tokio::time::timeout(SHUTDOWN_GRACE, finish).await.is_err() {
             tracing::debug!("agents' connections are dropped");
         }
+        calls.abandoned.cancel();
     }
 
-    /// Shakes hands, finds out who it is, and passes the connection on.
+    /// Shakes hands and finds out who it is. Returns the connection of an agent that calls; one on which the master
+    /// calls goes to who waits for it.
     async fn greet(
         &self,
         stream: TcpStream,
         address: SocketAddr,
         permit: OwnedSemaphorePermit,
-        accepted: &mpsc::Sender<PeerStream>,
-    ) -> Result<(), String> {
+    ) -> Result<Option<PeerStream>, String> {
         let _ = stream.set_nodelay(true);
         let stream = TlsAcceptor::from(self.tls.load_full())
             .accept(stream)
@@ -171,12 +213,10 @@ impl Listener {
         let stream = PeerStream::new(stream, peer, open, permit);
         if reverse {
             let identity = identity.ok_or("no client certificate")?;
-            return self.core.reverse.accept(identity.node, stream).await;
+            self.core.reverse.accept(identity.node, stream).await?;
+            return Ok(None);
         }
-        accepted
-            .send(stream)
-            .await
-            .map_err(|_| "shutting down".to_owned())
+        Ok(Some(stream))
     }
 
     /// Looks up whose certificate it is: its chain was verified, its name counts for nothing.

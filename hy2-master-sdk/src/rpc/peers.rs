@@ -14,7 +14,6 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
-use tonic::transport::server::Connected;
 use tonic::{Request, Status};
 use uuid::Uuid;
 
@@ -193,6 +192,11 @@ impl PeerStream {
         }
     }
 
+    /// Returns whose it is.
+    pub(crate) fn peer(&self) -> &Peer {
+        &self.peer
+    }
+
     fn poll_cut(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         let late = self
             .limit
@@ -205,14 +209,6 @@ impl PeerStream {
             ));
         }
         Ok(())
-    }
-}
-
-impl Connected for PeerStream {
-    type ConnectInfo = Peer;
-
-    fn connect_info(&self) -> Peer {
-        self.peer.clone()
     }
 }
 

@@ -289,31 +289,47 @@ impl Agent {
 
     /// Opens a Session and reads the greeting.
     pub(crate) async fn session(&self) -> Session {
-        let mut session = self.try_session(rpc::Hello::default()).await.unwrap();
+        self.session_on(self.client().await).await
+    }
+
+    /// The same on a connection that there is.
+    pub(crate) async fn session_on(&self, client: MasterServiceClient<Channel>) -> Session {
+        let mut session = hello(client, rpc::Hello::default()).await.unwrap();
         assert!(matches!(session.next().await, Some(Down::Welcome(_))));
         assert!(matches!(session.next().await, Some(Down::Certificates(_))));
         session
     }
 
-    pub(crate) async fn try_session(&self, mut hello: rpc::Hello) -> Result<Session, Status> {
-        hello.info.get_or_insert_with(rpc::NodeInfo::default);
-        let (up, outbound) = tokio::sync::mpsc::channel(32);
-        up.send(rpc::SessionRequest {
-            event: Some(Up::Hello(hello)),
-        })
+    pub(crate) async fn try_session(&self, greeting: rpc::Hello) -> Result<Session, Status> {
+        hello(
+            MasterServiceClient::new(self.channel(true).await?),
+            greeting,
+        )
         .await
-        .unwrap();
-        let mut client = MasterServiceClient::new(self.channel(true).await?);
-        let down = client
-            .session(ReceiverStream::new(outbound))
-            .await?
-            .into_inner();
-        Ok(Session {
-            up,
-            down,
-            users: Vec::new(),
-        })
     }
+}
+
+/// Begins a Session.
+async fn hello(
+    mut client: MasterServiceClient<Channel>,
+    mut hello: rpc::Hello,
+) -> Result<Session, Status> {
+    hello.info.get_or_insert_with(rpc::NodeInfo::default);
+    let (up, outbound) = tokio::sync::mpsc::channel(32);
+    up.send(rpc::SessionRequest {
+        event: Some(Up::Hello(hello)),
+    })
+    .await
+    .unwrap();
+    let down = client
+        .session(ReceiverStream::new(outbound))
+        .await?
+        .into_inner();
+    Ok(Session {
+        up,
+        down,
+        users: Vec::new(),
+    })
 }
 
 /// Proves with the key of an expired certificate who asks for another.
