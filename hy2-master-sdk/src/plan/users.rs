@@ -1,7 +1,5 @@
 //! The set of users of a node.
 
-use std::collections::BTreeMap;
-
 use bytes::Bytes;
 use hy2_proto::control::{hash, rpc};
 use prost::Message;
@@ -63,30 +61,41 @@ pub fn user_entry(
 }
 
 /// The digests of a node's entries: enough to name the set and to know what changed.
+///
+/// A sorted list: a tree takes half as much again, and a master holds one set for each of its nodes.
 #[derive(Debug, Default)]
 pub struct UserSet {
-    digests: BTreeMap<u64, [u8; 32]>,
+    digests: Vec<(u64, [u8; 32])>,
 }
 
 impl UserSet {
     /// Puts an entry in, or takes it out. Returns the encoded entry when there is one.
     pub fn set(&mut self, user: UserId, entry: Option<&rpc::UserEntry>) -> Option<Bytes> {
-        match entry {
-            Some(entry) => {
-                let encoded = Bytes::from(entry.encode_to_vec());
-                self.digests.insert(user.to_wire(), hash::blob(&encoded));
-                Some(encoded)
+        let user = user.to_wire();
+        let place = self.digests.binary_search_by_key(&user, |(user, _)| *user);
+        let Some(entry) = entry else {
+            if let Ok(at) = place {
+                self.digests.remove(at);
             }
-            None => {
-                self.digests.remove(&user.to_wire());
-                None
+            return None;
+        };
+        let encoded = Bytes::from(entry.encode_to_vec());
+        let digest = hash::blob(&encoded);
+        match place {
+            Ok(at) => self.digests[at].1 = digest,
+            Err(at) => {
+                if self.digests.len() == self.digests.capacity() {
+                    self.digests.reserve_exact(self.digests.len() / 8 + 8);
+                }
+                self.digests.insert(at, (user, digest));
             }
         }
+        Some(encoded)
     }
 
     /// Returns the hash by which a manifest names the set.
     pub fn hash(&self) -> [u8; 32] {
-        hash::user_set(self.digests.values())
+        hash::user_set(self.digests.iter().map(|(_, digest)| digest))
     }
 
     /// Returns how many users there are.

@@ -352,7 +352,7 @@ impl Ask<'_> {
 const PROBE: i64 = 2_500;
 
 /// Names found by their parts that are fetched and sorted.
-const FEW: i64 = 1_000;
+const FEW: i64 = 4_000;
 
 /// Letters of the longest parts in the index.
 const PART: usize = 3;
@@ -382,7 +382,7 @@ impl Numbers {
 async fn with_parts(store: &Store, whole: &str) -> Result<Option<Numbers>, StoreError> {
     let parts = parts(whole);
     let most = FEW + 1;
-    // One row: a thousand would change threads as often.
+    // One row: thousands would change threads as often.
     let (count, numbers): (i64, Numbers) = match store.db() {
         Db::Pg(pool) => {
             const SQL: &str =

@@ -70,7 +70,7 @@ pub(crate) async fn searches_equal_a_comparison_of_every_name(backend: &Backend)
         if status.is_none() {
             match expected.len() {
                 0..=500 => few += 1,
-                1_100.. if expected[0].id.0 > 2_000 => late += 1,
+                4_100.. if expected[0].id.0 > 2_000 => late += 1,
                 1_100.. => first += 1,
                 _ => {}
             }
@@ -200,7 +200,7 @@ async fn people(store: &Store, random: &mut StdRng) -> Vec<UserRow> {
             order.insert(random.random_range(0..order.len()), name);
         }
     }
-    for number in 0..1_300 {
+    for number in 0..4_600 {
         order.push(format!("LATE.{number:04}"));
     }
     let mut tx = store.begin().await.unwrap();
