@@ -27,6 +27,7 @@ fn committed_code_is_what_the_contracts_give() {
     let set = compiled();
     let out = tempfile::tempdir().expect("a directory");
     tonic_prost_build::configure()
+        .codec_path("crate::control::Codec")
         .out_dir(out.path())
         .bytes(".")
         // A message is hashed and signed as it is encoded: the order of a map must not vary.

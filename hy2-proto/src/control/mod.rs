@@ -7,7 +7,10 @@
 //! Shapes, units and meaning of every field are documented in the `.proto` files and on the
 //! generated types.
 
+mod codec;
 pub mod hash;
+
+pub use self::codec::Codec;
 
 /// Generated messages, clients and servers of package `hy2.control.v1`.
 #[allow(

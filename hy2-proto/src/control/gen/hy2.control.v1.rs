@@ -1304,7 +1304,7 @@ pub mod master_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::control::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/hy2.control.v1.MasterService/Enroll",
             );
@@ -1330,7 +1330,7 @@ pub mod master_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::control::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/hy2.control.v1.MasterService/RenewCertificate",
             );
@@ -1357,7 +1357,7 @@ pub mod master_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::control::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/hy2.control.v1.MasterService/Session",
             );
@@ -1384,7 +1384,7 @@ pub mod master_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::control::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/hy2.control.v1.MasterService/ReportTraffic",
             );
@@ -1411,7 +1411,7 @@ pub mod master_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::control::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/hy2.control.v1.MasterService/ReportMetrics",
             );
@@ -1435,7 +1435,7 @@ pub mod master_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::control::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/hy2.control.v1.MasterService/Lease",
             );
@@ -1460,7 +1460,7 @@ pub mod master_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::control::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/hy2.control.v1.MasterService/Heartbeat",
             );
@@ -1652,7 +1652,7 @@ pub mod master_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = EnrollSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::control::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -1698,7 +1698,7 @@ pub mod master_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RenewCertificateSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::control::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -1746,7 +1746,7 @@ pub mod master_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = SessionSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::control::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -1794,7 +1794,7 @@ pub mod master_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ReportTrafficSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::control::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -1839,7 +1839,7 @@ pub mod master_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ReportMetricsSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::control::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -1883,7 +1883,7 @@ pub mod master_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = LeaseSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::control::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -1928,7 +1928,7 @@ pub mod master_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = HeartbeatSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::control::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -2258,7 +2258,7 @@ pub mod node_manager_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::control::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/hy2.control.v1.NodeManager/GetInfo",
             );
@@ -2282,7 +2282,7 @@ pub mod node_manager_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::control::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/hy2.control.v1.NodeManager/GetStats",
             );
@@ -2306,7 +2306,7 @@ pub mod node_manager_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::control::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/hy2.control.v1.NodeManager/ListSessions",
             );
@@ -2331,7 +2331,7 @@ pub mod node_manager_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::control::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/hy2.control.v1.NodeManager/KickSessions",
             );
@@ -2356,7 +2356,7 @@ pub mod node_manager_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::control::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/hy2.control.v1.NodeManager/SetUserRate",
             );
@@ -2380,7 +2380,7 @@ pub mod node_manager_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::control::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/hy2.control.v1.NodeManager/SetState",
             );
@@ -2404,7 +2404,7 @@ pub mod node_manager_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::control::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/hy2.control.v1.NodeManager/TailLogs",
             );
@@ -2428,7 +2428,7 @@ pub mod node_manager_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::control::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/hy2.control.v1.NodeManager/RunDiagnostics",
             );
@@ -2453,7 +2453,7 @@ pub mod node_manager_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::control::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/hy2.control.v1.NodeManager/CheckConfig",
             );
@@ -2478,7 +2478,7 @@ pub mod node_manager_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::control::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/hy2.control.v1.NodeManager/RestartEngine",
             );
@@ -2695,7 +2695,7 @@ pub mod node_manager_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetInfoSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::control::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -2740,7 +2740,7 @@ pub mod node_manager_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetStatsSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::control::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -2786,7 +2786,7 @@ pub mod node_manager_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ListSessionsSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::control::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -2831,7 +2831,7 @@ pub mod node_manager_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = KickSessionsSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::control::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -2876,7 +2876,7 @@ pub mod node_manager_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = SetUserRateSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::control::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -2921,7 +2921,7 @@ pub mod node_manager_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = SetStateSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::control::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -2967,7 +2967,7 @@ pub mod node_manager_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = TailLogsSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::control::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -3013,7 +3013,7 @@ pub mod node_manager_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RunDiagnosticsSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::control::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -3058,7 +3058,7 @@ pub mod node_manager_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = CheckConfigSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::control::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -3103,7 +3103,7 @@ pub mod node_manager_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RestartEngineSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::control::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -3942,7 +3942,7 @@ pub mod admin_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::control::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/hy2.control.v1.AdminService/ListNodes",
             );
@@ -3966,7 +3966,7 @@ pub mod admin_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::control::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/hy2.control.v1.AdminService/GetNode",
             );
@@ -3990,7 +3990,7 @@ pub mod admin_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::control::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/hy2.control.v1.AdminService/UpdateNode",
             );
@@ -4014,7 +4014,7 @@ pub mod admin_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::control::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/hy2.control.v1.AdminService/DeleteNode",
             );
@@ -4038,7 +4038,7 @@ pub mod admin_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::control::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/hy2.control.v1.AdminService/SetNodeState",
             );
@@ -4063,7 +4063,7 @@ pub mod admin_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::control::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/hy2.control.v1.AdminService/RevokeNodeCertificates",
             );
@@ -4093,7 +4093,7 @@ pub mod admin_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::control::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/hy2.control.v1.AdminService/ForfeitNode",
             );
@@ -4117,7 +4117,7 @@ pub mod admin_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::control::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/hy2.control.v1.AdminService/CreateEnrolmentToken",
             );
@@ -4146,7 +4146,7 @@ pub mod admin_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::control::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/hy2.control.v1.AdminService/ListRegions",
             );
@@ -4170,7 +4170,7 @@ pub mod admin_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::control::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/hy2.control.v1.AdminService/CreateRegion",
             );
@@ -4194,7 +4194,7 @@ pub mod admin_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::control::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/hy2.control.v1.AdminService/UpdateRegion",
             );
@@ -4218,7 +4218,7 @@ pub mod admin_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::control::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/hy2.control.v1.AdminService/DeleteRegion",
             );
@@ -4242,7 +4242,7 @@ pub mod admin_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::control::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/hy2.control.v1.AdminService/ListUsers",
             );
@@ -4266,7 +4266,7 @@ pub mod admin_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::control::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/hy2.control.v1.AdminService/GetUser",
             );
@@ -4290,7 +4290,7 @@ pub mod admin_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::control::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/hy2.control.v1.AdminService/CreateUser",
             );
@@ -4314,7 +4314,7 @@ pub mod admin_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::control::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/hy2.control.v1.AdminService/UpdateUser",
             );
@@ -4338,7 +4338,7 @@ pub mod admin_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::control::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/hy2.control.v1.AdminService/DeleteUser",
             );
@@ -4362,7 +4362,7 @@ pub mod admin_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::control::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/hy2.control.v1.AdminService/KickUser",
             );
@@ -4386,7 +4386,7 @@ pub mod admin_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::control::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/hy2.control.v1.AdminService/ResetUserTraffic",
             );
@@ -4412,7 +4412,7 @@ pub mod admin_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::control::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/hy2.control.v1.AdminService/ListPlans",
             );
@@ -4436,7 +4436,7 @@ pub mod admin_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::control::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/hy2.control.v1.AdminService/CreatePlan",
             );
@@ -4460,7 +4460,7 @@ pub mod admin_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::control::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/hy2.control.v1.AdminService/ListAssignments",
             );
@@ -4486,7 +4486,7 @@ pub mod admin_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::control::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/hy2.control.v1.AdminService/AssignUser",
             );
@@ -4510,7 +4510,7 @@ pub mod admin_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::control::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/hy2.control.v1.AdminService/ReleaseUser",
             );
@@ -4534,7 +4534,7 @@ pub mod admin_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::control::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/hy2.control.v1.AdminService/GetTraffic",
             );
@@ -4558,7 +4558,7 @@ pub mod admin_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::control::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/hy2.control.v1.AdminService/WatchEvents",
             );
@@ -4582,7 +4582,7 @@ pub mod admin_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::control::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/hy2.control.v1.AdminService/VerifyAudit",
             );
@@ -4904,7 +4904,7 @@ pub mod admin_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ListNodesSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::control::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -4949,7 +4949,7 @@ pub mod admin_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetNodeSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::control::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -4994,7 +4994,7 @@ pub mod admin_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = UpdateNodeSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::control::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -5039,7 +5039,7 @@ pub mod admin_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = DeleteNodeSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::control::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -5084,7 +5084,7 @@ pub mod admin_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = SetNodeStateSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::control::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -5133,7 +5133,7 @@ pub mod admin_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RevokeNodeCertificatesSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::control::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -5178,7 +5178,7 @@ pub mod admin_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ForfeitNodeSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::control::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -5224,7 +5224,7 @@ pub mod admin_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = CreateEnrolmentTokenSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::control::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -5269,7 +5269,7 @@ pub mod admin_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ListRegionsSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::control::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -5314,7 +5314,7 @@ pub mod admin_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = CreateRegionSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::control::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -5359,7 +5359,7 @@ pub mod admin_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = UpdateRegionSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::control::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -5404,7 +5404,7 @@ pub mod admin_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = DeleteRegionSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::control::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -5449,7 +5449,7 @@ pub mod admin_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ListUsersSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::control::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -5494,7 +5494,7 @@ pub mod admin_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetUserSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::control::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -5539,7 +5539,7 @@ pub mod admin_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = CreateUserSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::control::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -5584,7 +5584,7 @@ pub mod admin_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = UpdateUserSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::control::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -5629,7 +5629,7 @@ pub mod admin_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = DeleteUserSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::control::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -5674,7 +5674,7 @@ pub mod admin_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = KickUserSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::control::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -5720,7 +5720,7 @@ pub mod admin_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ResetUserTrafficSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::control::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -5765,7 +5765,7 @@ pub mod admin_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ListPlansSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::control::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -5810,7 +5810,7 @@ pub mod admin_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = CreatePlanSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::control::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -5855,7 +5855,7 @@ pub mod admin_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ListAssignmentsSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::control::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -5900,7 +5900,7 @@ pub mod admin_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = AssignUserSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::control::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -5945,7 +5945,7 @@ pub mod admin_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ReleaseUserSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::control::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -5990,7 +5990,7 @@ pub mod admin_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetTrafficSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::control::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -6036,7 +6036,7 @@ pub mod admin_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = WatchEventsSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::control::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -6081,7 +6081,7 @@ pub mod admin_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = VerifyAuditSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::control::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
