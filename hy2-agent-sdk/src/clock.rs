@@ -136,7 +136,10 @@ impl MastersClock {
 impl Clock for MastersClock {
     fn now(&self) -> SystemTime {
         match *self.met.lock() {
-            Some((moment, then)) => moment + self.host.passed().saturating_sub(then),
+            // A moment at the end of all time stays where it is.
+            Some((moment, then)) => moment
+                .checked_add(self.host.passed().saturating_sub(then))
+                .unwrap_or(moment),
             None => self.host.now(),
         }
     }

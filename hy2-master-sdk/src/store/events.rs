@@ -186,16 +186,15 @@ async fn seal_batch(tx: &mut Tx) -> Result<usize, StoreError> {
     Ok(ids.len())
 }
 
+const AFTER: &str = "select seq, topic, key, payload, admin_id, at from events where seq > $1 order by seq limit $2";
+
 /// Returns numbered events after `seq`, the oldest first.
 ///
 /// # Errors
 ///
 /// The database refuses.
 pub async fn after(store: &Store, seq: i64, limit: i64) -> Result<Vec<Event>, StoreError> {
-    let rows = on!(read store, |ex| sqlx::query_as(
-        "select seq, topic, key, payload, admin_id, at from events where seq > $1 \
-         order by seq limit $2",
-    )
+    let rows = on!(read store, |ex| sqlx::query_as(AFTER)
     .bind(seq)
     .bind(limit)
     .fetch_all(ex)
@@ -209,14 +208,11 @@ pub async fn after(store: &Store, seq: i64, limit: i64) -> Result<Vec<Event>, St
 ///
 /// The database refuses.
 pub async fn after_in(tx: &mut Tx, seq: i64, limit: i64) -> Result<Vec<Event>, StoreError> {
-    let rows = on!(tx, |ex| sqlx::query_as(
-        "select seq, topic, key, payload, admin_id, at from events where seq > $1 \
-         order by seq limit $2",
-    )
-    .bind(seq)
-    .bind(limit)
-    .fetch_all(ex)
-    .await)?;
+    let rows = on!(tx, |ex| sqlx::query_as(AFTER)
+        .bind(seq)
+        .bind(limit)
+        .fetch_all(ex)
+        .await)?;
     Ok(rows)
 }
 
