@@ -106,7 +106,8 @@ async fn main() {
         &format!("{} MiB", BAR_KIB >> 10),
         most <= BAR_KIB,
     );
-    // `end` may end the process: the master goes first.
+    // `end` may end the process: the master goes first, and before it those that would miss it.
+    running.shutdown().await;
     drop(orchestrator);
     bars.end();
 }

@@ -14,7 +14,9 @@ use std::{
 
 use anyhow::Context;
 use clap::Parser;
-use hy2_daemon_runtime::{Recorder, Signal, Signals, logging, raise_descriptor_limit, service};
+use hy2_daemon_runtime::{
+    Recorder, Signal, Signals, give_memory_back, logging, raise_descriptor_limit, service,
+};
 use hy2_master_sdk::{
     cache::Cache, front::Front, ratelimit::RateLimiter, ratelimit::SharedLimiter, redis::Redis,
     service::admins::Credentials,
@@ -36,6 +38,7 @@ use crate::{
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    give_memory_back();
     let cli = Cli::parse();
     match run(&cli) {
         Ok(()) => ExitCode::SUCCESS,

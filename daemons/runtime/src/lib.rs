@@ -2,13 +2,14 @@
 //!
 //! Only daemons use this crate. The libraries log and count through facades and leave it to the
 //! process to install what receives them; that is done here.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod configuration;
 mod descriptors;
 mod exposition;
 mod interval;
 pub mod logging;
+mod memory;
 mod new_file;
 mod panics;
 mod progress;
@@ -20,6 +21,7 @@ pub use configuration::configuration;
 pub use descriptors::raise_descriptor_limit;
 pub use exposition::{Exposition, Recorder};
 pub use interval::interval;
+pub use memory::give_memory_back;
 pub use new_file::NewFile;
 pub use panics::on_panic;
 pub use progress::{Progress, Spinner, human_bytes, human_rate};

@@ -352,8 +352,8 @@ impl Views {
 }
 
 const PAGE: u32 = 5_000;
-/// control-plane.md §5.1: users in chunks of 500.
-const PART_USERS: usize = 500;
+/// Few: a stream keeps a buffer as large as its largest message for as long as it lasts.
+const PART_USERS: usize = 50;
 const PART_BYTES: usize = 1 << 20;
 
 #[cfg(test)]
@@ -391,12 +391,12 @@ mod tests {
             0,
             changes(1_200, 60, 30),
         );
-        assert_eq!(parts.len(), 3);
+        assert_eq!(parts.len(), 25);
         for (number, part) in parts.iter().enumerate() {
             assert_eq!(part.part as usize, number);
             assert!(part.upsert_users.len() + part.remove_users.len() <= PART_USERS);
             assert_eq!(part.manifest.is_some(), part.last);
-            assert_eq!(part.last, number == 2);
+            assert_eq!(part.last, number == 24);
             assert_eq!(part.has_config, number == 0);
             assert_eq!(part.users_snapshot, number == 0);
         }

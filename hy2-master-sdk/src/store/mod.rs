@@ -201,7 +201,13 @@ impl Store {
             .connect_with(connect.clone())
             .await?;
         let read = sqlite_pool(options, options.max_connections.clamp(1, 64))
-            .connect_with(connect.read_only(true).create_if_missing(false))
+            .connect_with(
+                connect
+                    .read_only(true)
+                    .create_if_missing(false)
+                    // In KiB. Each has its own; what they leave out the kernel keeps, once for all.
+                    .pragma("cache_size", "-512"),
+            )
             .await?;
         Ok(Self {
             db: Db::Sqlite { read, write },

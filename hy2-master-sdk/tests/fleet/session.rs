@@ -225,7 +225,7 @@ async fn a_large_set_comes_in_parts() {
     tx.commit().await.unwrap();
     let mut session = agent.session().await;
     let update = settle(&mut session, |session| session.users.len() == 1_203).await;
-    assert_eq!(update.parts, 3);
+    assert_eq!(update.parts, 25);
     assert_eq!(resource(&update, RESOURCE_USERS), set_hash(&session));
 }
 

@@ -43,7 +43,8 @@ where
     }
 }
 
-/// The first size, and from which size on messages that are ready go out together, as in tonic.
+/// The first size, and how much of messages that are ready is put together before it goes out: as much stays in use, where tonic
+/// has 32 KiB.
 fn buffers() -> BufferSettings {
-    BufferSettings::new(512, 32 << 10)
+    BufferSettings::new(512, 4 << 10)
 }
