@@ -628,7 +628,19 @@ impl UserTable {
             return false;
         };
         let since = self.clock.now();
-        user.live.lock().insert(connection, (from, since));
+        let max = user.max_devices();
+        let places = usize::try_from(self.leases.places(id).min(max)).unwrap_or(usize::MAX);
+        {
+            let mut live = user.live.lock();
+            let known = live.values().any(|(ip, _)| *ip == from);
+            live.insert(connection, (from, since));
+            let devices: HashSet<_> = live.values().map(|(ip, _)| ip).collect();
+            // Devices that were judged at the same time saw the same place free: the first to come in has it.
+            if max > 0 && !known && devices.len() > places {
+                live.remove(&connection);
+                return false;
+            }
+        }
         user.idle_since.store(u64::MAX, Relaxed);
         // Whoever changes the table after this look cuts the connection itself.
         self.permits(&user) && user.has_allowance(self.total(id))
@@ -740,4 +752,57 @@ enum Action {
     Limits(Arc<User>),
     Devices(Arc<User>),
     Idle(Arc<User>),
+}
+
+#[cfg(test)]
+mod tests {
+    use hy2_proto::control::rpc::{DeviceLease, LeaseResponse};
+
+    use super::*;
+    use crate::{
+        clock::{ManualClock, from_unix_ms},
+        traffic::NoCut,
+    };
+
+    #[test]
+    fn devices_that_were_judged_at_the_same_time_share_no_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let clock: Arc<dyn Clock> = Arc::new(ManualClock::new(from_unix_ms(1_000_000)));
+        let traffic = Traffic::open(folder.path(), 1 << 20, Arc::clone(&clock)).unwrap();
+        let leases = Leases::open(folder.path(), Arc::clone(&clock)).unwrap();
+        let table = UserTable::new(clock, Arc::new(traffic), Arc::new(leases));
+        let entry = UserEntry {
+            user_id: 1,
+            verifier: vec![1; 32].into(),
+            max_devices: 3,
+            ..UserEntry::default()
+        };
+        let all = UserChanges {
+            upsert: Vec::new(),
+            remove: Vec::new(),
+            all: true,
+        };
+        table.apply(&BTreeMap::from([(1, StoredUser::unsigned(entry))]), &all);
+        let lent = LeaseResponse {
+            devices: vec![DeviceLease {
+                user_id: 1,
+                slots: 1,
+                expires_at: Some(prost_types::Timestamp {
+                    seconds: 2000,
+                    nanos: 0,
+                }),
+            }],
+            ..Default::default()
+        };
+        table.leases.grant(&lent, &table, &NoCut::NO_COUNTERS);
+        let (one, other) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]));
+        assert!(table.entered(1, 11, one));
+        assert!(!table.entered(1, 12, other), "one place for two devices");
+        assert!(table.entered(1, 13, one), "the same device once more");
+        table.left(1, 12);
+        table.left(1, 11);
+        assert!(!table.entered(1, 14, other));
+        table.left(1, 13);
+        assert!(table.entered(1, 15, other), "its place is free");
+    }
 }
