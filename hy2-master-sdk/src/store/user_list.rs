@@ -92,8 +92,6 @@ enum Way {
     All,
     /// Among the first [`PROBE`] users of the place.
     Probe,
-    /// Among the first [`FAR`].
-    ProbeFar,
     /// Among users of known numbers.
     Among,
     /// In each name of the place.
@@ -152,13 +150,10 @@ fn statement(order: &Order, descending: bool, place: Place, way: Way, postgres: 
         Way::Walk => format!(
             "select u.id as n, {key} as k from users u {by} where {filter} and {has} {first} $6"
         ),
-        Way::Probe | Way::ProbeFar => {
-            let far = if way == Way::Probe { PROBE } else { FAR };
-            format!(
-                "select u.n, u.k from (select u.id as n, {key} as k, u.name_folded from users u {by} \
-                 where {filter} {first} {far}) u where {has} {first} $6"
-            )
-        }
+        Way::Probe => format!(
+            "select u.n, u.k from (select u.id as n, {key} as k, u.name_folded from users u {by} \
+             where {filter} {first} {PROBE}) u where {has} {first} $6"
+        ),
         // The offset keeps PostgreSQL from walking through the order instead.
         Way::Among if postgres => format!(
             "select u.n, u.k from (select u.id as n, {key} as k from users u where u.id = any($8) \
@@ -284,16 +279,10 @@ impl Ask<'_> {
         let mut numbers = None;
         let mut way = Way::All;
         if let Some(whole) = self.whole {
-            if let Some(rows) = self.probe(places[0], Way::Probe, &key, id).await? {
+            if let Some(rows) = self.probe(places[0], &key, id).await? {
                 return Ok(rows);
             }
-            let count;
-            (count, numbers) = with_parts(self.store, whole).await?;
-            if count > MANY
-                && let Some(rows) = self.probe(places[0], Way::ProbeFar, &key, id).await?
-            {
-                return Ok(rows);
-            }
+            numbers = with_parts(self.store, whole).await?;
             way = match &numbers {
                 None => Way::Walk,
                 Some(numbers) if numbers.is_empty() => return Ok(Vec::new()),
@@ -319,11 +308,12 @@ impl Ask<'_> {
     async fn probe<K: Key>(
         &self,
         place: Place,
-        way: Way,
         key: &K,
         id: i64,
     ) -> Result<Option<Vec<UserRow>>, StoreError> {
-        let rows = self.rows(place, way, key, id, self.limit, None).await?;
+        let rows = self
+            .rows(place, Way::Probe, key, id, self.limit, None)
+            .await?;
         let full = i64::try_from(rows.len()).is_ok_and(|found| found >= self.limit);
         Ok(full.then_some(rows))
     }
@@ -369,13 +359,9 @@ impl Ask<'_> {
     }
 }
 
-/// Users that a search looks at before it asks the index of parts.
-const PROBE: i64 = 2_500;
-
-/// Users that it looks at before it fetches more than [`MANY`] whom the index has found: where so many have the name, these
-/// fill a page, if they are anywhere near.
-const FAR: i64 = 10_000;
-const MANY: i64 = 1_000;
+/// Users that a search looks at before it asks the index of parts. They fill a page where one in 200 has the name, and to look
+/// at them costs less than to fetch thousands whom the index finds.
+const PROBE: i64 = 10_000;
 
 /// Names found by their parts that are fetched and sorted.
 const FEW: i64 = 4_000;
@@ -403,9 +389,9 @@ impl Numbers {
     }
 }
 
-/// Asks the index of parts how many users have all parts of a folded text, and for their numbers; none when there are
-/// more than [`FEW`]. Some may have the parts, but not the whole.
-async fn with_parts(store: &Store, whole: &str) -> Result<(i64, Option<Numbers>), StoreError> {
+/// Asks the index of parts for the users who have all parts of a folded text; none when there are more than [`FEW`]. Some may
+/// have the parts, but not the whole.
+async fn with_parts(store: &Store, whole: &str) -> Result<Option<Numbers>, StoreError> {
     let parts = parts(whole);
     let most = FEW + 1;
     // One row: thousands would change threads as often.
@@ -443,7 +429,7 @@ async fn with_parts(store: &Store, whole: &str) -> Result<(i64, Option<Numbers>)
             (count, Numbers::Sqlite(numbers))
         }
     };
-    Ok((count, (count < most).then_some(numbers)))
+    Ok((count < most).then_some(numbers))
 }
 
 /// Cuts a text into parts of three letters, the last of which may overlap; a shorter one is one part.
