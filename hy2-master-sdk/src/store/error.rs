@@ -97,8 +97,8 @@ impl From<sqlx::Error> for StoreError {
 
 /// PostgreSQL: serialisation, deadlock, connection exceptions (08), resources (53), shutdown and
 /// start (57P), a statement that was cancelled (57014), a lock not got in time (55P03), no writing for now, as on a
-/// standby (25006), trouble of the system (58). SQLite: busy, locked, the disk fails, is full or cannot be opened, with their
-/// extended forms.
+/// standby (25006), trouble of the system (58). SQLite: busy, locked, the disk is read-only, as after an error of the
+/// disk, fails, is full or cannot be opened, with their extended forms.
 fn is_transient_code(code: &str) -> bool {
     matches!(code, "40001" | "40P01" | "57014" | "55P03" | "25006")
         || code.len() == 5
@@ -108,7 +108,7 @@ fn is_transient_code(code: &str) -> bool {
         || code.len() < 5
             && code
                 .parse::<u32>()
-                .is_ok_and(|code| matches!(code & 0xff, 5 | 6 | 10 | 13 | 14))
+                .is_ok_and(|code| matches!(code & 0xff, 5 | 6 | 8 | 10 | 13 | 14))
 }
 
 /// SQLite names columns ("UNIQUE constraint failed: users.username"), or an index; PostgreSQL names
@@ -167,7 +167,7 @@ mod tests {
     fn codes_that_pass_by_themselves_are_told_apart() {
         for code in [
             "40001", "40P01", "08006", "53300", "57P01", "57014", "55P03", "25006", "58030", "5",
-            "6", "517", "13", "10", "778", "14",
+            "6", "517", "8", "776", "13", "10", "778", "14",
         ] {
             assert!(is_transient_code(code), "{code}");
         }
