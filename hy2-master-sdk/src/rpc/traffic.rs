@@ -15,7 +15,7 @@ use super::peers::{Identity, Peer};
 use crate::core::Core;
 use crate::domain::{LeaseId, Timestamp};
 use crate::store::traffic::{Batch, BatchRow, Ingested};
-use crate::store::{StoreError, traffic};
+use crate::store::{StoreError, alerts, traffic};
 
 /// Answers each batch of a stream, one after another. A failure ends the stream: the agent sends
 /// what was not acknowledged again.
@@ -99,21 +99,19 @@ async fn ingest(core: &Core, mut batch: Batch, now: Timestamp) -> Result<Ingeste
         );
         let restored = core.epoch() > 1;
         if restored && traffic::cursor_is_older(&mut tx, batch.node, batch.spool, started).await? {
+            let (node, from, to) = (batch.node, done.durable_seq + 1, batch.first_seq - 1);
             tracing::warn!(
-                node = batch.node.0,
-                from = done.durable_seq + 1,
-                to = batch.first_seq - 1,
+                node = node.0,
+                from,
+                to,
                 "batches from before the restore are lost"
             );
-            traffic::skip_gap(
-                &mut tx,
-                batch.node,
-                batch.spool,
-                done.durable_seq + 1,
-                batch.first_seq - 1,
-                now,
-            )
-            .await?;
+            traffic::skip_gap(&mut tx, node, batch.spool, from, to, now).await?;
+            let message = format!(
+                "traffic reported between the backup and the loss of the database before it is not in the accounts: \
+                 batches {from} to {to}"
+            );
+            alerts::raise(&mut tx, Some(node), TRAFFIC_GAP, "critical", &message, now).await?;
             done = traffic::ingest(&mut tx, &batch, now).await?;
         }
     }
@@ -201,6 +199,8 @@ pub(super) fn uuid(bytes: &Bytes) -> Option<Uuid> {
 /// Leases that one batch may consume, each with a statement: a batch has 20,000 users at most, with
 /// mostly one lease each.
 const MAX_LEASE_USES: usize = 50_000;
+/// The alert of traffic that is not in the accounts.
+const TRAFFIC_GAP: &str = "traffic_gap";
 /// One batch a second for longer than anybody lives.
 const MAX_SEQ: i64 = 1 << 53;
 const CLOCK_SLACK: std::time::Duration = std::time::Duration::from_secs(300);
