@@ -13,6 +13,7 @@ use super::{FieldIssue, Record, Service, ServiceError, record};
 use crate::auth::access::Access;
 use crate::domain::config::{self, ConfigBody};
 use crate::domain::{ConfigRevisionId, ConfigScope, NodeId, RegionId};
+use crate::store::nodes::{self, NodeRow};
 use crate::store::published::{self, ConfigRow, NewConfig};
 use crate::store::{StoreError, Tx, config_list, regions};
 
@@ -260,6 +261,13 @@ impl Service {
         let mut after = before.clone();
         after.put(place, revision.body);
         self.check_merged(&after, place, &nodes)?;
+        for node in &nodes {
+            let (old, new) = (before.merged(node), after.merged(node));
+            if let Some((_, id)) = node.last().filter(|_| old["listen"] != new["listen"]) {
+                let port = nodes::get(&mut tx, NodeId(*id)).await?.listen_port;
+                keep_port((&old, port), (&new, port), *id, "body.listen")?;
+            }
+        }
         let others = self.keep_obfuscation(&before, &mut after, (place, &nodes), said, field)?;
         if dry_run {
             tx.rollback().await?;
@@ -416,24 +424,35 @@ impl Service {
         })
     }
 
-    /// Lets the clients of a node that has gone to another region use the obfuscation of before for a day more; `tx`
-    /// has the lock of configurations.
+    /// Lets the clients of a node that has gone to another region use the obfuscation of before for a day more, and lets
+    /// neither that nor another port send them where the node does not listen; `tx` has the lock of configurations.
     ///
     /// # Errors
     ///
-    /// [`ServiceError::Invalid`] of `region_id` if the configuration of the region is not one for this node.
+    /// [`ServiceError::Invalid`] of `region_id` if the configuration of the region is not one for this node, and of
+    /// `listen_port`.
     pub(super) async fn configure_moved(
         &self,
         tx: &mut Tx,
         access: Access<'_>,
-        node: NodeId,
-        [old, new]: [Option<RegionId>; 2],
+        [old, new]: [&NodeRow; 2],
     ) -> Result<(), ServiceError> {
-        let (old, new) = (places(node, old), places(node, new));
+        let node = new.id;
+        let places = [old, new].map(|row| places(row.id, row.region_id));
         let mut before = Bodies::default();
-        before.load(tx, &old).await?;
-        before.load(tx, &new).await?;
+        for place in &places {
+            before.load(tx, place).await?;
+        }
+        let merged = places.each_ref().map(|place| before.merged(place));
+        let moved = old.region_id != new.region_id;
+        let field = if moved { "region_id" } else { "listen_port" };
+        let [was, is] = &merged;
+        keep_port((was, old.listen_port), (is, new.listen_port), node.0, field)?;
+        if !moved {
+            return Ok(());
+        }
         let mut after = before.clone();
+        let [old, new] = places;
         self.check_body(after.merged(&new), "region_id")?;
         let own = (ConfigScope::Node, node.0);
         let both = (&mut after, new.as_slice());
@@ -458,6 +477,35 @@ impl Service {
             }
         }
     }
+}
+
+/// Keeps the port that clients are sent to, a node's `listen_port`, among those that it listens at. Where it was not among
+/// them before, something in front of the node brings clients there.
+fn keep_port(
+    (before, old): (&Value, i64),
+    (after, new): (&Value, i64),
+    node: i64,
+    field: &str,
+) -> Result<(), ServiceError> {
+    if !listens_at(before, old) || listens_at(after, new) {
+        return Ok(());
+    }
+    let message = format!(
+        "clients are sent to port {new} of node {node} (listen_port), where it would not listen: to move them let it listen \
+         at both ports, then change listen_port, then take the old port out"
+    );
+    Err(ServiceError::invalid(field, message))
+}
+
+/// Returns whether a body listens at a port; without addresses it does at the node's, whichever that is.
+fn listens_at(body: &Value, port: i64) -> bool {
+    let Some(addresses) = body["listen"].as_array().filter(|all| !all.is_empty()) else {
+        return true;
+    };
+    addresses.iter().any(|address| {
+        let at = address.as_str().and_then(|text| text.rsplit_once(':'));
+        at.and_then(|(_, port)| port.parse().ok()) == Some(port)
+    })
 }
 
 /// A body on its way into force.

@@ -197,8 +197,8 @@ impl Service {
     ///
     /// # Errors
     ///
-    /// [`ServiceError::NotFound`], [`ServiceError::Stale`], [`ServiceError::Invalid`], also of `region_id` if that
-    /// would cut clients or the configuration of the region does not go with that of the node.
+    /// [`ServiceError::NotFound`], [`ServiceError::Stale`], [`ServiceError::Invalid`], also of `region_id` and
+    /// `listen_port` if that would cut clients or the configuration of the region does not go with that of the node.
     pub async fn update_node(
         &self,
         access: Access<'_>,
@@ -209,16 +209,15 @@ impl Service {
         check(&change)?;
         let now = self.now();
         let mut tx = self.store().begin().await?;
-        if change.region_id.is_some() {
+        if change.region_id.is_some() || change.listen_port.is_some() {
             // Before the node is locked, as who puts a configuration in force does it.
             config_list::lock(&mut tx).await?;
         }
         let old = nodes::get(&mut tx, id).await?;
         check_region(&mut tx, "region_id", change.region_id.flatten()).await?;
         let mut row = nodes::update(&mut tx, id, expected, &to_store(change), now).await?;
-        if row.region_id != old.region_id {
-            let regions = [old.region_id, row.region_id];
-            self.configure_moved(&mut tx, access, id, regions).await?;
+        if row.region_id != old.region_id || row.listen_port != old.listen_port {
+            self.configure_moved(&mut tx, access, [&old, &row]).await?;
             row = nodes::get(&mut tx, id).await?;
         }
         record(
