@@ -55,8 +55,8 @@ impl Store {
     }
 
     /// Returns users after `after` who may connect and have fewer nodes than wanted and than there
-    /// are: `available`, or what the pools of their plan have. Nodes that a user leaves do not count; who has others
-    /// than these is returned as well.
+    /// are: `available`, or what the pools of their plan have. Nodes that a user leaves do not count, nor those that are
+    /// taken out (cordoned, draining, disabled); who has others than those left is returned as well.
     ///
     /// # Errors
     ///
@@ -68,20 +68,23 @@ impl Store {
         limit: u32,
     ) -> Result<Vec<ShortRow>, StoreError> {
         // Who is kept to pools is short only of nodes of these: nobody is read again and again in vain.
-        const SQL: &str = "with pooled as (select pp.plan_id, count(distinct n.id) as available from plan_pools pp \
+        const SQL: &str = "with off as (select id from vps_nodes where desired_state <> 'active'), \
+            pooled as (select pp.plan_id, count(distinct n.id) as available from plan_pools pp \
             left join pool_members m on m.pool_id = pp.pool_id \
             left join vps_nodes n on n.id = m.node_id and n.desired_state = 'active' and n.weight > 0 \
             and n.observed_state not in ('pending', 'revoked') group by pp.plan_id), \
             served as (select u.id, u.home_region_id, u.plan_id, coalesce(p.nodes_per_user, 3) as wanted, \
             pooled.available as in_pools, (select count(*) from node_assignments a \
-            where a.user_id = u.id and a.released_at is null and a.reason is null) as has, \
+            where a.user_id = u.id and a.released_at is null and a.reason is null \
+            and a.node_id not in (select id from off)) as has, \
             exists (select 1 from node_assignments a where a.user_id = u.id and a.released_at is null \
             and a.reason is not null) as leaves from users u \
             left join plans p on p.id = u.plan_id left join pooled on pooled.plan_id = u.plan_id \
             where u.id > $1 and u.status in ('active', 'on_hold')) \
             select id, home_region_id, plan_id, wanted from served where (leaves and has > 0) or has < wanted and \
             case when in_pools is null then has < $2 else in_pools > (select count(*) from node_assignments a \
-            where a.user_id = served.id and a.released_at is null and a.reason is null and a.node_id in (select m.node_id \
+            where a.user_id = served.id and a.released_at is null and a.reason is null \
+            and a.node_id not in (select id from off) and a.node_id in (select m.node_id \
             from plan_pools pp join pool_members m on m.pool_id = pp.pool_id where pp.plan_id = served.plan_id)) end \
             order by id limit $3";
         Ok(on!(read self, |ex| sqlx::query_as::<_, ShortRow>(SQL)
@@ -93,7 +96,7 @@ impl Store {
     }
 }
 
-/// Returns the nodes that serve each of the users, without those that the user leaves.
+/// Returns the nodes that serve each of the users, without those that the user leaves and those that are taken out.
 ///
 /// # Errors
 ///
@@ -103,9 +106,12 @@ pub async fn nodes_of(
     users: &[UserId],
 ) -> Result<HashMap<UserId, Vec<NodeId>>, StoreError> {
     const PG: &str = "select user_id, node_id from node_assignments \
-                      where user_id = any($1) and released_at is null and reason is null order by user_id, node_id";
+                      where user_id = any($1) and released_at is null and reason is null \
+                      and node_id not in (select id from vps_nodes where desired_state <> 'active') \
+                      order by user_id, node_id";
     const SQLITE: &str = "select user_id, node_id from node_assignments where user_id in \
                           (select value from json_each($1)) and released_at is null and reason is null \
+                          and node_id not in (select id from vps_nodes where desired_state <> 'active') \
                           order by user_id, node_id";
     by_user(tx, users, PG, SQLITE).await
 }

@@ -74,11 +74,10 @@ impl Subscription {
             for assignment in assigned {
                 let node = store.node(assignment.node_id).await?;
                 if serves(&node) {
-                    nodes.push((is_silent(&node), assignment.rank, node));
+                    nodes.push((comes_last(&node), assignment.rank, node));
                 }
             }
-            // A node whose control link is silent may well serve: it comes last, not never.
-            nodes.sort_by_key(|(silent, rank, node)| (*silent, *rank, node.id));
+            nodes.sort_by_key(|(last, rank, node)| (*last, *rank, node.id));
         }
         let nodes: Vec<NodeRow> = nodes.into_iter().map(|(.., node)| node).collect();
         let mut hasher = Sha256::new();
@@ -172,11 +171,13 @@ fn serves(node: &NodeRow) -> bool {
     wanted && !never
 }
 
-fn is_silent(node: &NodeRow) -> bool {
-    matches!(
+/// A node whose control link is silent may well serve, and one that is to be empty does: they come last, not never.
+fn comes_last(node: &NodeRow) -> bool {
+    let silent = matches!(
         node.observed_state,
         ObservedState::Offline | ObservedState::Error
-    )
+    );
+    silent || node.desired_state == DesiredState::Cordoned
 }
 
 impl Server {

@@ -124,6 +124,58 @@ on_both! {
         fleet.stop().await;
     }
 
+    async fn a_node_that_is_to_be_empty_comes_last(fleet) {
+        let (_, path) = subscribed(&fleet).await;
+        let owner = fleet.owner().await;
+        let client = Client::new(fleet.public);
+        let order = async || {
+            let info = client.get(&format!("{path}/info")).await.text();
+            serde_json::from_str::<Value>(&info).unwrap()["servers"].take()
+        };
+        assert_eq!(order().await, json!(["ny", "fra"]));
+        let list = owner.get("/api/v1/nodes").await.expect(200);
+        let ny = list["items"].as_array().unwrap().iter().find(|node| node["name"] == "ny").unwrap();
+        let state = format!("/api/v1/nodes/{}/state", ny["id"]);
+        owner.put(&state, &json!({"state": "cordoned"})).await.expect(200);
+        assert_eq!(order().await, json!(["fra", "ny"]));
+        owner.put(&state, &json!({"state": "draining"})).await.expect(200);
+        assert_eq!(order().await, json!(["fra"]));
+        fleet.stop().await;
+    }
+
+    async fn clients_are_sent_to_no_port_that_a_node_stops_listening_at(fleet) {
+        let owner = fleet.owner().await;
+        let node = fleet.node("ny").await;
+        let (path, body) = (format!("/api/v1/nodes/{node}"), format!("/api/v1/configs/node/{node}"));
+        let port = owner.get(&path).await.expect(200)["listen_port"].as_i64().unwrap();
+        let listen = |ports: &[i64]| {
+            let ports: Vec<_> = ports.iter().map(|port| format!(":{port}")).collect();
+            json!({"body": {"listen": ports}})
+        };
+        let refused = async |change: &Value| owner.put(&body, change).await.expect(422);
+        let move_to = async |port: i64| owner.patch(&path, &json!({"listen_port": port})).await;
+        // Without addresses it listens at the port, whichever it is.
+        move_to(port + 1).await.expect(200);
+        move_to(port).await.expect(200);
+        let problem = refused(&listen(&[port + 1])).await;
+        assert_eq!(problem["errors"][0]["path"], "body.listen", "{problem}");
+        // Step by step.
+        owner.put(&body, &listen(&[port, port + 1])).await.expect(200);
+        let problem = move_to(port + 2).await.expect(422);
+        assert_eq!(problem["errors"][0]["path"], "listen_port", "{problem}");
+        move_to(port + 1).await.expect(200);
+        owner.put(&body, &listen(&[port + 1])).await.expect(200);
+        // For all nodes, of which one has a port of its own.
+        let fleets = json!({"body": {"listen": [":1"]}});
+        owner.put("/api/v1/configs/fleet/0", &fleets).await.expect(200);
+        refused(&json!({"body": {}})).await;
+        // What something in front of a node sends elsewhere is left alone.
+        let other = fleet.node("fra").await;
+        let other = format!("/api/v1/configs/node/{other}");
+        owner.put(&other, &listen(&[2])).await.expect(200);
+        fleet.stop().await;
+    }
+
     async fn everything_unknown_gets_the_same_answer(fleet) {
         let (user, path) = subscribed(&fleet).await;
         let owner = fleet.owner().await;

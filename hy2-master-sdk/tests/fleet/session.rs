@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use hy2_master_sdk::domain::{
-    ConfigScope, PlanId, QuotaPeriod, SystemClock, Timestamp, UserStatus,
+    ConfigScope, DesiredState, PlanId, QuotaPeriod, SystemClock, Timestamp, UserStatus,
 };
 use hy2_master_sdk::secrets::{FleetKeys, Seed};
 use hy2_master_sdk::store::plans::{self, PlanRow};
 use hy2_master_sdk::store::published::{self, NewConfig};
 use hy2_master_sdk::store::regions::{self, NewRegion};
-use hy2_master_sdk::store::{nodes, pools};
+use hy2_master_sdk::store::{alerts, nodes, pools};
 use hy2_proto::control::rpc::session_request::Event as Up;
 use hy2_proto::control::rpc::session_response::Event as Down;
 use hy2_proto::control::{MANIFEST_SIGNATURE_CONTEXT, RESOURCE_CONFIG, RESOURCE_USERS, hash, rpc};
@@ -251,6 +251,18 @@ async fn users_without_nodes_are_given_some() {
     settle(&mut session, |_| true).await;
     let ann = master.user("ann", None).await;
     settle(&mut session, |session| session.users.len() == 1).await;
+    assert_eq!(session.ids(), [ann.to_wire()]);
+    // Its users move on from a node that is to be empty, which serves them meanwhile.
+    let other = master.agent("other").await;
+    let mut second = other.session().await;
+    let mut tx = master.master.store().begin().await.unwrap();
+    let (node, now) = (agent.node().await, master.master.now());
+    nodes::set_desired_state(&mut tx, node, DesiredState::Cordoned, None, now)
+        .await
+        .unwrap();
+    tx.commit().await.unwrap();
+    settle(&mut second, |session| session.users.len() == 1).await;
+    assert_eq!(second.ids(), [ann.to_wire()]);
     assert_eq!(session.ids(), [ann.to_wire()]);
 }
 
@@ -567,6 +579,15 @@ async fn after_a_restore_the_epoch_is_new_and_missing_batches_are_recorded_as_a_
         6
     );
     assert_eq!(master.master.store().user(ann).await.unwrap().tx, 3);
+    let open = alerts::open_of(master.master.store(), node).await.unwrap();
+    let said: Vec<_> = open
+        .iter()
+        .map(|alert| (&*alert.rule, &*alert.message))
+        .collect();
+    let [("traffic_gap", message)] = said[..] else {
+        panic!("{said:?}")
+    };
+    assert!(message.ends_with("batches 2 to 4"), "{message}");
     // From then on gaps are gaps again.
     assert_eq!(
         report(&agent, traffic(9, &rows)).await.unwrap().durable_seq,

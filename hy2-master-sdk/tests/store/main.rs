@@ -79,6 +79,7 @@ on_both!(
     upkeep::averages_and_retention,
     upkeep::retention_goes_in_pieces_and_keeps_what_is_needed,
     pools::who_is_kept_to_pools_is_short_of_nodes_of_these_only,
+    pools::nodes_that_are_taken_out_leave_their_users_short_of_nodes,
     pools::an_alert_is_open_once_and_news_when_it_gets_worse,
     alerts::an_alert_is_told_when_it_is_news_and_when_it_is_over,
     alerts::a_node_has_so_many_alerts_open_and_no_more,

@@ -2,6 +2,7 @@
 
 use hy2_master_sdk::MasterConfig;
 use hy2_master_sdk::domain::{NodeId, PlanId, UserId};
+use hy2_master_sdk::store::users::NewUser;
 use hy2_master_sdk::store::{StoreError, alerts, assignments, due, pools, upkeep};
 
 use crate::backend::Backend;
@@ -77,6 +78,60 @@ pub(crate) async fn who_is_kept_to_pools_is_short_of_nodes_of_these_only(backend
     assert!(pools::of_plan(&mut tx, PlanId(2)).await.unwrap().is_empty());
     tx.commit().await.unwrap();
     assert_eq!(short().await, [users[1], users[2], users[3]]);
+}
+
+pub(crate) async fn nodes_that_are_taken_out_leave_their_users_short_of_nodes(backend: &Backend) {
+    let store = &backend.store;
+    let (one, two) = (node(store, "one").await, node(store, "two").await);
+    execute(store, "update vps_nodes set observed_state = 'online'").await;
+    execute(
+        store,
+        "insert into plans (name, nodes_per_user, created_at, updated_at) values ('one', 1, 1, 1)",
+    )
+    .await;
+    let of_plan = |plan: i64| move |user: &mut NewUser| user.plan_id = Some(PlanId(plan));
+    let ann = user_with(store, "ann", of_plan(1)).await;
+    let pooled = "insert into plans (name, nodes_per_user, created_at, updated_at) values ('pooled', 1, 1, 1)";
+    execute(store, pooled).await;
+    let bob = user_with(store, "bob", of_plan(2)).await;
+    let mut tx = store.begin().await.unwrap();
+    let pool = pools::create(&mut tx, "pool", NOW).await.unwrap().id;
+    pools::set_members(&mut tx, pool, &[one, two])
+        .await
+        .unwrap();
+    pools::set_of_plan(&mut tx, PlanId(2), &[pool])
+        .await
+        .unwrap();
+    tx.commit().await.unwrap();
+    assign(store, ann, one).await;
+    assign(store, bob, one).await;
+    let after = |sql: &'static str| async move {
+        execute(store, sql).await;
+        let available = i64::try_from(store.candidates().await.unwrap().len()).unwrap();
+        let short = store
+            .short_of_nodes(UserId(0), available, 10)
+            .await
+            .unwrap();
+        let mut tx = store.begin().await.unwrap();
+        let has = due::nodes_of(&mut tx, &[ann, bob]).await.unwrap();
+        let short: Vec<_> = short.into_iter().map(|row| row.id).collect();
+        (short, has.len())
+    };
+    const BACK: &str = "update vps_nodes set desired_state = 'active'";
+    const OUT: [&str; 3] = [
+        "update vps_nodes set desired_state = 'cordoned' where name = 'one'",
+        "update vps_nodes set desired_state = 'draining' where name = 'one'",
+        "update vps_nodes set desired_state = 'disabled' where name = 'one'",
+    ];
+    assert_eq!(after(BACK).await, (vec![], 2));
+    for out in OUT {
+        assert_eq!(after(out).await, (vec![ann, bob], 0), "{out}");
+    }
+    // Once they have another they wait for nothing, and keep both when the first is back.
+    assign(store, ann, two).await;
+    assign(store, bob, two).await;
+    assert_eq!(after(OUT[0]).await, (vec![], 2));
+    assert_eq!(after(BACK).await, (vec![], 2));
 }
 
 pub(crate) async fn an_alert_is_open_once_and_news_when_it_gets_worse(backend: &Backend) {
