@@ -28,7 +28,7 @@ use crate::rpc::reverse::{NodeClient, ReverseError};
 use crate::rpc::{Listener, LiveNode, TlsError, refresh_tls};
 use crate::secrets::{FleetKeys, KeyFileError, MasterKeys, RandomError, Vault, random, sha256};
 use crate::store::certificates::{self, NewToken, TokenRow};
-use crate::store::{Store, StoreError, StoreOptions};
+use crate::store::{Db, Store, StoreError, StoreOptions};
 
 /// Builds a [`Master`].
 #[derive(Debug)]
@@ -423,19 +423,29 @@ impl Builder {
         key: &BackupKey,
         from: impl AsyncRead + Unpin,
     ) -> Result<Restored, BackupError> {
+        self.restore_as(false, key, from).await
+    }
+
+    async fn restore_as(
+        self,
+        for_postgres: bool,
+        key: &BackupKey,
+        from: impl AsyncRead + Unpin,
+    ) -> Result<Restored, BackupError> {
         let vault = self.vault()?;
         let now = self.clock.now();
         let lent = matches!(self.backend, Backend::Store(_));
         let store = self.open().await?;
-        let restored = restore::read_sealed(&store, key, &vault, from, now).await;
+        let vault = Some(&vault);
+        let restored = restore::read_checked(&store, key, vault, for_postgres, from, now).await;
         if !lent {
             store.close().await;
         }
         restored
     }
 
-    /// Restores a backup into a store that is thrown away, to see that it would: every row of it, and
-    /// that the master keys are the right ones.
+    /// Restores a backup into a store that is thrown away, to see that it would: every row of it, that
+    /// this store's kind of database takes it, and that the master keys are the right ones.
     ///
     /// # Errors
     ///
@@ -445,9 +455,14 @@ impl Builder {
         key: &BackupKey,
         from: impl AsyncRead + Unpin,
     ) -> Result<Restored, BackupError> {
+        let for_postgres = match &self.backend {
+            Backend::Sqlite(_) => false,
+            Backend::Postgres(_) => true,
+            Backend::Store(store) => matches!(store.db(), Db::Pg(_)),
+        };
         let folder = Scratch::make()?;
         self.backend = Backend::Sqlite(folder.0.join("check.db"));
-        self.restore(key, from).await
+        self.restore_as(for_postgres, key, from).await
     }
 
     /// Reads the master keys; makes none.

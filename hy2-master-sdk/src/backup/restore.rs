@@ -54,7 +54,7 @@ pub async fn read(
     from: impl AsyncRead + Unpin,
     now: Timestamp,
 ) -> Result<Restored, BackupError> {
-    read_checked(store, key, None, from, now).await
+    read_checked(store, key, None, false, from, now).await
 }
 
 /// Does the same, but only if the secrets in the backup open with these master keys.
@@ -69,13 +69,15 @@ pub async fn read_sealed(
     from: impl AsyncRead + Unpin,
     now: Timestamp,
 ) -> Result<Restored, BackupError> {
-    read_checked(store, key, Some(vault), from, now).await
+    read_checked(store, key, Some(vault), false, from, now).await
 }
 
-async fn read_checked(
+/// Does the same; `for_postgres`: only if a PostgreSQL takes it too.
+pub(crate) async fn read_checked(
     store: &Store,
     key: &BackupKey,
     vault: Option<&Vault>,
+    for_postgres: bool,
     from: impl AsyncRead + Unpin,
     now: Timestamp,
 ) -> Result<Restored, BackupError> {
@@ -93,6 +95,7 @@ async fn read_checked(
     }
     let mut tx = store.begin().await?;
     let mut restore = Restore::begin(&mut tx).await?;
+    restore.for_postgres |= for_postgres;
     restore.lines(&mut tx, &mut source.plain).await?;
     while source.more().await? {
         restore.lines(&mut tx, &mut source.plain).await?;
@@ -200,6 +203,8 @@ impl<R: AsyncRead + Unpin> Source<R> {
 
 struct Restore {
     tables: Vec<Table>,
+    /// Whether a text with NUL is refused.
+    for_postgres: bool,
     schema: i64,
     begun: bool,
     ended: bool,
@@ -229,6 +234,7 @@ impl Restore {
         let schema = schema_version(tx).await?;
         Ok(Self {
             tables,
+            for_postgres: tx.is_postgres(),
             schema,
             begun: false,
             ended: false,
@@ -259,11 +265,11 @@ impl Restore {
     }
 
     async fn line(&mut self, tx: &mut Tx, line: &[u8]) -> Result<(), BackupError> {
-        let line: Line = serde_json::from_slice(line).map_err(|_| BackupError::Format)?;
+        let read: Line = serde_json::from_slice(line).map_err(|_| BackupError::Format)?;
         if self.ended {
             return Err(BackupError::Format);
         }
-        match line {
+        match read {
             Line::Head { hy2: 1, schema } if !self.begun => {
                 if schema != self.schema {
                     return Err(BackupError::Schema {
@@ -293,6 +299,15 @@ impl Restore {
                 let table = self.current.as_ref().ok_or(BackupError::Format)?;
                 if values.len() != table.columns.len() {
                     return Err(self.misfit("wrong number of columns"));
+                }
+                if self.for_postgres
+                    && let Some(column) = with_nul(table, line, &values)
+                {
+                    let reason = format!(
+                        "its column {column} has the character NUL in it, which PostgreSQL does not take and versions \
+                         before let in: restore the backup into SQLite"
+                    );
+                    return Err(self.misfit(&reason));
                 }
                 self.batch.push(Value::Array(values));
                 self.rows += 1;
@@ -366,6 +381,34 @@ impl Restore {
             row: self.row,
             reason: reason.to_owned(),
         }
+    }
+}
+
+/// Returns the first column of a row that has NUL in a text, which no text and no JSON of PostgreSQL can hold. It is not
+/// replaced: the audit log has the same texts, and its hashes are over them.
+fn with_nul<'a>(table: &'a Table, line: &[u8], values: &[Value]) -> Option<&'a str> {
+    // Only as an escape, in the JSON of a JSON column too.
+    if !line.windows(5).any(|part| part == b"u0000") {
+        return None;
+    }
+    let mut columns = table.columns.iter().zip(values);
+    let found = columns.find(|(column, value)| match (column.kind, value) {
+        (Kind::Json, Value::String(text)) => {
+            serde_json::from_str(text).is_ok_and(|value| has_nul(&value))
+        }
+        (_, value) => has_nul(value),
+    });
+    found.map(|(column, _)| column.name.as_str())
+}
+
+fn has_nul(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.contains('\0'),
+        Value::Array(items) => items.iter().any(has_nul),
+        Value::Object(fields) => fields
+            .iter()
+            .any(|(name, value)| name.contains('\0') || has_nul(value)),
+        _ => false,
     }
 }
 

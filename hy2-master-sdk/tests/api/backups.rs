@@ -5,10 +5,10 @@ use hy2_master_sdk::backup::envelope::{BackupKey, Decryptor, Encryptor};
 use hy2_master_sdk::backup::{BackupError, dump, restore};
 use hy2_master_sdk::domain::NodeId;
 use hy2_master_sdk::secrets::MasterKeys;
-use hy2_master_sdk::store::{Store, StoreOptions, nodes};
+use hy2_master_sdk::store::{Db, Store, StoreOptions, nodes};
 use serde_json::{Value, json};
 
-use crate::harness::{database, on_both};
+use crate::harness::{Fleet, database, on_both};
 
 fn key() -> BackupKey {
     BackupKey::Passphrase("a passphrase for backups".into())
@@ -112,6 +112,73 @@ on_both! {
             assert_eq!(row.id, NodeId(1_000_001));
         }
         fleet.stop().await;
+    }
+}
+
+/// As AdminService of versions before let it in.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn texts_with_nul_come_back_on_sqlite_and_are_named_for_postgresql() {
+    for (sql, place) in [
+        (
+            "update users set note = 'a' || char(0) || 'b' where username = 'user-1'",
+            "row 2 of table users does not fit: its column note",
+        ),
+        (
+            r#"update audit_log set after = '{"note":"a\u0000b"}' where object_kind = 'user'"#,
+            "of table audit_log does not fit: its column after",
+        ),
+    ] {
+        let fleet = Fleet::sqlite().await;
+        let owner = fleet.owner().await;
+        for number in 0..3 {
+            let new = json!({"username": format!("user-{number}")});
+            owner.post("/api/v1/users", &new).await.expect(201);
+        }
+        let Db::Sqlite { write, .. } = fleet.master.store().db() else {
+            panic!("not SQLite");
+        };
+        assert!(
+            sqlx::query(sql)
+                .execute(write)
+                .await
+                .unwrap()
+                .rows_affected()
+                > 0
+        );
+        let mut backup = Vec::new();
+        let store = fleet.master.store().clone();
+        Master::with_store(store)
+            .backup(&key(), &mut backup)
+            .await
+            .unwrap();
+        let keys = fleet.keys.clone();
+        fleet.stop().await;
+
+        let directory = tempfile::tempdir().unwrap();
+        let copy = crate::harness::empty_sqlite(directory.path()).await;
+        let now = hy2_master_sdk::domain::Timestamp(1_800_000_000_000);
+        restore::read(&copy, &key(), &backup[..], now)
+            .await
+            .unwrap();
+        let lines = |text: String| -> Vec<String> {
+            let with_nul = text.lines().filter(|line| line.contains("u0000"));
+            with_nul.map(str::to_owned).collect()
+        };
+        let kept = lines(dumped(&copy).await);
+        assert!(!kept.is_empty());
+        assert_eq!(kept, lines(opened(&backup)));
+
+        let url = database().await;
+        let builder = || Master::postgres(&url).keys(keys.clone());
+        let checked = builder().check_backup(&key(), &backup[..]).await;
+        let restored = builder().restore(&key(), &backup[..]).await;
+        for refused in [checked, restored] {
+            let error = refused.expect_err("NUL").to_string();
+            assert!(
+                error.contains(place) && error.contains("into SQLite"),
+                "{error}"
+            );
+        }
     }
 }
 

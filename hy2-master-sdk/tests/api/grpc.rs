@@ -118,6 +118,87 @@ on_both! {
         fleet.stop().await;
     }
 
+    async fn moments_are_those_that_the_contract_has(fleet) {
+        let owner = fleet.owner().await;
+        let mut grpc = connect(&fleet).await;
+        let user = owner.post("/api/v1/users", &json!({"username": "ann"})).await.expect(201);
+        let id = user["id"].as_u64().unwrap();
+        let year_0 = Some(prost_types::Timestamp { seconds: -62_167_219_200, nanos: 0 });
+        let at = |nanos| Some(prost_types::Timestamp { seconds: 4_000_000_000, nanos });
+        for (at, field) in [(at(-5), "expires_at.nanos"), (at(1_000_000_000), "expires_at.nanos"), (year_0, "expires_at")] {
+            let new = pb::CreateUserRequest { username: "bob".into(), expires_at: at, ..Default::default() };
+            let of_new = grpc.create_user(ask(&owner, new)).await.unwrap_err();
+            let change = pb::UpdateUserRequest { id, expires_at: at, ..Default::default() };
+            let of_change = grpc.update_user(ask(&owner, change)).await.unwrap_err();
+            for refused in [of_new, of_change] {
+                assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+                assert!(refused.message().contains(&format!("; {field}: ")), "{refused}");
+            }
+        }
+        let traffic = pb::GetTrafficRequest { from: at(-5), ..Default::default() };
+        let refused = grpc.get_traffic(ask(&owner, traffic)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+        let change = pb::UpdateUserRequest { id, expires_at: at(999_999_999), ..Default::default() };
+        grpc.update_user(ask(&owner, change)).await.unwrap();
+        fleet.stop().await;
+    }
+
+    async fn texts_with_nul_are_refused_by_the_name_of_their_field(fleet) {
+        let owner = fleet.owner().await;
+        let mut grpc = connect(&fleet).await;
+        let user = owner.post("/api/v1/users", &json!({"username": "ann"})).await.expect(201);
+        let id = user["id"].as_u64().unwrap();
+        let node = fleet.node("ny").await.0.unsigned_abs();
+        let nul = || "a\0b".to_owned();
+        let mut refused = Vec::new();
+        let new = || pb::CreateUserRequest { username: "bob".into(), ..Default::default() };
+        for (new, field) in [
+            (pb::CreateUserRequest { username: nul(), ..new() }, "username"),
+            (pb::CreateUserRequest { note: nul(), ..new() }, "note"),
+            (pb::CreateUserRequest { tags: vec!["a".into(), nul()], ..new() }, "tags"),
+            (pb::CreateUserRequest { password: nul(), ..new() }, "password"),
+            (pb::CreateUserRequest { home_region: nul(), ..new() }, "home_region"),
+            (pb::CreateUserRequest { request_id: nul(), ..new() }, "request_id"),
+        ] {
+            refused.push((grpc.create_user(ask(&owner, new)).await.unwrap_err(), field));
+        }
+        let change = pb::UpdateUserRequest { id, note: Some(nul()), ..Default::default() };
+        refused.push((grpc.update_user(ask(&owner, change)).await.unwrap_err(), "note"));
+        let reset = pb::ResetUserTrafficRequest { id, reason: nul(), ..Default::default() };
+        refused.push((grpc.reset_user_traffic(ask(&owner, reset)).await.unwrap_err(), "reason"));
+        let plan = pb::Plan { name: nul(), ..Default::default() };
+        let plan = pb::CreatePlanRequest { plan: Some(plan), ..Default::default() };
+        refused.push((grpc.create_plan(ask(&owner, plan)).await.unwrap_err(), "plan.name"));
+        let token = pb::CreateEnrolmentTokenRequest { label: nul(), ..Default::default() };
+        refused.push((grpc.create_enrolment_token(ask(&owner, token)).await.unwrap_err(), "label"));
+        let change = || pb::UpdateNodeRequest { id: node, ..Default::default() };
+        let tags = pb::NodeTags { tags: vec![nul()] };
+        for (change, field) in [
+            (pb::UpdateNodeRequest { note: Some(nul()), ..change() }, "note"),
+            (pb::UpdateNodeRequest { provider: Some(nul()), ..change() }, "provider"),
+            (pb::UpdateNodeRequest { tags: Some(tags), ..change() }, "tags.tags"),
+        ] {
+            refused.push((grpc.update_node(ask(&owner, change)).await.unwrap_err(), field));
+        }
+        let revoke = pb::RevokeNodeCertificatesRequest { id: node, reason: nul(), ..Default::default() };
+        refused.push((grpc.revoke_node_certificates(ask(&owner, revoke)).await.unwrap_err(), "reason"));
+        let list = pb::ListUsersRequest { search: nul(), ..Default::default() };
+        refused.push((grpc.list_users(ask(&owner, list)).await.unwrap_err(), "search"));
+        let page = Some(pb::PageRequest { after: nul(), ..Default::default() });
+        refused.push((grpc.list_plans(ask(&owner, pb::ListPlansRequest { page })).await.unwrap_err(), "page.after"));
+        let watch = pb::WatchEventsRequest { topics: vec![nul()], ..Default::default() };
+        refused.push((grpc.watch_events(ask(&owner, watch)).await.unwrap_err(), "topics"));
+        for (refused, field) in refused {
+            assert_eq!(refused.code(), Code::InvalidArgument, "{field}: {refused}");
+            assert!(refused.message().contains(&format!("; {field}: ")), "{field}: {refused}");
+        }
+        let nobody = grpc.list_users(Request::new(pb::ListUsersRequest { search: nul(), ..Default::default() }));
+        assert_eq!(nobody.await.unwrap_err().code(), Code::Unauthenticated);
+        let users = owner.get("/api/v1/users").await.expect(200);
+        assert_eq!(users["items"].as_array().unwrap().len(), 1);
+        fleet.stop().await;
+    }
+
     async fn regions_are_made_over_grpc_and_users_name_them_by_their_codes(fleet) {
         let owner = fleet.owner().await;
         let mut grpc = connect(&fleet).await;

@@ -3,6 +3,7 @@
 //! - [`rpc`]: messages, clients and servers generated from `proto/hy2/control/v1/*.proto`
 //!   (`scripts/generate-proto.sh`; the code is committed, a test regenerates it)
 //! - [`hash`]: the hashes that a manifest binds
+//! - [`DESCRIPTOR`]: the contracts for programs that read them
 //!
 //! Shapes, units and meaning of every field are documented in the `.proto` files and on the
 //! generated types.
@@ -29,6 +30,10 @@ pub use self::codec::Codec;
 pub mod rpc {
     include!("gen/hy2.control.v1.rs");
 }
+
+/// The contracts themselves: an encoded `google.protobuf.FileDescriptorSet` of every `.proto` file and of what they import,
+/// without comments.
+pub const DESCRIPTOR: &[u8] = include_bytes!("../../proto/descriptor.binpb");
 
 /// ALPN of an agent's connection to the master: MasterService.
 pub const ALPN_MASTER: &[u8] = b"h2";

@@ -3,6 +3,7 @@
 
 mod asked;
 mod convert;
+mod fields;
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -23,7 +24,7 @@ use self::convert::{
 };
 use super::ApiState;
 use super::events::Feed;
-use crate::auth::access::Operation;
+use crate::auth::access::{Caller, Operation};
 use crate::domain::{DesiredState, NodeId, QuotaPeriod, RegionId, Timestamp, UserId};
 use crate::service::ServiceError;
 use crate::service::assignments::AssignUser;
@@ -71,6 +72,11 @@ async fn to_the_end(
     let Ok(body) = to_bytes(body, MAX_FRAME).await else {
         return Status::out_of_range("the message is too large").into_http();
     };
+    // Who is nobody is told that first.
+    let known = parts.extensions.get::<Caller>().is_some();
+    if known && let Some(issue) = fields::wrong(parts.uri.path(), &body) {
+        return status(ServiceError::Invalid(vec![issue])).into_http();
+    }
     let request = extract::Request::from_parts(parts, Body::from(body));
     match state.keyed.finish(next.run(request)).await {
         Ok(response) => response,
