@@ -199,6 +199,65 @@ on_both! {
         fleet.stop().await;
     }
 
+    async fn a_request_that_names_what_has_gone_since_has_its_answer_all_the_same(fleet) {
+        let owner = fleet.owner().await;
+        let mut grpc = connect(&fleet).await;
+        let region = json!({"code": "eu", "name": "Europe"});
+        let region = owner.post("/api/v1/regions", &region).await.expect(201)["id"].clone();
+        let new = pb::CreateUserRequest {
+            request_id: "r-1".into(),
+            username: "ann".into(),
+            home_region: "eu".into(),
+            ..Default::default()
+        };
+        let made = grpc.create_user(ask(&owner, new.clone())).await.unwrap().into_inner();
+        let id = made.user.as_ref().unwrap().id;
+        let change = pb::UpdateUserRequest {
+            request_id: "r-2".into(),
+            id,
+            home_region: Some("eu".into()),
+            note: Some("n".into()),
+            ..Default::default()
+        };
+        let changed = grpc.update_user(ask(&owner, change.clone())).await.unwrap().into_inner();
+        let node = fleet.node("ny").await;
+        let moved = pb::UpdateNodeRequest {
+            request_id: "r-3".into(),
+            id: node.0.unsigned_abs(),
+            region: Some("eu".into()),
+            ..Default::default()
+        };
+        let there = grpc.update_node(ask(&owner, moved.clone())).await.unwrap().into_inner();
+        let token = pb::CreateEnrolmentTokenRequest {
+            request_id: "r-4".into(),
+            region: "eu".into(),
+            ..Default::default()
+        };
+        let issued = grpc.create_enrolment_token(ask(&owner, token.clone())).await.unwrap().into_inner();
+        let none = json!({"home_region_id": null});
+        owner.patch(&format!("/api/v1/users/{id}"), &none).await.expect(200);
+        owner.patch(&format!("/api/v1/nodes/{node}"), &json!({"region_id": null})).await.expect(200);
+        owner.delete(&format!("/api/v1/enrolment-tokens/{}", issued.id)).await.expect(204);
+        owner.delete(&format!("/api/v1/regions/{region}")).await.expect(204);
+
+        let again = grpc.create_user(ask(&owner, new.clone())).await.unwrap().into_inner();
+        assert_eq!(again, made);
+        let again = grpc.update_user(ask(&owner, change)).await.unwrap().into_inner();
+        assert_eq!(again, changed);
+        let again = grpc.update_node(ask(&owner, moved)).await.unwrap().into_inner();
+        assert_eq!(again, there);
+        let again = grpc.create_enrolment_token(ask(&owner, token)).await.unwrap().into_inner();
+        assert_eq!(again, issued);
+        // What was refused gives its id back.
+        let late = pb::CreateUserRequest { request_id: "r-5".into(), username: "bob".into(), ..new };
+        let refused = grpc.create_user(ask(&owner, late.clone())).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+        assert!(refused.message().contains("; home_region: "), "{refused}");
+        let late = pb::CreateUserRequest { home_region: String::new(), ..late };
+        grpc.create_user(ask(&owner, late)).await.unwrap();
+        fleet.stop().await;
+    }
+
     async fn regions_are_made_over_grpc_and_users_name_them_by_their_codes(fleet) {
         let owner = fleet.owner().await;
         let mut grpc = connect(&fleet).await;

@@ -100,15 +100,16 @@ impl Admin {
         }
     }
 
-    /// Returns the number of the region with a code; none with an empty one.
-    async fn region_id(&self, field: &str, code: &str) -> Result<Option<i64>, Status> {
+    /// Returns the number of the region with a code; none with an empty one. Part of what runs once for a request id:
+    /// the region may be gone when the request comes again.
+    async fn region_id(&self, field: &str, code: &str) -> Result<Option<i64>, ServiceError> {
         if code.is_empty() {
             return Ok(None);
         }
         let found = regions::by_code(self.state.service.store(), code).await;
-        match found.map_err(|error| status(error.into()))? {
+        match found? {
             Some(id) => Ok(Some(id.0)),
-            None => Err(status(no_region(field))),
+            None => Err(no_region(field)),
         }
     }
 
@@ -199,15 +200,11 @@ impl AdminService for Admin {
         let node = NodeId(id(m.id, "node")?);
         let port = m.listen_port.map(u16::try_from).transpose();
         let bad = |field, message| status(ServiceError::invalid(field, message));
-        let region_id = match m.region.as_deref() {
-            None => None,
-            Some(code) => Some(self.region_id("region", code).await?),
-        };
         let change = UpdateNode {
             name: m.name,
             public_host: m.public_host,
             listen_port: port.map_err(|_| bad("listen_port", "must be between 1 and 65535"))?,
-            region_id,
+            region_id: None,
             weight: m.weight.map(i64::from),
             billing_multiplier: m
                 .billing_multiplier
@@ -222,6 +219,14 @@ impl AdminService for Admin {
         };
         let rev = expected(m.expected_rev)?;
         let work = async {
+            let region_id = match m.region.as_deref() {
+                None => None,
+                Some(code) => Some(self.region_id("region", code).await?),
+            };
+            let change = UpdateNode {
+                region_id,
+                ..change
+            };
             let row = self
                 .state
                 .service
@@ -331,15 +336,14 @@ impl AdminService for Admin {
                     .map_err(|_| status(ServiceError::invalid("bind_cidr", "is not a CIDR")))?,
             ),
         };
-        let region_id = self.region_id("region", &m.region).await?;
-        let new = CreateEnrolmentToken {
-            label: m.label.clone(),
-            valid_s: Some(m.valid_seconds).filter(|seconds| *seconds > 0),
-            bind_cidr,
-            region_id,
-            tags: Vec::new(),
-        };
         let work = async {
+            let new = CreateEnrolmentToken {
+                label: m.label.clone(),
+                valid_s: Some(m.valid_seconds).filter(|seconds| *seconds > 0),
+                bind_cidr,
+                region_id: self.region_id("region", &m.region).await?,
+                tags: Vec::new(),
+            };
             let made = self.state.service.create_enrolment_token(access, new).await;
             let made = made.map_err(|error| error.renamed(&[("valid_s", "valid_seconds")]))?;
             let (row, token, ca_pin) = made;
@@ -499,11 +503,9 @@ impl AdminService for Admin {
             value => Some(id(value, "plan")?),
         };
         let password = Some(m.password).filter(|password| !password.is_empty());
-        let home_region_id = self.region_id("home_region", &m.home_region).await?;
         let new = CreateUser {
             username: m.username,
             plan_id,
-            home_region_id,
             expires_at: moment(m.expires_at),
             quota_bytes: limit(m.quota_bytes, "quota_bytes")?.flatten(),
             max_devices: limit(m.max_devices, "max_devices")?.flatten(),
@@ -517,6 +519,10 @@ impl AdminService for Admin {
         };
         let work = async {
             let service = &self.state.service;
+            let new = CreateUser {
+                home_region_id: self.region_id("home_region", &m.home_region).await?,
+                ..new
+            };
             let row = service.create_user(access, new).await?;
             let url = service.subscription_of(&row)?;
             let subscription_url = url.expose_secret().to_owned();
@@ -548,14 +554,9 @@ impl AdminService for Admin {
             Some(0) => Some(None),
             Some(value) => Some(Some(id(value, "plan")?)),
         };
-        let home_region_id = match m.home_region.as_deref() {
-            None => None,
-            Some(code) => Some(self.region_id("home_region", code).await?),
-        };
         let change = UpdateUser {
             status: wanted_status(m.status)?,
             plan_id,
-            home_region_id,
             expires_at,
             quota_bytes: limit(m.quota_bytes, "quota_bytes")?,
             max_devices: limit(m.max_devices, "max_devices")?,
@@ -567,6 +568,14 @@ impl AdminService for Admin {
         };
         let rev = expected(m.expected_rev)?;
         let work = async {
+            let home_region_id = match m.home_region.as_deref() {
+                None => None,
+                Some(code) => Some(self.region_id("home_region", code).await?),
+            };
+            let change = UpdateUser {
+                home_region_id,
+                ..change
+            };
             let row = self
                 .state
                 .service
