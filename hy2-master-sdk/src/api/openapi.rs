@@ -21,7 +21,8 @@ pub const PUBLIC_OPERATIONS: &[&str] = &["login", "refresh"];
             until there is one 409 `idempotency_running` with `Retry-After`. 409 \
             `idempotency_unfinished`: there will be none, because the first was cut off; look whether \
             it has happened, then use a new key. A request that failed and changed nothing gives its \
-            key back.",
+            key back. Keys are not in backups: after a restore a request with a key from before runs \
+            again, so look first whether it has happened.",
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
     ),
     servers((url = "/")),
