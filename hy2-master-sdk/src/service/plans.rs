@@ -6,6 +6,7 @@ use utoipa::ToSchema;
 
 use super::moment::{Moment, present};
 use super::page::{Page, PageRequest};
+use super::user_rules::check_rates;
 use super::{FieldIssue, Record, Service, ServiceError, record};
 use crate::auth::access::Access;
 use crate::domain::{PlanId, QuotaPeriod, Timestamp};
@@ -96,10 +97,10 @@ pub struct CreatePlan {
     /// Connections at once.
     #[serde(default)]
     pub max_connections: Option<i64>,
-    /// Most that a user sends, bytes per second.
+    /// Most that a user sends, bytes per second; 1024 at least.
     #[serde(default)]
     pub up_bytes_per_s: Option<i64>,
-    /// Most that a user receives, bytes per second.
+    /// Most that a user receives, bytes per second; 1024 at least.
     #[serde(default)]
     pub down_bytes_per_s: Option<i64>,
     /// Nodes that the assignment task gives a user, 1 to 64.
@@ -144,11 +145,11 @@ pub struct UpdatePlan {
     #[serde(deserialize_with = "present")]
     #[schema(value_type = Option<i64>)]
     pub max_connections: Option<Option<i64>>,
-    /// Most that a user sends, bytes per second.
+    /// Most that a user sends, bytes per second; 1024 at least.
     #[serde(deserialize_with = "present")]
     #[schema(value_type = Option<i64>)]
     pub up_bytes_per_s: Option<Option<i64>>,
-    /// Most that a user receives, bytes per second.
+    /// Most that a user receives, bytes per second; 1024 at least.
     #[serde(deserialize_with = "present")]
     #[schema(value_type = Option<i64>)]
     pub down_bytes_per_s: Option<Option<i64>>,
@@ -217,7 +218,7 @@ impl Service {
             created_at: now,
             updated_at: now,
         };
-        check(&plan)?;
+        check(&plan, None)?;
         let mut tx = self.store().begin().await?;
         check_next(&mut tx, plan.next_plan_id).await?;
         let row = plans::create(&mut tx, &plan, now).await?;
@@ -249,7 +250,7 @@ impl Service {
         let old = plans::get_in(&mut tx, id).await?;
         check_rev("plan", expected, old.rev)?;
         let plan = changed(&old, change, now);
-        check(&plan)?;
+        check(&plan, Some(&old))?;
         check_next(&mut tx, plan.next_plan_id).await?;
         let row = plans::update(&mut tx, &plan, now).await?;
         record(
@@ -331,7 +332,8 @@ async fn check_next(tx: &mut Tx, next: Option<PlanId>) -> Result<(), ServiceErro
     }
 }
 
-fn check(plan: &PlanRow) -> Result<(), ServiceError> {
+/// Checks a plan; `old` is as it was.
+fn check(plan: &PlanRow, old: Option<&PlanRow>) -> Result<(), ServiceError> {
     let mut issues = Vec::new();
     if !(1..=64).contains(&plan.name.len()) {
         issues.push(FieldIssue::new("name", "must have 1 to 64 bytes"));
@@ -349,6 +351,8 @@ fn check(plan: &PlanRow) -> Result<(), ServiceError> {
             issues.push(FieldIssue::new(field, "must be positive"));
         }
     }
+    let rates = |plan: &PlanRow| [plan.up_bytes_per_s, plan.down_bytes_per_s];
+    check_rates(&mut issues, "", rates(plan), old.map_or([None; 2], rates));
     let days = plan.duration_days;
     if days.is_some_and(|days| days > MAX_DURATION_DAYS) {
         let message = format!("must be at most {MAX_DURATION_DAYS}; null for no end");

@@ -15,6 +15,9 @@ use crate::store::{Tx, admins};
 /// Most seconds of a hold: 36,500 days, as of a plan.
 const MAX_HOLD_S: u32 = 36_500 * 86_400;
 
+/// Lowest limit of a rate, in bytes per second, as NodeManager has it: less moves nothing useful.
+const MIN_RATE: i64 = 1_024;
+
 /// Why a user is disabled whom no reseller lets in again.
 const BY_OPERATOR: &str = "an operator disabled this user";
 
@@ -32,6 +35,12 @@ pub(super) fn check_user(new: &CreateUser, at: &str) -> Result<(), ServiceError>
     for (field, value) in limits {
         check_positive(&mut issues, at, field, value);
     }
+    check_rates(
+        &mut issues,
+        at,
+        [new.up_bytes_per_s, new.down_bytes_per_s],
+        [None; 2],
+    );
     check_texts(
         &mut issues,
         at,
@@ -120,6 +129,41 @@ fn check_name(issues: &mut Vec<FieldIssue>, at: &str, name: &str) {
 fn check_positive(issues: &mut Vec<FieldIssue>, at: &str, field: &str, value: Option<i64>) {
     if value.is_some_and(|value| value <= 0) {
         issues.push(FieldIssue::new(format!("{at}{field}"), "must be positive"));
+    }
+}
+
+/// Checks limits of rates, up and down, that are not as they were: those from before there was a lowest one stay.
+pub(super) fn check_rates(
+    issues: &mut Vec<FieldIssue>,
+    at: &str,
+    new: [Option<i64>; 2],
+    old: [Option<i64>; 2],
+) {
+    let fields = ["up_bytes_per_s", "down_bytes_per_s"];
+    for (field, (new, old)) in fields.into_iter().zip(new.into_iter().zip(old)) {
+        if new != old && new.is_some_and(|rate| (1..MIN_RATE).contains(&rate)) {
+            let message = format!("must be at least {MIN_RATE}: less moves nothing useful");
+            issues.push(FieldIssue::new(format!("{at}{field}"), message));
+        }
+    }
+}
+
+/// Checks the limits of rates that a user is given.
+pub(super) fn check_new_rates(change: &UpdateUser, old: &UserRow) -> Result<(), ServiceError> {
+    let mut issues = Vec::new();
+    check_rates(
+        &mut issues,
+        "",
+        [
+            change.up_bytes_per_s.flatten(),
+            change.down_bytes_per_s.flatten(),
+        ],
+        [old.up_bytes_per_s, old.down_bytes_per_s],
+    );
+    if issues.is_empty() {
+        Ok(())
+    } else {
+        Err(ServiceError::Invalid(issues))
     }
 }
 

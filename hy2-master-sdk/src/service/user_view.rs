@@ -123,9 +123,9 @@ pub struct CreateUser {
     pub max_devices: Option<i64>,
     /// Connections at once.
     pub max_connections: Option<i64>,
-    /// Most that the user sends, bytes per second.
+    /// Most that the user sends, bytes per second; 1024 at least.
     pub up_bytes_per_s: Option<i64>,
-    /// Most that the user receives, bytes per second.
+    /// Most that the user receives, bytes per second; 1024 at least.
     pub down_bytes_per_s: Option<i64>,
     /// Address.
     pub email: Option<String>,
@@ -184,11 +184,11 @@ pub struct UpdateUser {
     #[serde(deserialize_with = "present")]
     #[schema(value_type = Option<i64>)]
     pub max_connections: Option<Option<i64>>,
-    /// Most that the user sends, bytes per second.
+    /// Most that the user sends, bytes per second; 1024 at least.
     #[serde(deserialize_with = "present")]
     #[schema(value_type = Option<i64>)]
     pub up_bytes_per_s: Option<Option<i64>>,
-    /// Most that the user receives, bytes per second.
+    /// Most that the user receives, bytes per second; 1024 at least.
     #[serde(deserialize_with = "present")]
     #[schema(value_type = Option<i64>)]
     pub down_bytes_per_s: Option<Option<i64>>,

@@ -8,8 +8,9 @@ use super::moment::Moment;
 use super::page::{Page, PageRequest};
 use super::regions::check_region;
 use super::user_rules::{
-    NEVER_STARTS, check_change, check_reseller_plan, check_reseller_quota, check_reseller_resets,
-    check_reseller_room, check_reseller_status, check_reseller_user, check_user, to_store,
+    NEVER_STARTS, check_change, check_new_rates, check_reseller_plan, check_reseller_quota,
+    check_reseller_resets, check_reseller_room, check_reseller_status, check_reseller_user,
+    check_user, to_store,
 };
 pub use super::user_view::{BatchAction, CreateUser, UpdateUser, UserView};
 use super::{Record, Service, ServiceError, record};
@@ -233,6 +234,7 @@ impl Service {
         let now = self.now();
         let mut tx = self.store().begin().await?;
         let old = reach(access, users::get_for_update(&mut tx, id).await?)?;
+        check_new_rates(&change, &old)?;
         if access.owner().is_some() {
             check_reseller_status(&old, change.status)?;
         }

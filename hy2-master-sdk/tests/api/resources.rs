@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use hy2_master_sdk::domain::{ObservedState, UserId};
 use hy2_master_sdk::store::leases::{self, Grant, Want};
-use hy2_master_sdk::store::nodes;
+use hy2_master_sdk::store::{Db, nodes};
+use hy2_proto::control::rpc as pb;
 use serde_json::{Value, json};
 
 use crate::harness::{Client, OWN_PASSWORD, on_both};
@@ -349,6 +350,52 @@ on_both! {
         let users = owner.get("/api/v1/users").await.expect(200);
         let names: Vec<_> = users["items"].as_array().unwrap().iter().map(|user| user["username"].as_str().unwrap()).collect();
         assert_eq!(names.len(), 2, "{names:?}");
+        fleet.stop().await;
+    }
+
+    async fn rates_that_move_nothing_are_refused_and_old_ones_stay(fleet) {
+        let owner = fleet.owner().await;
+        let execute = async |sql: &'static str| match fleet.master.store().db() {
+            Db::Pg(pool) => drop(sqlx::query(sql).execute(pool).await.unwrap()),
+            Db::Sqlite { write, .. } => drop(sqlx::query(sql).execute(write).await.unwrap()),
+        };
+        let name = |of: &str| if of == "plans" { "name" } else { "username" };
+        for of in ["users", "plans"] {
+            let path = format!("/api/v1/{of}");
+            for field in ["up_bytes_per_s", "down_bytes_per_s"] {
+                for rate in [1, 1_023] {
+                    let answer = owner.post(&path, &json!({name(of): "a", field: rate})).await.expect(422);
+                    assert_eq!(answer["errors"][0]["path"], field, "{answer}");
+                }
+            }
+            let new = json!({name(of): "a", "up_bytes_per_s": 1_024, "down_bytes_per_s": 1_024});
+            let made = owner.post(&path, &new).await.expect(201);
+            // As versions before left it.
+            execute(match of {
+                "users" => "update users set up_bytes_per_s = 500",
+                _ => "update plans set up_bytes_per_s = 500",
+            }).await;
+            let path = format!("{path}/{}", made["id"]);
+            owner.patch(&path, &json!({"max_devices": 2})).await.expect(200);
+            let same = json!({"max_devices": 3, "up_bytes_per_s": 500, "down_bytes_per_s": 2_000});
+            assert_eq!(owner.patch(&path, &same).await.expect(200)["up_bytes_per_s"], 500);
+            for change in [json!({"up_bytes_per_s": 501}), json!({"down_bytes_per_s": 500})] {
+                let answer = owner.patch(&path, &change).await.expect(422);
+                assert_eq!(answer["errors"][0]["path"], *change.as_object().unwrap().keys().next().unwrap(), "{answer}");
+            }
+            let change = json!({"up_bytes_per_s": null, "down_bytes_per_s": 1_024});
+            owner.patch(&path, &change).await.expect(200);
+        }
+        let mut grpc = crate::grpc::connect(&fleet).await;
+        let new = pb::CreateUserRequest { username: "b".into(), up_bytes_per_s: Some(1_023), ..Default::default() };
+        let of_user = grpc.create_user(crate::grpc::ask(&owner, new)).await.unwrap_err();
+        let plan = pb::Plan { name: "b".into(), down_bytes_per_s: 1_023, ..Default::default() };
+        let new = pb::CreatePlanRequest { plan: Some(plan), ..Default::default() };
+        let of_plan = grpc.create_plan(crate::grpc::ask(&owner, new)).await.unwrap_err();
+        for (refused, field) in [(of_user, "up_bytes_per_s"), (of_plan, "plan.down_bytes_per_s")] {
+            assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{refused}");
+            assert!(refused.message().contains(&format!("; {field}: ")), "{refused}");
+        }
         fleet.stop().await;
     }
 
