@@ -182,6 +182,17 @@ fn check_texts(
     tags: Option<&Vec<String>>,
     email: Option<&str>,
 ) {
+    // REST and AdminService let none in; an import has texts within its text.
+    let has_nul = |text: &String| text.contains('\0');
+    let with_nul = [
+        ("note", note.is_some_and(has_nul)),
+        ("tags", tags.is_some_and(|tags| tags.iter().any(has_nul))),
+        ("email", email.is_some_and(|email| email.contains('\0'))),
+    ];
+    for (field, _) in with_nul.iter().filter(|(_, found)| *found) {
+        let path = format!("{at}{field}");
+        issues.push(FieldIssue::new(path, "must not contain NUL"));
+    }
     if note.is_some_and(|note| note.len() > 2_000) {
         issues.push(FieldIssue::new(
             format!("{at}note"),

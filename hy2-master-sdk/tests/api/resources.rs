@@ -353,6 +353,89 @@ on_both! {
         fleet.stop().await;
     }
 
+    async fn a_row_of_an_import_that_is_of_the_wrong_type_fails_alone(fleet) {
+        let owner = fleet.owner().await;
+        let import = async |format: &str, data: Value| {
+            let import = json!({"format": format, "data": data});
+            let report = owner.post("/api/v1/users:import", &import).await.expect(200);
+            let paths = |part: &str| -> Vec<String> {
+                let issues = report[part].as_array().unwrap().iter();
+                issues.map(|issue| issue["path"].as_str().unwrap().to_owned()).collect()
+            };
+            (report["created"].as_u64().unwrap(), paths("failed"), paths("ignored"))
+        };
+        let marzban = json!({"users": [
+            {"username": "m0", "data_limit": 1.5e9, "expire": 1_900_000_000.0},
+            {"username": "m1", "data_limit": 1.5},
+            {"username": "m2", "data_limit": "lots"},
+            {"username": 3},
+            {"data_limit": 4},
+            ["m5"],
+            {"username": "m6", "data_limit": -1},
+            {"username": "m7", "expire": -1},
+            {"username": "m8", "status": "on_hold", "on_hold_expire_duration": 60, "on_hold_timeout": "2030-01-01T00:00:00"},
+        ]});
+        let (created, failed, ignored) = import("marzban", marzban).await;
+        let want = [
+            "users[1].data_limit", "users[2].data_limit", "users[3].username", "users[4]", "users[5]",
+            "users[6].data_limit", "users[7].expire",
+        ];
+        assert_eq!((created, &failed[..], &ignored[..]), (2, &want.map(str::to_owned)[..], &["users[8].on_hold_timeout".to_owned()][..]));
+        let clients = json!([
+            {"email": "x0", "expiryTime": 1.7e12, "totalGB": 2e9},
+            {"email": "x1", "expiryTime": "never"},
+            {"email": "x2", "limitIp": -1},
+            {"email": "x3", "reset": -4},
+            {"email": "x4", "totalGB": -1},
+            {"email": "x5", "enable": "yes"},
+            {"email": "x6", "comment": null, "limitIp": 2},
+            7,
+        ]);
+        let settings = json!({"clients": clients}).to_string();
+        let (created, failed, _) = import("3x-ui", json!([{"settings": settings}])).await;
+        let want = [
+            "users[1].expiryTime", "users[2].limitIp", "users[3].reset", "users[4].totalGB", "users[5].enable", "users[7]",
+        ];
+        assert_eq!((created, failed), (2, want.map(str::to_owned).to_vec()));
+        let mut csv = "username,quota_bytes,used_bytes,expires_at,hold_duration_s\n".to_owned();
+        for row in ["c0,1.5E+09,,,", "c1,x,,,", "c2,,-1,,", "c3,,,soon,", "c4,,,,-1", "c5,-5,9,,", "c6,5,,,"] {
+            csv.push_str(row);
+            csv.push('\n');
+        }
+        let (created, failed, _) = import("csv", json!(csv)).await;
+        let want = [
+            "users[1].quota_bytes", "users[2].used_bytes", "users[3].expires_at", "users[4].hold_duration_s",
+            "users[5].quota_bytes",
+        ];
+        assert_eq!((created, failed), (2, want.map(str::to_owned).to_vec()));
+        let ours = json!([
+            {"username": "j0", "quota_bytes": 1.5e9},
+            {"username": "j1", "quota_bytes": "x"},
+            {"username": "j2", "tags": "a"},
+            {"username": "j3", "expires_at": 5},
+            {"username": "j4", "up_bytes_per_s": 1023},
+            "j5",
+            // As text in text it passes by what looks at the body.
+            {"username": "j6", "note": "a\0b"},
+            {"username": "j7", "tags": ["a\0b"]},
+        ]);
+        let (created, failed, _) = import("json", json!(ours.to_string())).await;
+        let want = [
+            "users[1].quota_bytes", "users[2].tags", "users[3].expires_at", "users[4].up_bytes_per_s", "users[5]",
+            "users[6].note", "users[7].tags",
+        ];
+        assert_eq!((created, failed), (1, want.map(str::to_owned).to_vec()));
+        let users = owner.get("/api/v1/users").await.expect(200);
+        let limits: Vec<_> = users["items"].as_array().unwrap().iter()
+            .map(|user| (user["username"].as_str().unwrap(), user["quota_bytes"].as_u64()))
+            .collect();
+        assert_eq!(limits, [
+            ("m0", Some(1_500_000_000)), ("m8", None), ("x0", Some(2_000_000_000)), ("x6", None), ("c0", Some(1_500_000_000)),
+            ("c6", Some(5)), ("j0", Some(1_500_000_000)),
+        ]);
+        fleet.stop().await;
+    }
+
     async fn rates_that_move_nothing_are_refused_and_old_ones_stay(fleet) {
         let owner = fleet.owner().await;
         let execute = async |sql: &'static str| match fleet.master.store().db() {

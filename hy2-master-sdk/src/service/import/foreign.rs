@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::value::{number_of, row_of, whole};
 use super::{Row, is_status, left};
 use crate::domain::Timestamp;
 use crate::service::ServiceError;
@@ -10,7 +11,8 @@ use crate::service::moment::Moment;
 
 #[derive(Deserialize)]
 pub(super) struct MarzbanExport {
-    pub(super) users: Vec<MarzbanUser>,
+    /// Each a [`MarzbanUser`], or what is wrong with it is its own mistake.
+    pub(super) users: Vec<Value>,
 }
 
 /// The fields that are used; others are passed over.
@@ -20,19 +22,22 @@ pub(super) struct MarzbanUser {
     #[serde(default)]
     status: Option<String>,
     /// Seconds since 1970; 0 or null: never.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "whole")]
     expire: Option<i64>,
     /// Bytes; 0 or null: none.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "whole")]
     data_limit: Option<i64>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "whole")]
     used_traffic: Option<i64>,
     /// `no_reset`, `day`, `week`, `month` or `year`.
     #[serde(default)]
     data_limit_reset_strategy: Option<String>,
     /// Seconds from the first connection.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "whole")]
     on_hold_expire_duration: Option<i64>,
+    /// When the time begins without a connection.
+    #[serde(default)]
+    on_hold_timeout: Value,
     #[serde(default)]
     note: Option<String>,
 }
@@ -51,8 +56,13 @@ impl MarzbanUser {
                 let message = "who is on_hold has a time from the first connection on";
                 Some(("on_hold_expire_duration", message.to_owned()))
             }
-            None => None,
+            None => negative(&[
+                ("expire", self.expire),
+                ("data_limit", self.data_limit),
+                ("used_traffic", self.used_traffic),
+            ]),
         };
+        let timeout = Some(self.on_hold_timeout).filter(|at| on_hold && !at.is_null());
         Row {
             username: self.username,
             expires_at: seconds(self.expire),
@@ -63,12 +73,24 @@ impl MarzbanUser {
                 .data_limit_reset_strategy
                 .filter(|strategy| strategy != "no_reset")
                 .map(|strategy| ("data_limit_reset_strategy", strategy)),
+            left_out: timeout.map(|at| {
+                let what = format!("{at}: a hold lasts until the first connection");
+                ("on_hold_timeout", what)
+            }),
             status: self.status,
             note: self.note,
-            wrong,
+            wrong: wrong.map(|(field, why)| (field.to_owned(), why)),
             ..Row::default()
         }
     }
+}
+
+/// Says which of these is below 0. Each is a limit of some kind, and left out it would be none at all.
+fn negative(fields: &[(&'static str, Option<i64>)]) -> Option<(&'static str, String)> {
+    let found = fields
+        .iter()
+        .find(|(_, value)| value.is_some_and(|value| value < 0));
+    found.map(|(field, _)| (*field, "must not be negative".to_owned()))
 }
 
 /// Reads inbounds: `{"obj": [..]}` or the list itself; `settings` is text with JSON in it, or JSON.
@@ -96,17 +118,16 @@ pub(super) fn read_three_x_ui(data: Value) -> Result<Vec<Row>, ServiceError> {
             .get("clients")
             .cloned()
             .unwrap_or(Value::Array(Vec::new()));
-        let clients: Vec<ThreeXUiClient> =
-            serde_path_to_error::deserialize(clients).map_err(|error| {
-                refuse(format!(
-                    "[{at}].settings.clients{}: {}",
-                    error.path(),
-                    error.inner()
-                ))
-            })?;
+        let clients: Vec<Value> = serde_path_to_error::deserialize(clients).map_err(|error| {
+            refuse(format!(
+                "[{at}].settings.clients{}: {}",
+                error.path(),
+                error.inner()
+            ))
+        })?;
         let stats = inbound.get("clientStats").and_then(Value::as_array);
         let used = |email: &str| {
-            let of = |stat: &Value, key: &str| stat.get(key).and_then(Value::as_i64).unwrap_or(0);
+            let of = |stat: &Value, key: &str| stat.get(key).and_then(number_of).unwrap_or(0);
             stats
                 .into_iter()
                 .flatten()
@@ -115,11 +136,12 @@ pub(super) fn read_three_x_ui(data: Value) -> Result<Vec<Row>, ServiceError> {
         };
         // Nobody comes in through an inbound that is switched off.
         let enabled = inbound.get("enable").and_then(Value::as_bool) != Some(false);
-        for mut client in clients {
-            client.enable &= enabled;
-            let used = used(&client.email);
-            rows.push(client.into_row(used));
-        }
+        rows.extend(clients.into_iter().map(|client| {
+            row_of(client, |client: ThreeXUiClient| {
+                let used = used(&client.email);
+                client.into_row(enabled, used)
+            })
+        }));
     }
     Ok(rows)
 }
@@ -128,40 +150,47 @@ pub(super) fn read_three_x_ui(data: Value) -> Result<Vec<Row>, ServiceError> {
 #[serde(rename_all = "camelCase")]
 struct ThreeXUiClient {
     email: String,
-    #[serde(default = "yes")]
-    enable: bool,
+    #[serde(default)]
+    enable: Option<bool>,
     /// Milliseconds since 1970; 0: never; negative: so long from the first connection.
-    #[serde(default)]
-    expiry_time: i64,
+    #[serde(default, deserialize_with = "whole")]
+    expiry_time: Option<i64>,
     /// Bytes, in spite of its name; 0: none.
-    #[serde(default, rename = "totalGB")]
-    total_gb: i64,
-    #[serde(default)]
-    limit_ip: i64,
+    #[serde(default, rename = "totalGB", deserialize_with = "whole")]
+    total_gb: Option<i64>,
+    /// 0: none.
+    #[serde(default, deserialize_with = "whole")]
+    limit_ip: Option<i64>,
     /// Days after which the quota starts anew; 0: never.
+    #[serde(default, deserialize_with = "whole")]
+    reset: Option<i64>,
     #[serde(default)]
-    reset: i64,
-    #[serde(default)]
-    comment: String,
-}
-
-const fn yes() -> bool {
-    true
+    comment: Option<String>,
 }
 
 impl ThreeXUiClient {
-    fn into_row(self, used: i64) -> Row {
-        let hold = (self.expiry_time < 0).then(|| self.expiry_time.unsigned_abs() / 1_000);
+    /// `enabled`: whether its inbound is.
+    fn into_row(self, enabled: bool, used: i64) -> Row {
+        let wrong = negative(&[
+            ("totalGB", self.total_gb),
+            ("limitIp", self.limit_ip),
+            ("reset", self.reset),
+        ]);
+        let enabled = enabled && self.enable != Some(false);
+        let time = self.expiry_time.unwrap_or(0);
+        let hold = (time < 0).then(|| time.unsigned_abs() / 1_000);
+        let days = self.reset.filter(|days| *days > 0);
         Row {
             username: self.email,
-            status: Some(if self.enable { "active" } else { "disabled" }.to_owned()),
-            expires_at: (self.expiry_time > 0).then_some(Moment(Timestamp(self.expiry_time))),
+            status: Some(if enabled { "active" } else { "disabled" }.to_owned()),
+            expires_at: (time > 0).then_some(Moment(Timestamp(time))),
             // What does not fit is refused with the rest that is too long; left out, it would be no end at all.
             hold_duration_s: hold.map(|seconds| u32::try_from(seconds).unwrap_or(u32::MAX)),
-            quota_bytes: left(Some(self.total_gb), used),
-            renewal: (self.reset > 0).then(|| ("reset", format!("{} days", self.reset))),
-            max_devices: Some(self.limit_ip).filter(|limit| *limit > 0),
-            note: Some(self.comment).filter(|note| !note.is_empty()),
+            quota_bytes: left(self.total_gb, used),
+            renewal: days.map(|days| ("reset", format!("{days} days"))),
+            max_devices: self.limit_ip.filter(|limit| *limit > 0),
+            note: self.comment.filter(|note| !note.is_empty()),
+            wrong: wrong.map(|(field, why)| (field.to_owned(), why)),
             ..Row::default()
         }
     }

@@ -5,6 +5,7 @@
 
 mod foreign;
 mod ours;
+mod value;
 
 use std::collections::HashMap;
 
@@ -14,6 +15,7 @@ use utoipa::ToSchema;
 
 use self::foreign::{MarzbanExport, MarzbanUser, read_three_x_ui};
 use self::ours::{check_json, csv_of, json_of, own, read_csv};
+use self::value::{row_of, whole, whole_u32};
 use super::moment::Moment;
 use super::page::{MAX_SIZE, PageRequest};
 use super::regions::no_region;
@@ -86,27 +88,39 @@ pub struct ImportReport {
 struct Row {
     username: String,
     status: Option<String>,
+    #[serde(deserialize_with = "whole")]
     plan_id: Option<i64>,
     /// Its code: numbers are of one store only.
     home_region: Option<String>,
     expires_at: Option<Moment>,
+    #[serde(deserialize_with = "whole_u32")]
     hold_duration_s: Option<u32>,
+    #[serde(deserialize_with = "whole")]
     quota_bytes: Option<i64>,
+    #[serde(deserialize_with = "whole")]
     used_bytes: Option<i64>,
+    #[serde(deserialize_with = "whole")]
     max_devices: Option<i64>,
+    #[serde(deserialize_with = "whole")]
     max_connections: Option<i64>,
+    #[serde(deserialize_with = "whole")]
     up_bytes_per_s: Option<i64>,
+    #[serde(deserialize_with = "whole")]
     down_bytes_per_s: Option<i64>,
     email: Option<String>,
+    #[serde(deserialize_with = "whole")]
     telegram_id: Option<i64>,
     note: Option<String>,
     tags: Vec<String>,
     /// The field that says how the quota starts anew, and what it says.
     #[serde(skip)]
     renewal: Option<(&'static str, String)>,
-    /// The field for which the user is not made, and why.
+    /// A field that nothing here stands for, and what is left out with it.
     #[serde(skip)]
-    wrong: Option<(&'static str, String)>,
+    left_out: Option<(&'static str, String)>,
+    /// The field for which the user is not made, and why; without a field it is the whole row.
+    #[serde(skip)]
+    wrong: Option<(String, String)>,
 }
 
 impl Service {
@@ -140,9 +154,14 @@ impl Service {
         let mut wanted = Vec::new();
         for (at, mut row) in rows.into_iter().enumerate() {
             if let Some((field, why)) = row.wrong.take() {
-                let issue = FieldIssue::new(format!("users[{at}].{field}"), why);
+                let dot = if field.is_empty() { "" } else { "." };
+                let issue = FieldIssue::new(format!("users[{at}]{dot}{field}"), why);
                 report.failed.push(issue);
                 continue;
+            }
+            if let Some((field, what)) = row.left_out.take() {
+                let issue = FieldIssue::new(format!("users[{at}].{field}"), what);
+                report.ignored.push(issue);
             }
             let name = row.username.clone();
             if let Some((field, period)) = row.renewal.clone().filter(|_| import.plan_id.is_none())
@@ -279,18 +298,15 @@ fn read(format: ImportFormat, data: Value) -> Result<Vec<Row>, ServiceError> {
     match format {
         ImportFormat::Csv | ImportFormat::Json => {
             check_json(&data)?;
-            let rows: Vec<Row> = serde_path_to_error::deserialize(data)
+            let rows: Vec<Value> = serde_path_to_error::deserialize(data)
                 .map_err(|error| refuse(format!("{}: {}", error.path(), error.inner())))?;
-            own(rows)
+            own(rows.into_iter().map(|row| row_of(row, |row| row)).collect())
         }
         ImportFormat::Marzban => {
             let export: MarzbanExport = serde_path_to_error::deserialize(data)
                 .map_err(|error| refuse(format!("{}: {}", error.path(), error.inner())))?;
-            Ok(export
-                .users
-                .into_iter()
-                .map(MarzbanUser::into_row)
-                .collect())
+            let rows = export.users.into_iter();
+            Ok(rows.map(|row| row_of(row, MarzbanUser::into_row)).collect())
         }
         ImportFormat::ThreeXUi => read_three_x_ui(data),
     }
@@ -431,11 +447,25 @@ mod tests {
         let rows = read("username,quota_bytes,tags\nann,5,a;b\n'=x,,\n").unwrap();
         assert_eq!((rows[0].quota_bytes, rows[0].tags.len()), (Some(5), 2));
         assert_eq!(rows[1].username, "=x");
+        for (text, field, why) in [
+            (
+                "username,quota_bytes\nann,lots\nbob,5\n",
+                "quota_bytes",
+                "not a whole number",
+            ),
+            (
+                "username,expires_at\nann,soon\nbob,\n",
+                "expires_at",
+                "not a moment in RFC 3339",
+            ),
+        ] {
+            let rows = read(text).unwrap();
+            let wrong = Some((field.to_owned(), why.to_owned()));
+            assert_eq!((&rows[0].wrong, &rows[1].wrong), (&wrong, &None));
+        }
         for (text, part) in [
             ("name\nann\n", "unknown column"),
             ("note\nann\n", "no column username"),
-            ("username,quota_bytes\nann,lots\n", "users[0].quota_bytes"),
-            ("username,expires_at\nann,soon\n", "users[0].expires_at"),
             (
                 "username,note,username\nann,,bob\n",
                 "has the column username twice",

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+use super::value::{NO_LENGTH, failed, whole_of};
 use super::{Row, is_status, left};
 use crate::domain::RegionId;
 use crate::service::ServiceError;
@@ -181,8 +182,15 @@ pub(super) fn own(mut rows: Vec<Row>) -> Result<Vec<Row>, ServiceError> {
             let message = format!("users[{at}].status: there is no status {status:?}");
             return Err(ServiceError::invalid("data", message));
         }
-        if let Some(used) = row.used_bytes.filter(|used| *used > 0) {
-            row.quota_bytes = left(row.quota_bytes, used);
+        match row.used_bytes {
+            Some(used) if used < 0 && row.wrong.is_none() => {
+                *row = failed("used_bytes".to_owned(), "must not be negative".to_owned());
+            }
+            // A quota that is none is refused with the rest, not taken for no limit.
+            Some(used) if used > 0 && row.quota_bytes.is_some_and(|quota| quota > 0) => {
+                row.quota_bytes = left(row.quota_bytes, used);
+            }
+            _ => {}
         }
         // Who has started has an end instead.
         if row.expires_at.is_some() {
@@ -262,57 +270,59 @@ pub(super) fn read_csv(text: &str) -> Result<Vec<Row>, ServiceError> {
     let mut rows = Vec::new();
     for (at, record) in reader.records().enumerate() {
         let record = record.map_err(|error| refuse(format!("users[{at}]: {error}")))?;
-        // Notes and tags as they stand; of everything else outer spaces are no part.
-        let whole = |name: &str| {
-            let index = header.iter().position(|column| column == name)?;
-            let text = bare(record.get(index)?);
-            Some(text.to_owned()).filter(|text| !text.is_empty())
-        };
-        let field = |name: &str| {
-            let index = header.iter().position(|column| column == name)?;
-            let text = bare(record.get(index)?.trim()).trim();
-            Some(text.to_owned()).filter(|text| !text.is_empty())
-        };
-        let number = |name: &str| {
-            let parse = |text: String| text.parse::<i64>();
-            field(name)
-                .map(parse)
-                .transpose()
-                .map_err(|_| refuse(format!("users[{at}].{name}: not a whole number")))
-        };
-        let expires_at = match field("expires_at") {
-            Some(text) => Some(serde_json::from_value(Value::String(text)).map_err(|_| {
-                refuse(format!("users[{at}].expires_at: not a moment in RFC 3339"))
-            })?),
-            None => None,
-        };
-        rows.push(Row {
-            username: field("username").unwrap_or_default(),
-            status: field("status"),
-            plan_id: number("plan_id")?,
-            home_region: field("home_region"),
-            expires_at,
-            hold_duration_s: match number("hold_duration_s")? {
-                Some(seconds) => Some(u32::try_from(seconds).map_err(|_| {
-                    refuse(format!(
-                        "users[{at}].hold_duration_s: not a length in seconds"
-                    ))
-                })?),
-                None => None,
-            },
-            quota_bytes: number("quota_bytes")?,
-            used_bytes: number("used_bytes")?,
-            max_devices: number("max_devices")?,
-            max_connections: number("max_connections")?,
-            up_bytes_per_s: number("up_bytes_per_s")?,
-            down_bytes_per_s: number("down_bytes_per_s")?,
-            email: field("email"),
-            telegram_id: number("telegram_id")?,
-            note: whole("note"),
-            tags: whole("tags").map_or_else(Vec::new, |tags| split(&tags)),
-            renewal: None,
-            wrong: None,
-        });
+        let row = read_record(&header, &record);
+        rows.push(row.unwrap_or_else(|(field, why)| failed(field.to_owned(), why.to_owned())));
     }
     own(rows)
+}
+
+/// Reads a row of CSV, or says which field is wrong and why.
+fn read_record(
+    header: &csv::StringRecord,
+    record: &csv::StringRecord,
+) -> Result<Row, (&'static str, &'static str)> {
+    // Notes and tags as they stand; of everything else outer spaces are no part.
+    let whole = |name: &str| {
+        let index = header.iter().position(|column| column == name)?;
+        let text = bare(record.get(index)?);
+        Some(text.to_owned()).filter(|text| !text.is_empty())
+    };
+    let field = |name: &str| {
+        let index = header.iter().position(|column| column == name)?;
+        let text = bare(record.get(index)?.trim()).trim();
+        Some(text.to_owned()).filter(|text| !text.is_empty())
+    };
+    let number = |name: &'static str| match field(name) {
+        Some(text) => whole_of(&text)
+            .map(Some)
+            .ok_or((name, "not a whole number")),
+        None => Ok(None),
+    };
+    let expires_at = match field("expires_at") {
+        Some(text) => {
+            let moment = serde_json::from_value(Value::String(text));
+            Some(moment.map_err(|_| ("expires_at", "not a moment in RFC 3339"))?)
+        }
+        None => None,
+    };
+    let hold = number("hold_duration_s")?.map(u32::try_from).transpose();
+    Ok(Row {
+        username: field("username").unwrap_or_default(),
+        status: field("status"),
+        plan_id: number("plan_id")?,
+        home_region: field("home_region"),
+        expires_at,
+        hold_duration_s: hold.map_err(|_| ("hold_duration_s", NO_LENGTH))?,
+        quota_bytes: number("quota_bytes")?,
+        used_bytes: number("used_bytes")?,
+        max_devices: number("max_devices")?,
+        max_connections: number("max_connections")?,
+        up_bytes_per_s: number("up_bytes_per_s")?,
+        down_bytes_per_s: number("down_bytes_per_s")?,
+        email: field("email"),
+        telegram_id: number("telegram_id")?,
+        note: whole("note"),
+        tags: whole("tags").map_or_else(Vec::new, |tags| split(&tags)),
+        ..Row::default()
+    })
 }
