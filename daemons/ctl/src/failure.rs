@@ -125,3 +125,13 @@ impl Failure {
         serde_json::json!({"code": code, "detail": self.to_string()})
     }
 }
+
+/// Returns what is wrong with a command line, out of what clap says of it for people: without the usage and where to find
+/// more.
+pub(crate) fn usage(text: &str) -> String {
+    let text = text.strip_prefix("error: ").unwrap_or(text);
+    let ends = ["\n\nUsage:", "\n\nFor more information"];
+    let end = ends.iter().filter_map(|end| text.find(end)).min();
+    let text = end.and_then(|end| text.get(..end)).unwrap_or(text);
+    text.trim_end().to_owned()
+}

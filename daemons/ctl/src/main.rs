@@ -18,13 +18,16 @@ mod units;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, error::ErrorKind};
 
 use crate::{cli::Cli, failure::Failure, output::Output};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return not_understood(&error),
+    };
     let output = Output::new(cli.common.json);
     match commands::run(cli, &output).await {
         Ok(code) => code,
@@ -37,4 +40,24 @@ async fn main() -> ExitCode {
             ExitCode::from(failure.exit_code())
         }
     }
+}
+
+/// Shows what was asked for (help, the version), or says what is wrong with the command line: in JSON to who wants JSON.
+fn not_understood(error: &clap::Error) -> ExitCode {
+    let wants_json = std::env::args_os()
+        .take_while(|argument| argument != "--")
+        .any(|argument| argument == "--json");
+    if !error.use_stderr() || !wants_json {
+        error.exit();
+    }
+    let detail = match error.kind() {
+        // Which of them it is depends on what the environment says.
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
+            "a command is missing: see --help".to_owned()
+        }
+        _ => failure::usage(&error.to_string()),
+    };
+    let failure = Failure::Usage(detail);
+    Output::new(true).failure(&failure);
+    ExitCode::from(failure.exit_code())
 }

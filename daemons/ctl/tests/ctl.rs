@@ -1292,3 +1292,56 @@ fn completions_are_valid_and_complete() {
     );
     assert!(text.contains("_hy2ctl"), "{text}");
 }
+
+#[test]
+fn a_command_line_that_is_not_right_is_told_in_json_to_programs() {
+    let directory = tempfile::tempdir().unwrap();
+    let ctl = Ctl::new(
+        env!("CARGO_BIN_EXE_hy2ctl").as_ref(),
+        directory.path().join("ctl.json"),
+    );
+    for (arguments, detail) in [
+        (&["--json", "foo"][..], "unrecognized subcommand 'foo'"),
+        (&["--json", "nodes", "get", "n1"], "unrecognized subcommand"),
+        (
+            &["users", "list", "--json", "--size", "x"],
+            "invalid value 'x' for '--size",
+        ),
+        (
+            &["--json", "users", "show"],
+            "required arguments were not provided",
+        ),
+        (
+            &["--json", "--nonsense"],
+            "unexpected argument '--nonsense'",
+        ),
+        (&["--json"], "a command is missing"),
+        (&["--json", "nodes"], "a command is missing"),
+    ] {
+        let ran = ctl.run(arguments);
+        assert_eq!((ran.code, ran.stdout.as_str()), (2, ""), "{arguments:?}");
+        let told: Value = serde_json::from_str(&ran.stderr).expect(&ran.stderr);
+        assert_eq!(told["code"], "usage", "{told}");
+        let told = told["detail"].as_str().unwrap();
+        assert!(told.contains(detail), "{told}");
+        assert!(
+            !told.contains("Usage:") && !told.contains("For more"),
+            "{told}"
+        );
+    }
+    // To people as before.
+    let ran = ctl.run(&["foo"]);
+    assert_eq!(ran.code, 2);
+    assert!(ran.stderr.contains("Usage: hy2ctl"), "{}", ran.stderr);
+    let ran = ctl.run(&["users", "show", "--", "--json", "x"]);
+    assert!(
+        ran.code == 2 && ran.stderr.contains("Usage:"),
+        "{}",
+        ran.stderr
+    );
+    for asked in ["--help", "--version"] {
+        let ran = ctl.run(&["--json", asked]);
+        assert_eq!(ran.stderr, "");
+        assert!(ran.ok().contains("hy2ctl"), "{}", ran.stdout);
+    }
+}
