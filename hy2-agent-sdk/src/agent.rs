@@ -35,7 +35,7 @@ use crate::{
     link::{self, LinkState},
     logs::LogRing,
     manager::{self, LocalSocket},
-    reconcile::{Reconciler, Status},
+    reconcile::{self, Reconciler, Status},
     report::{PanicCount, Reporter},
     traffic::{self, Traffic},
     users::{Events, Gate, UserTable},
@@ -256,6 +256,7 @@ impl AgentBuilder {
         node.reconciler.start().await;
         tasks.spawn(cut_traffic(Arc::clone(&node)));
         tasks.spawn(keep_time(Arc::clone(&node)));
+        tasks.spawn(reconcile::restarts(Arc::clone(&node)));
         tasks.spawn(link::run(Arc::clone(&node)));
         Ok(Agent {
             handle: AgentHandle { node },

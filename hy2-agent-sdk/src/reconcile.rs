@@ -4,6 +4,8 @@
 //! cannot be applied or the disk is full. Such an update is refused all the same, and the next
 //! one starts from the last that was accepted.
 
+mod restart;
+
 use std::{
     io,
     path::{Path, PathBuf},
@@ -33,6 +35,8 @@ use crate::{
     settings::{CertificateSource, NodeSettings},
     users::{Doors, UserTable},
 };
+use restart::{RESTARTING, Restarts};
+pub(crate) use restart::{RestartError, restarts};
 
 /// What runs, as the master and the host see it.
 #[derive(Debug, Clone, PartialEq)]
@@ -73,6 +77,7 @@ pub(crate) struct Reconciler {
     retired: AtomicBool,
     /// Is there while it is so.
     retirement: PathBuf,
+    restarts: watch::Sender<Restarts>,
     status: watch::Sender<Status>,
 }
 
@@ -83,6 +88,8 @@ struct State {
     ahead: bool,
     /// The engine runs what the ledger says.
     applied: bool,
+    /// The engine has ended for good, or is about to.
+    ended: bool,
     /// The copy on disk is behind.
     unsaved: bool,
     /// What the engine was given last.
@@ -110,6 +117,9 @@ fn stamps(settings: &NodeSettings) -> Option<(Stamp, Stamp)> {
 /// What decides who may come in.
 #[derive(Debug, Clone)]
 struct Orders {
+    /// Epoch and revision of the manifest that they came with. What an operator orders holds until
+    /// there is another, however often the engine starts meanwhile.
+    manifest: Option<(u64, u64)>,
     desired: NodeDesiredState,
     deadline: Option<SystemTime>,
     /// From when on nobody new is let in because the manifest is too old.
@@ -154,15 +164,18 @@ impl Reconciler {
                 ledger,
                 ahead: false,
                 applied: false,
+                ended: false,
                 unsaved: false,
                 settings: None,
                 files: None,
             }),
             orders: Mutex::new(Orders {
+                manifest: None,
                 desired: NodeDesiredState::Active,
                 deadline: None,
                 stale_from: None,
             }),
+            restarts: watch::Sender::default(),
             status: watch::Sender::new(Status {
                 engine: EngineState::Waiting,
                 reason: "no configuration yet".to_owned(),
@@ -199,7 +212,11 @@ impl Reconciler {
     /// runs already.
     pub(crate) async fn start(&self) {
         let mut state = self.ledger.lock().await;
-        if state.applied {
+        self.start_from(&mut state).await;
+    }
+
+    async fn start_from(&self, state: &mut State) {
+        if state.applied || state.ended {
             return;
         }
         if state.ledger.current.is_none() {
@@ -242,7 +259,7 @@ impl Reconciler {
                 state.applied = true;
                 state.settings = Some(settings);
                 state.files = files;
-                self.serving(&snapshot);
+                self.in_force(&snapshot, true);
                 tracing::info!(revision = snapshot.manifest.rev, "running from the ledger");
             }
             Err(errors) => self.failed(&text_of(&errors)),
@@ -308,6 +325,9 @@ impl Reconciler {
                 self.users_first(&state, &snapshot, settings, &changes);
                 if unchanged {
                     Ok(())
+                } else if state.ended {
+                    // It runs from the agent's next start on.
+                    self.engine.check(settings).await.map(|_| ())
                 } else {
                     self.engine.apply(settings).await.map(|_| ())
                 }
@@ -319,8 +339,8 @@ impl Reconciler {
                 self.users.set_keys(&settings.keys);
                 self.users.apply(&snapshot.users, &changes);
                 self.take_orders(&snapshot, &settings);
-                self.serving(&snapshot);
-                state.applied = true;
+                self.in_force(&snapshot, !state.ended);
+                state.applied |= !state.ended;
                 state.ahead = false;
                 state.settings = Some(settings);
                 state.files = files;
@@ -384,18 +404,26 @@ impl Reconciler {
     }
 
     fn take_orders(&self, snapshot: &Snapshot, settings: &NodeSettings) {
-        *self.orders.lock() = Orders {
-            desired: snapshot.manifest.desired_state(),
-            deadline: moment(snapshot.manifest.drain_deadline.as_ref()),
-            stale_from: settings
-                .drain_when_expired
-                .then(|| snapshot.valid_until())
-                .flatten(),
-        };
+        let manifest = &snapshot.manifest;
+        let named = Some((manifest.cluster_epoch, manifest.rev));
+        {
+            let mut orders = self.orders.lock();
+            if orders.manifest != named {
+                *orders = Orders {
+                    manifest: named,
+                    desired: manifest.desired_state(),
+                    deadline: moment(manifest.drain_deadline.as_ref()),
+                    stale_from: settings
+                        .drain_when_expired
+                        .then(|| snapshot.valid_until())
+                        .flatten(),
+                };
+            }
+        }
         self.tick();
     }
 
-    /// Orders a state until the next manifest.
+    /// Orders a state until the next manifest, also where the engine is started anew before that.
     pub(crate) fn order(&self, desired: NodeDesiredState, deadline: Option<SystemTime>) {
         {
             let mut orders = self.orders.lock();
@@ -440,6 +468,7 @@ impl Reconciler {
         let now = self.clock.now();
         let stale = orders.stale_from.is_some_and(|from| from <= now);
         let retired = self.retired.load(SeqCst);
+        let restarting = self.restarts.borrow().waits();
         let (closed, everybody_out, reason) = match orders.desired {
             _ if retired => (true, true, RETIRED),
             NodeDesiredState::Draining => (
@@ -449,6 +478,7 @@ impl Reconciler {
             ),
             NodeDesiredState::Maintenance => (true, true, "in maintenance"),
             NodeDesiredState::Disabled => (true, true, "disabled"),
+            _ if restarting => (true, false, RESTARTING),
             _ if stale => (true, false, STALE),
             _ => (false, false, ""),
         };
@@ -495,7 +525,8 @@ impl Reconciler {
 
     /// Applies the settings anew when the certificate's files have another content.
     async fn follow_files(&self, state: &mut State) {
-        let Some(settings) = state.settings.clone().filter(|_| state.applied) else {
+        let runs = state.applied && !state.ended;
+        let Some(settings) = state.settings.clone().filter(|_| runs) else {
             return;
         };
         let found = stamps(&settings);
@@ -520,19 +551,11 @@ impl Reconciler {
         self.engine.check(&settings).await
     }
 
-    /// Stops the engine and starts it again on the same settings.
-    pub(crate) async fn restart(&self, grace: Duration) {
-        {
-            let mut state = self.ledger.lock().await;
-            self.engine.stop(grace).await;
-            state.applied = false;
-        }
-        self.start().await;
-    }
-
-    /// Stops the engine for good.
+    /// Stops the engine for good. Who is revoked while connections finish is cut as at any time.
     pub(crate) async fn stop(&self, grace: Duration) {
-        let _state = self.ledger.lock().await;
+        // A restart that waits for connections to finish does not come any more.
+        self.restarts.send_modify(Restarts::end);
+        self.ledger.lock().await.ended = true;
         self.engine.stop(grace).await;
         self.status.send_modify(|status| {
             status.engine = EngineState::Stopped;
@@ -540,7 +563,8 @@ impl Reconciler {
         });
     }
 
-    fn serving(&self, snapshot: &Snapshot) {
+    /// Says what is in force, and whether the engine `runs` it.
+    fn in_force(&self, snapshot: &Snapshot, runs: bool) {
         let listening = self
             .engine
             .listening()
@@ -548,14 +572,18 @@ impl Reconciler {
             .map(ToString::to_string)
             .collect();
         let manifest = &snapshot.manifest;
-        self.status.send_replace(Status {
-            engine: EngineState::Serving,
-            reason: String::new(),
-            listening,
-            cluster_epoch: manifest.cluster_epoch,
-            manifest_rev: manifest.rev,
-            valid_until: snapshot.valid_until(),
-            desired: manifest.desired_state(),
+        // Not always the manifest's: an operator's order may hold.
+        let desired = self.orders.lock().desired;
+        self.status.send_modify(|status| {
+            if runs {
+                status.engine = EngineState::Serving;
+                status.reason.clear();
+                status.listening = listening;
+            }
+            status.cluster_epoch = manifest.cluster_epoch;
+            status.manifest_rev = manifest.rev;
+            status.valid_until = snapshot.valid_until();
+            status.desired = desired;
         });
         self.tick();
     }

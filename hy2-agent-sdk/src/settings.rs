@@ -251,7 +251,8 @@ impl NodeSettings {
 }
 
 const DRAIN_GRACE: Duration = Duration::from_secs(300);
-const DRAIN_GRACE_MAX: Duration = Duration::from_secs(86_400);
+/// Longest time that connections may be given to finish.
+pub(crate) const DRAIN_GRACE_MAX: Duration = Duration::from_secs(86_400);
 /// More sockets than that are a mistake.
 const MAX_LISTENERS: usize = 64;
 

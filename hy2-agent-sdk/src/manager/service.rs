@@ -1,6 +1,6 @@
 //! The methods of NodeManager.
 
-use std::{pin::Pin, sync::Arc};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{Stream, stream};
 use hy2_proto::control::rpc::{
@@ -14,7 +14,10 @@ use tracing::Level;
 use crate::{
     agent::Node,
     clock::{moment, span},
-    diagnostics, report,
+    diagnostics,
+    reconcile::RestartError,
+    report,
+    settings::DRAIN_GRACE_MAX,
 };
 
 /// Sessions in one message.
@@ -115,13 +118,7 @@ impl NodeManager for Service {
                 return Err(Status::invalid_argument(text));
             }
         }
-        let span = match &request.r#for {
-            None => None,
-            some => Some(
-                span(some.as_ref())
-                    .ok_or_else(|| Status::invalid_argument("for: must not be negative"))?,
-            ),
-        };
+        let span = bounded("for", request.r#for.as_ref(), RATE_SPAN_MAX)?;
         let (up, down) = (request.up_bytes_per_s, request.down_bytes_per_s);
         let connections = self
             .0
@@ -142,9 +139,11 @@ impl NodeManager for Service {
             .ok()
             .filter(|state| *state != NodeDesiredState::Unspecified)
             .ok_or_else(|| Status::invalid_argument("state: not a state"))?;
-        self.0
-            .reconciler
-            .order(state, moment(request.deadline.as_ref()));
+        let deadline = moment(request.deadline.as_ref());
+        if deadline.is_none() && request.deadline.is_some() {
+            return Err(Status::invalid_argument("deadline: must be after 1970"));
+        }
+        self.0.reconciler.order(state, deadline);
         let connections = self.0.engine.sessions().len();
         Ok(Response::new(rpc::SetStateResponse {
             connections: u32::try_from(connections).unwrap_or(u32::MAX),
@@ -253,16 +252,34 @@ impl NodeManager for Service {
         &self,
         request: Request<rpc::RestartEngineRequest>,
     ) -> Result<Response<rpc::RestartEngineResponse>, Status> {
-        let grace = span(request.into_inner().grace.as_ref()).unwrap_or_default();
-        let node = Arc::clone(&self.0);
-        // Goes on when the caller leaves: half a restart is none.
-        let restarted = tokio::spawn(async move { node.reconciler.restart(grace).await });
-        restarted
-            .await
-            .map_err(|_| Status::internal("the restart failed"))?;
+        let grace = request.into_inner().grace;
+        let grace = bounded("grace", grace.as_ref(), DRAIN_GRACE_MAX)?.unwrap_or_default();
+        let restarted = self.0.reconciler.restart(grace).await;
+        restarted.map_err(|error| match error {
+            RestartError::Ending => Status::unavailable(error.to_string()),
+            RestartError::Failed => Status::internal(error.to_string()),
+        })?;
         Ok(Response::new(rpc::RestartEngineResponse {}))
     }
 }
 
 /// A rate below this moves nothing useful.
 const RATE_MIN: u64 = 1024;
+/// Longest time for which a rate is ordered, as REST has it; for ever is said by no time.
+const RATE_SPAN_MAX: Duration = Duration::from_secs(u32::MAX as u64);
+
+/// A duration of a request; `None` when it is absent.
+fn bounded(
+    field: &str,
+    value: Option<&prost_types::Duration>,
+    most: Duration,
+) -> Result<Option<Duration>, Status> {
+    if value.is_none() {
+        return Ok(None);
+    }
+    let found = span(value).filter(|found| *found <= most);
+    found.map(Some).ok_or_else(|| {
+        let text = format!("{field}: must be between 0 s and {} s", most.as_secs());
+        Status::invalid_argument(text)
+    })
+}

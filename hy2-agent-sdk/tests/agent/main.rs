@@ -12,6 +12,7 @@ mod origin;
 mod outage;
 mod pki;
 mod refusals;
+mod restart;
 mod revocation;
 mod slice;
 mod stub;
