@@ -1,8 +1,11 @@
 //! Commands of the master and of this host: NodeManager, without any desired state.
 
+mod connection;
 mod service;
 
 use std::{
+    collections::HashMap,
+    future::Future,
     io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -12,45 +15,73 @@ use std::{
 use hy2_proto::control::{
     MAX_MESSAGE, NODE_NAME_SUFFIX, rpc::node_manager_server::NodeManagerServer,
 };
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    service::TowerToHyperService,
-};
 use rustls::{RootCertStore, server::WebPkiClientVerifier};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
-    task::JoinSet,
+    task::{AbortHandle, Id, JoinSet},
     time::timeout,
 };
 use tokio_rustls::TlsAcceptor;
 
 use crate::{agent::Node, link};
+use connection::Calls;
 use service::Service;
 
-/// Streams of one connection at once.
-const STREAMS_MAX: u32 = 64;
-/// Connections on one local listener at once.
+/// Connections on one local listener at once; more make one without a call go.
 const CONNECTIONS_MAX: usize = 32;
 const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
-const HEADERS_MAX: u32 = 16 << 10;
 
-/// Serves NodeManager on one connection until it ends.
+/// Serves NodeManager on one connection until the peer ends it.
 pub(crate) async fn serve<S>(node: Arc<Node>, stream: S)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let service = NodeManagerServer::new(Service(node)).max_decoding_message_size(MAX_MESSAGE);
-    let served = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(STREAMS_MAX)
-        .max_header_list_size(HEADERS_MAX)
-        .keep_alive_interval(link::PING_INTERVAL)
-        .keep_alive_timeout(link::PING_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
-        .await;
-    if let Err(error) = served {
-        tracing::debug!(%error, "control connection ended");
+    connection::serve(service(node), stream).await;
+}
+
+fn service(node: Arc<Node>) -> NodeManagerServer<Service> {
+    NodeManagerServer::new(Service(node)).max_decoding_message_size(MAX_MESSAGE)
+}
+
+/// The connections of a local listener, and what each is used for.
+#[derive(Default)]
+struct Places {
+    tasks: JoinSet<()>,
+    taken: HashMap<Id, (AbortHandle, Arc<Calls>)>,
+}
+
+impl Places {
+    /// Serves a newcomer. Where every place is taken, the connection goes that has been without a
+    /// call for longest, those that never made one first; the newcomer where there is none.
+    fn take<F>(&mut self, serve: impl FnOnce(Arc<Calls>) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        if self.taken.len() >= CONNECTIONS_MAX {
+            let idle = self
+                .taken
+                .iter()
+                .filter_map(|(id, (_, calls))| Some((calls.idle()?, *id)));
+            let Some((_, id)) = idle.min_by_key(|(idle, _)| *idle) else {
+                tracing::warn!("every control connection is in use, a newcomer is turned away");
+                return;
+            };
+            if let Some((connection, _)) = self.taken.remove(&id) {
+                connection.abort();
+            }
+        }
+        let calls = Arc::<Calls>::default();
+        let connection = self.tasks.spawn(serve(Arc::clone(&calls)));
+        self.taken.insert(connection.id(), (connection, calls));
+    }
+
+    /// Waits until a connection has ended; at once when there is none. Cancel safe.
+    async fn left(&mut self) {
+        if let Some(ended) = self.tasks.join_next_with_id().await {
+            let id = ended.map_or_else(|error| error.id(), |(id, ())| id);
+            self.taken.remove(&id);
+        }
     }
 }
 
@@ -87,14 +118,17 @@ impl LocalSocket {
 
     /// Serves until dropped.
     pub(crate) async fn run(self, node: Arc<Node>) {
-        let mut connections = JoinSet::new();
+        let mut places = Places::default();
         loop {
             // Both arms are cancel safe.
             tokio::select! {
-                accepted = self.listener.accept(), if connections.len() < CONNECTIONS_MAX => {
+                accepted = self.listener.accept() => {
                     match accepted {
                         Ok((stream, _)) => {
-                            connections.spawn(serve(Arc::clone(&node), stream));
+                            let service = service(Arc::clone(&node));
+                            places.take(|calls| {
+                                connection::serve_while_used(service, stream, calls)
+                            });
                         }
                         Err(error) => {
                             tracing::warn!(%error, "local socket");
@@ -102,7 +136,7 @@ impl LocalSocket {
                         }
                     }
                 }
-                Some(_) = connections.join_next() => {}
+                () = places.left(), if !places.tasks.is_empty() => {}
             }
         }
     }
@@ -110,22 +144,22 @@ impl LocalSocket {
 
 /// Serves on a loopback address with mutual TLS until dropped.
 pub(crate) async fn serve_loopback(node: Arc<Node>, listener: TcpListener) {
-    let mut connections = JoinSet::new();
+    let mut places = Places::default();
     loop {
         // Both arms are cancel safe.
         tokio::select! {
-            accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => {
+            accepted = listener.accept() => {
                 match accepted {
                     Ok((stream, _)) => {
                         let node = Arc::clone(&node);
-                        connections.spawn(async move {
+                        places.take(|calls| async move {
                             let Some(acceptor) = acceptor(&node) else {
                                 return;
                             };
                             if let Ok(Ok(stream)) = timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await
                                 && is_operator(&stream)
                             {
-                                serve(node, stream).await;
+                                connection::serve_while_used(service(node), stream, calls).await;
                             }
                         });
                     }
@@ -135,7 +169,7 @@ pub(crate) async fn serve_loopback(node: Arc<Node>, listener: TcpListener) {
                     }
                 }
             }
-            Some(_) = connections.join_next() => {}
+            () = places.left(), if !places.tasks.is_empty() => {}
         }
     }
 }
