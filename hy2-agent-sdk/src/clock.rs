@@ -164,12 +164,16 @@ fn distance(a: SystemTime, b: SystemTime) -> Duration {
     Duration::from_millis(unix_ms(a).abs_diff(unix_ms(b)))
 }
 
-/// Milliseconds since 1970; 0 for what lies before.
+/// Milliseconds since 1970; 0 for what lies before. There is room above for sums: no message
+/// names a moment that overflows them.
 pub(crate) fn unix_ms(at: SystemTime) -> u64 {
     at.duration_since(UNIX_EPOCH).map_or(0, |since| {
-        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+        u64::try_from(since.as_millis()).map_or(LAST_MS, |ms| ms.min(LAST_MS))
     })
 }
+
+/// In 292 million years.
+const LAST_MS: u64 = u64::MAX / 2;
 
 pub(crate) fn from_unix_ms(ms: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_millis(ms)
@@ -183,14 +187,67 @@ pub(crate) fn moment(at: Option<&prost_types::Timestamp>) -> Option<SystemTime> 
 
 /// The duration of a message; `None` when it is absent or negative.
 pub(crate) fn span(of: Option<&prost_types::Duration>) -> Option<Duration> {
-    Duration::try_from(*of?).ok()
+    let of = of?;
+    // By hand: the conversion of prost-types 0.14 overflows at the least seconds.
+    let nanos = i128::from(of.seconds) * SECOND + i128::from(of.nanos);
+    let seconds = u64::try_from(nanos.div_euclid(SECOND)).ok()?;
+    let rest = u32::try_from(nanos.rem_euclid(SECOND)).ok()?;
+    Some(Duration::new(seconds, rest))
 }
+
+/// In nanoseconds.
+const SECOND: i128 = 1_000_000_000;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const HOUR: Duration = Duration::from_secs(3600);
+
+    #[test]
+    fn durations_and_moments_of_messages_are_taken_to_the_last_bit() {
+        let duration = |seconds, nanos| span(Some(&prost_types::Duration { seconds, nanos }));
+        for (seconds, nanos, expected) in [
+            (0, 0, Some(Duration::ZERO)),
+            (1, 500_000_000, Some(Duration::from_millis(1500))),
+            (1, -500_000_000, Some(Duration::from_millis(500))),
+            (-1, 2_000_000_000, Some(Duration::from_secs(1))),
+            (
+                i64::MAX,
+                999_999_999,
+                Some(Duration::new(i64::MAX.unsigned_abs(), 999_999_999)),
+            ),
+            (
+                i64::MAX,
+                i32::MAX,
+                Some(Duration::new(i64::MAX.unsigned_abs() + 2, 147_483_647)),
+            ),
+            (0, -1, None),
+            (-1, 999_999_999, None),
+            (i64::MIN, 0, None),
+            (i64::MIN, -1, None),
+            (i64::MIN, i32::MIN, None),
+            (i64::MIN, i32::MAX, None),
+        ] {
+            assert_eq!(duration(seconds, nanos), expected, "{seconds} s {nanos} ns");
+        }
+        assert_eq!(span(None), None);
+        for seconds in [i64::MIN, i64::MIN + 1, -1, 0, i64::MAX - 1, i64::MAX] {
+            for nanos in [i32::MIN, -1, 0, 1, i32::MAX] {
+                let found = moment(Some(&prost_types::Timestamp { seconds, nanos }));
+                assert!(found.is_none() || seconds >= -1, "{seconds} s {nanos} ns");
+                // Sums of two stay in range.
+                let ms = found.map_or(0, unix_ms);
+                assert!(ms.checked_add(ms).is_some());
+                let clock = MastersClock::new(Arc::new(ManualClock::new(at(1000))));
+                if let Some(found) = found {
+                    clock.follow(found);
+                    clock.is_past(found);
+                    clock.skew();
+                }
+            }
+        }
+    }
 
     fn at(hour: u32) -> SystemTime {
         UNIX_EPOCH + hour * HOUR

@@ -106,7 +106,7 @@ impl CoreEngine {
     fn previous(&self, settings: &NodeSettings) -> Option<(Obfuscation, Instant)> {
         let (obfuscation, until) = settings.previous_obfuscation.clone()?;
         let left = until.duration_since(self.clock.now()).ok()?;
-        Some((obfuscation, Instant::now() + left))
+        Some((obfuscation, Instant::now() + left.min(PREVIOUS_MAX)))
     }
 
     async fn start(&self, settings: &NodeSettings) -> Result<Running, Vec<FieldError>> {
@@ -201,6 +201,10 @@ impl CoreEngine {
         Ok(())
     }
 }
+
+/// A second obfuscation whose end lies beyond this has none, as far as anybody can tell: a timer
+/// does not reach every moment that a message names.
+const PREVIOUS_MAX: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// What lies between two settings.
 fn effect(old: Option<&NodeSettings>, new: &NodeSettings) -> ApplyEffect {

@@ -209,7 +209,9 @@ impl Identity {
         self.credentials().is_some_and(|current| {
             let rest = current.not_after.duration_since(current.renew_after);
             let jitter = rest.unwrap_or_default().mul_f64(self.inner.jitter);
-            now >= current.renew_after + jitter
+            // Past the end of all time is never.
+            let due = current.renew_after.checked_add(jitter);
+            due.is_some_and(|due| now >= due)
         })
     }
 }

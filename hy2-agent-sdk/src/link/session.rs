@@ -36,6 +36,10 @@ const WELCOME_MAX: Duration = Duration::from_secs(10);
 const PROVEN: Duration = Duration::from_secs(10);
 /// How often it is looked whether the certificate should be renewed.
 const RENEWAL_CHECK: Duration = Duration::from_secs(60);
+/// Nothing is due more often than this, whatever the master says.
+const INTERVAL_MIN: Duration = Duration::from_millis(10);
+/// Nor more rarely.
+const INTERVAL_MAX: Duration = Duration::from_secs(86_400);
 /// Reversed connections at once.
 const REVERSED_MAX: usize = 4;
 
@@ -147,8 +151,7 @@ async fn one(node: &Arc<Node>, master: &str) -> Result<(), LinkError> {
 
     let mut tasks = JoinSet::new();
     let period = |of: Option<&prost_types::Duration>, default: u64| {
-        let found = span(of).filter(|period| !period.is_zero());
-        found.unwrap_or_else(|| Duration::from_secs(default))
+        interval_of(of).unwrap_or_else(|| Duration::from_secs(default))
     };
     let heartbeat = period(welcome.heartbeat_interval.as_ref(), 10);
     let metrics = period(welcome.metrics_interval.as_ref(), 15);
@@ -199,6 +202,13 @@ async fn one(node: &Arc<Node>, master: &str) -> Result<(), LinkError> {
     }
 }
 
+/// How often the master wants something, within what a timer takes and a node can do; `None` when
+/// it does not say.
+fn interval_of(of: Option<&prost_types::Duration>) -> Option<Duration> {
+    let found = span(of).filter(|interval| !interval.is_zero())?;
+    Some(found.clamp(INTERVAL_MIN, INTERVAL_MAX))
+}
+
 type To = mpsc::Sender<SessionRequest>;
 
 async fn say(to: &To, event: session_request::Event) -> Result<(), LinkError> {
@@ -234,7 +244,7 @@ async fn greeted(node: &Arc<Node>, welcome: &Welcome) -> Result<(), LinkError> {
             node.clock_is_wrong(skew);
         }
     }
-    if let Some(interval) = span(welcome.traffic_interval.as_ref()).filter(|i| !i.is_zero()) {
+    if let Some(interval) = interval_of(welcome.traffic_interval.as_ref()) {
         node.traffic_interval.send_replace(interval);
     }
     let spool = node.traffic.waiting().spool_id;

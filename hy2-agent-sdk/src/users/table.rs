@@ -561,7 +561,10 @@ impl UserTable {
     ) -> Option<usize> {
         let user = self.user(id)?;
         let rate = |bytes: u64| (bytes > 0).then(|| Bandwidth::from_bytes_per_sec(bytes));
-        let until = span.map(|span| unix_ms(self.clock.now() + span));
+        let until = span.map(|span| {
+            let span = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+            unix_ms(self.clock.now()).saturating_add(span)
+        });
         *user.rate.lock() = (up > 0 || down > 0).then(|| Rate {
             up: rate(up).or(user.entry.load().limits.up),
             down: rate(down).or(user.entry.load().limits.down),

@@ -343,3 +343,120 @@ async fn the_loopback_port_wants_a_certificate_and_no_node_s() {
         );
     }
 }
+
+#[tokio::test]
+async fn connections_that_say_nothing_keep_nobody_out() {
+    let mut world = World::with_users(&[(1, ALICE)]).await;
+    world.start().await;
+    let mut first = local(&world).await;
+    first.get_info(rpc::GetInfoRequest {}).await.expect("told");
+    let request = rpc::TailLogsRequest::default();
+    first.tail_logs(request).await.expect_err("no log is kept");
+    let path = world.folder.path().join("agent.sock");
+    let mut silent = Vec::new();
+    for _ in 0..80 {
+        silent.push(UnixStream::connect(&path).await.expect("connects"));
+    }
+    for _ in 0..40 {
+        let asked = async { local(&world).await.get_info(rpc::GetInfoRequest {}).await };
+        soon("an answer", asked).await.expect("told");
+    }
+    // Who made a call goes after all who never did.
+    let asked = first.get_info(rpc::GetInfoRequest {});
+    soon("an answer", asked).await.expect("told");
+}
+
+#[tokio::test]
+async fn durations_and_moments_that_no_timer_takes_are_refused_or_cut_short() {
+    let mut world = World::with_users(&[(1, ALICE)]).await;
+    let duration = |seconds, nanos| prost_types::Duration { seconds, nanos };
+    *world.master.shared.interval.lock() = Some(duration(i64::MAX, 999_999_999));
+    world.start().await;
+    let mut node = local(&world).await;
+    let absurd = [
+        duration(i64::MAX, 0),
+        duration(i64::MAX, 999_999_999),
+        duration(i64::MAX, i32::MAX),
+        duration(i64::MIN, -1),
+        duration(i64::MIN, i32::MIN),
+        duration(-1, 0),
+        duration(0, -1),
+    ];
+    for span in absurd {
+        let request = rpc::SetUserRateRequest {
+            user_id: 1,
+            down_bytes_per_s: 5000,
+            r#for: Some(span),
+            ..Default::default()
+        };
+        let refused = node.set_user_rate(request).await.expect_err("too long");
+        assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{span:?}");
+        assert!(refused.message().starts_with("for: "), "{refused}");
+        let request = rpc::RestartEngineRequest { grace: Some(span) };
+        let refused = node.restart_engine(request).await.expect_err("too long");
+        assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{span:?}");
+        assert!(refused.message().starts_with("grace: "), "{refused}");
+        let mut wrong = world.master.shared.desired.lock().config.clone();
+        wrong.drain_grace = Some(span);
+        let request = rpc::CheckConfigRequest {
+            config: Some(wrong),
+        };
+        let checked = node.check_config(request).await.expect("checked");
+        assert_eq!(checked.into_inner().errors[0].path, "drain_grace");
+    }
+    let request = rpc::RestartEngineRequest {
+        grace: Some(duration(86_401, 0)),
+    };
+    node.restart_engine(request)
+        .await
+        .expect_err("a day at most");
+    let request = rpc::SetStateRequest {
+        state: NodeDesiredState::Draining.into(),
+        deadline: Some(prost_types::Timestamp {
+            seconds: i64::MIN,
+            nanos: i32::MIN,
+        }),
+    };
+    let refused = node.set_state(request).await.expect_err("no moment");
+    assert!(refused.message().starts_with("deadline: "), "{refused}");
+
+    // The longest that REST orders, and an end of all time.
+    let request = rpc::SetUserRateRequest {
+        user_id: 1,
+        down_bytes_per_s: 5000,
+        r#for: Some(duration(u32::MAX.into(), 0)),
+        ..Default::default()
+    };
+    node.set_user_rate(request).await.expect("set");
+    let request = rpc::SetStateRequest {
+        state: NodeDesiredState::Draining.into(),
+        deadline: Some(prost_types::Timestamp {
+            seconds: i64::MAX,
+            nanos: i32::MAX,
+        }),
+    };
+    node.set_state(request).await.expect("ordered");
+    world
+        .master
+        .publish_acked(|desired| {
+            desired.config.previous_obfuscation = Some(rpc::PreviousObfuscation {
+                obfuscation: Some(rpc::Obfuscation {
+                    kind: Some(rpc::obfuscation::Kind::Salamander(rpc::Salamander {
+                        password: "an old password".into(),
+                    })),
+                }),
+                until: Some(prost_types::Timestamp {
+                    seconds: i64::MAX,
+                    nanos: 0,
+                }),
+            });
+        })
+        .await;
+    world.client(ALICE).await.close().await;
+    // One session all along, whatever intervals the master named.
+    let seen = world
+        .master
+        .until_seen("figures", |seen| !seen.metrics.is_empty())
+        .await;
+    assert_eq!(seen.sessions, 1);
+}

@@ -113,6 +113,8 @@ pub(crate) struct Shared {
     pub(crate) lose_answers: AtomicU64,
     /// How often each answer comes beyond the first time.
     pub(crate) extra_answers: AtomicUsize,
+    /// How often it wants heartbeats, figures and traffic; what suits tests where it does not say.
+    pub(crate) interval: Mutex<Option<prost_types::Duration>>,
     /// Keep a session from getting updates of its own accord.
     pub(crate) quiet: AtomicBool,
     /// Keep requests for leases waiting.
@@ -173,6 +175,7 @@ impl Master {
             retired: AtomicBool::new(false),
             lose_answers: AtomicU64::new(0),
             extra_answers: AtomicUsize::new(0),
+            interval: Mutex::default(),
             quiet: AtomicBool::new(false),
             hold_leases: watch::Sender::new(false),
             reversed: Mutex::default(),
@@ -641,7 +644,10 @@ impl MasterService for Service {
             })
             .collect()
         };
-        let millis = |ms: u64| prost_types::Duration::try_from(Duration::from_millis(ms)).ok();
+        let interval = *self.shared.interval.lock();
+        let millis = |ms: u64| {
+            interval.or_else(|| prost_types::Duration::try_from(Duration::from_millis(ms)).ok())
+        };
         let welcome = Welcome {
             cluster_epoch: self.shared.desired.lock().epoch,
             master_time: Some(self.shared.clock.lock().now().into()),
