@@ -1,35 +1,33 @@
 //! What the agent on this host says of itself.
 
+use std::{path::Path, time::Duration};
+
 use anyhow::Context;
 use hy2_agent_sdk::{
     AgentConfig,
     hy2_proto::control::rpc::{
-        GetInfoRequest, GetStatsRequest, NodeInfo, node_manager_client::NodeManagerClient,
+        GetInfoRequest, GetStatsRequest, GetStatsResponse, NodeInfo,
+        node_manager_client::NodeManagerClient,
     },
 };
 use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
+use tokio::{net::UnixStream, time::timeout};
 use tonic::transport::Endpoint;
+
+/// How long the agent may take to answer.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
 
 /// Asks over the local socket and prints the answer.
 pub(crate) async fn show(config: &AgentConfig) -> anyhow::Result<()> {
     let path = config
         .local_socket
-        .clone()
+        .as_deref()
         .context("localSocket is off: there is nobody to ask")?;
-    let shown = path.display().to_string();
-    // The name is not looked up: the connector goes to the socket.
-    let channel = Endpoint::from_static("http://agent.invalid")
-        .connect_with_connector(tower::service_fn(move |_| {
-            let path = path.clone();
-            async move { UnixStream::connect(path).await.map(TokioIo::new) }
-        }))
-        .await
-        .with_context(|| format!("no agent answers on {shown}"))?;
-    let mut node = NodeManagerClient::new(channel);
-    let info = node.get_info(GetInfoRequest {}).await?.into_inner();
-    let info = info.info.context("an empty answer")?;
-    let stats = node.get_stats(GetStatsRequest {}).await?.into_inner();
+    let asked = timeout(ANSWER_MAX, ask(path)).await;
+    let (info, stats) = asked.with_context(|| {
+        let (path, limit) = (path.display(), ANSWER_MAX.as_secs());
+        format!("the agent on {path} did not answer within {limit} s: it hangs, or is stopped")
+    })??;
     let metrics = stats.metrics.unwrap_or_default();
     let lines = [
         ("name", info.name.clone()),
@@ -62,6 +60,23 @@ pub(crate) async fn show(config: &AgentConfig) -> anyhow::Result<()> {
         crate::say(&format!("{name:<13} {value}"))?;
     }
     Ok(())
+}
+
+async fn ask(path: &Path) -> anyhow::Result<(NodeInfo, GetStatsResponse)> {
+    let socket = path.to_owned();
+    // The name is not looked up: the connector goes to the socket.
+    let channel = Endpoint::from_static("http://agent.invalid")
+        .connect_with_connector(tower::service_fn(move |_| {
+            let socket = socket.clone();
+            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+        }))
+        .await
+        .with_context(|| format!("no agent answers on {}", path.display()))?;
+    let mut node = NodeManagerClient::new(channel);
+    let info = node.get_info(GetInfoRequest {}).await?.into_inner();
+    let info = info.info.context("an empty answer")?;
+    let stats = node.get_stats(GetStatsRequest {}).await?.into_inner();
+    Ok((info, stats))
 }
 
 /// The state of the engine, and why it does not serve.

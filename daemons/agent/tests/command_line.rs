@@ -81,3 +81,21 @@ fn status_without_an_agent_says_that_nobody_answers() {
         "{said}"
     );
 }
+
+#[test]
+fn status_does_not_wait_for_ever_for_an_agent_that_hangs() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("agent.yaml");
+    fs::write(&file, "dataDir: data\nmasters: ['127.0.0.1:1']\n").expect("written");
+    fs::create_dir(folder.path().join("data")).expect("a folder");
+    // Takes connections, and says nothing.
+    let socket = folder.path().join("data/agent.sock");
+    let _silent = std::os::unix::net::UnixListener::bind(socket).expect("a socket");
+    let asked = agent(folder.path(), &["status", "-c", "agent.yaml"], "");
+    assert!(!asked.status.success());
+    let said = text(&asked.stderr);
+    assert!(
+        said.contains("the agent on data/agent.sock did not answer within 10 s"),
+        "{said}"
+    );
+}
