@@ -1,5 +1,7 @@
 //! The list of users: filtered, sorted, by key.
 
+use sqlx::{PgPool, SqlitePool};
+
 use super::users::{UserRow, fold, user_columns};
 use super::{Db, Store, StoreError};
 use crate::domain::{AdminId, PlanId, UserId, UserStatus};
@@ -98,6 +100,43 @@ enum Way {
     Walk,
 }
 
+fn direction(descending: bool) -> &'static str {
+    if descending { " desc" } else { "" }
+}
+
+/// Composes the condition of a place.
+fn bounds(order: &Order, descending: bool, place: Place) -> String {
+    let key = order.key;
+    let after = if descending { "<" } else { ">" };
+    match place {
+        // No text comes after all others in every collation: the first page by name begins before all.
+        Place::Start if key == BY_NAME.key => format!("{key} > $4 and +u.id > $5"),
+        Place::Start => format!("{key} {after}= $4 and +u.id {after}= $5"),
+        Place::Same => format!("{key} = $4 and u.id {after} $5"),
+        Place::Beyond if key == BY_NAME.key => format!("{key} {after} $4 and +u.id > $5"),
+        Place::Beyond => format!("{key} {after} $4 and +u.id {after}= $5"),
+    }
+}
+
+/// Composes PostgreSQL's statement for how many users the index of parts finds, and the numbers of the first of these that
+/// are on the page: `place` and what comes after it.
+///
+/// Parameters as those of [`statement`], but `$8` parts, `$9` how many are counted at most.
+fn found(order: &Order, descending: bool, place: Place) -> String {
+    let (key, dir) = (order.key, direction(descending));
+    let place = match place {
+        Place::Same if descending => format!("({key}, u.id) < ($4, $5)"),
+        Place::Same => format!("({key}, u.id) > ($4, $5)"),
+        Place::Start | Place::Beyond => bounds(order, descending, place),
+    };
+    format!(
+        "with found as materialized (select * from users_found($8, $7, $9)) select (select count(*) from found), \
+         array(select u.id from found u where {place} and ($1 is null or u.status = $1) \
+         and ($2 is null or u.plan_id = $2) and ($3 is null or u.admin_id = $3) \
+         order by {key}{dir}, u.id{dir} limit $6)"
+    )
+}
+
 /// Composes a statement: the page's numbers from a narrow index, then its rows.
 ///
 /// `$1` status, `$2` plan, `$3` owner, `$4` key, `$5` id, `$6` limit, `$7` what is looked for, `$8` numbers.
@@ -107,19 +146,8 @@ fn statement(order: &Order, descending: bool, place: Place, way: Way, postgres: 
         index,
         repeats,
     } = order;
-    let (dir, after) = if descending {
-        (" desc", "<")
-    } else {
-        ("", ">")
-    };
-    let place = match place {
-        // No text comes after all others in every collation: the first page by name begins before all.
-        Place::Start if *key == BY_NAME.key => format!("{key} > $4 and +u.id > $5"),
-        Place::Start => format!("{key} {after}= $4 and +u.id {after}= $5"),
-        Place::Same => format!("{key} = $4 and u.id {after} $5"),
-        Place::Beyond if *key == BY_NAME.key => format!("{key} {after} $4 and +u.id > $5"),
-        Place::Beyond => format!("{key} {after} $4 and +u.id {after}= $5"),
-    };
+    let dir = direction(descending);
+    let place = bounds(order, descending, place);
     // SQLite takes the index named and joins from left to right; PostgreSQL chooses by itself.
     let (by, join, has) = match postgres {
         true => (String::new(), "join", "strpos(u.name_folded, $7) > 0"),
@@ -282,7 +310,13 @@ impl Ask<'_> {
             if let Some(rows) = self.probe(places[0], &key, id).await? {
                 return Ok(rows);
             }
-            numbers = with_parts(self.store, whole).await?;
+            numbers = match self.store.db() {
+                Db::Pg(pool) => {
+                    let id = if places[0] == Place::Same { id } else { end };
+                    self.found(pool, whole, places[0], &key, id).await?
+                }
+                Db::Sqlite { read, .. } => with_parts(read, whole).await?,
+            };
             way = match &numbers {
                 None => Way::Walk,
                 Some(numbers) if numbers.is_empty() => return Ok(Vec::new()),
@@ -302,6 +336,33 @@ impl Ask<'_> {
             );
         }
         Ok(page)
+    }
+
+    /// Asks PostgreSQL's index of parts for the users of the page who have all parts of a folded text; none when more than
+    /// [`FEW`] have them, on this page or another.
+    async fn found<K: Key>(
+        &self,
+        pool: &PgPool,
+        whole: &str,
+        place: Place,
+        key: &K,
+        id: i64,
+    ) -> Result<Option<Numbers>, StoreError> {
+        let sql = found(self.order, self.descending, place);
+        // Made of constants alone.
+        let (count, numbers): (i64, Vec<i64>) = sqlx::query_as(sqlx::AssertSqlSafe(sql))
+            .bind(self.filter.status)
+            .bind(self.filter.plan)
+            .bind(self.filter.owner)
+            .bind(key.clone())
+            .bind(id)
+            .bind(self.limit)
+            .bind(whole)
+            .bind(parts(whole))
+            .bind(FEW + 1)
+            .fetch_one(pool)
+            .await?;
+        Ok((count <= FEW).then_some(Numbers::Pg(numbers)))
     }
 
     /// Looks among the first users of a place; none if these do not fill the page.
@@ -389,47 +450,30 @@ impl Numbers {
     }
 }
 
-/// Asks the index of parts for the users who have all parts of a folded text; none when there are more than [`FEW`]. Some may
-/// have the parts, but not the whole.
-async fn with_parts(store: &Store, whole: &str) -> Result<Option<Numbers>, StoreError> {
+/// Asks SQLite's index of parts for the users who have all parts of a folded text; none when there are more than [`FEW`].
+/// Some may have the parts, but not the whole.
+async fn with_parts(read: &SqlitePool, whole: &str) -> Result<Option<Numbers>, StoreError> {
+    // One or two letters: parts that begin with them, up to the greatest that can.
+    const SHORT: &str = "select count(*), json_group_array(n) from \
+        (select distinct doc as n from user_name_part_rows \
+        where term >= $1 and term <= $1 || char(1114111, 1114111) limit $2)";
+    const LONG: &str = "select count(*), json_group_array(n) from \
+        (select rowid as n from user_name_parts where user_name_parts match $1 limit $2)";
     let parts = parts(whole);
-    let most = FEW + 1;
-    // One row: thousands would change threads as often.
-    let (count, numbers): (i64, Numbers) = match store.db() {
-        Db::Pg(pool) => {
-            const SQL: &str =
-                "select count(n), coalesce(array_agg(n), '{}') from users_named($1, $2, $3) n";
-            let (count, numbers) = sqlx::query_as(SQL)
-                .bind(parts)
-                .bind(whole)
-                .bind(most)
-                .fetch_one(pool)
-                .await?;
-            (count, Numbers::Pg(numbers))
-        }
-        Db::Sqlite { read, .. } => {
-            // One or two letters: parts that begin with them, up to the greatest that can.
-            const SHORT: &str = "select count(*), json_group_array(n) from \
-                (select distinct doc as n from user_name_part_rows \
-                where term >= $1 and term <= $1 || char(1114111, 1114111) limit $2)";
-            const LONG: &str = "select count(*), json_group_array(n) from \
-                (select rowid as n from user_name_parts where user_name_parts match $1 limit $2)";
-            let (sql, asked) = match parts.as_slice() {
-                [part] if part.chars().count() < PART => (SHORT, part.clone()),
-                _ => {
-                    let quoted = |part: &String| format!("\"{}\"", part.replace('"', "\"\""));
-                    (LONG, parts.iter().map(quoted).collect::<Vec<_>>().join(" "))
-                }
-            };
-            let (count, numbers) = sqlx::query_as(sql)
-                .bind(asked)
-                .bind(most)
-                .fetch_one(read)
-                .await?;
-            (count, Numbers::Sqlite(numbers))
+    let (sql, asked) = match parts.as_slice() {
+        [part] if part.chars().count() < PART => (SHORT, part.clone()),
+        _ => {
+            let quoted = |part: &String| format!("\"{}\"", part.replace('"', "\"\""));
+            (LONG, parts.iter().map(quoted).collect::<Vec<_>>().join(" "))
         }
     };
-    Ok((count < most).then_some(numbers))
+    // One row: thousands would change threads as often.
+    let (count, numbers): (i64, String) = sqlx::query_as(sql)
+        .bind(asked)
+        .bind(FEW + 1)
+        .fetch_one(read)
+        .await?;
+    Ok((count <= FEW).then_some(Numbers::Sqlite(numbers)))
 }
 
 /// Cuts a text into parts of three letters, the last of which may overlap; a shorter one is one part.
