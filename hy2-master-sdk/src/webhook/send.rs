@@ -39,6 +39,8 @@ pub(super) enum SendError {
     Connect,
     #[error("TLS failed")]
     Tls,
+    #[error("TLS failed: the receiver's certificate {0}")]
+    Certificate(&'static str),
     #[error("HTTP failed")]
     Http,
     #[error("took too long")]
@@ -118,8 +120,24 @@ async fn ask(
     let stream = connector
         .connect(name, stream)
         .await
-        .map_err(|_| SendError::Tls)?;
+        .map_err(|error| tls_error(&error))?;
     exchange(stream, request).await
+}
+
+/// Says what is wrong with a certificate, in words of our own.
+fn tls_error(error: &std::io::Error) -> SendError {
+    use rustls::CertificateError as Wrong;
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+    let Some(rustls::Error::InvalidCertificate(wrong)) = inner else {
+        return SendError::Tls;
+    };
+    SendError::Certificate(match wrong {
+        Wrong::Expired | Wrong::ExpiredContext { .. } => "is over",
+        Wrong::NotValidYet | Wrong::NotValidYetContext { .. } => "is not valid yet",
+        Wrong::NotValidForName | Wrong::NotValidForNameContext { .. } => "is for another name",
+        Wrong::UnknownIssuer => "is from nobody who is trusted",
+        _ => "is not valid",
+    })
 }
 
 /// Resolves a host and returns the first address; refuses if any of them is not allowed, because the
@@ -188,7 +206,30 @@ async fn exchange(
 
 #[cfg(test)]
 mod tests {
+    use rustls::{CertificateError, Error};
+
     use super::*;
+
+    #[test]
+    fn what_is_wrong_with_a_certificate_is_said() {
+        let said = |error: Error| tls_error(&std::io::Error::other(error)).to_string();
+        for (wrong, end) in [
+            (CertificateError::Expired, "is over"),
+            (CertificateError::NotValidForName, "is for another name"),
+            (
+                CertificateError::UnknownIssuer,
+                "is from nobody who is trusted",
+            ),
+            (CertificateError::BadSignature, "is not valid"),
+        ] {
+            let said = said(Error::InvalidCertificate(wrong));
+            assert_eq!(
+                said,
+                format!("TLS failed: the receiver's certificate {end}")
+            );
+        }
+        assert_eq!(said(Error::HandshakeNotComplete), "TLS failed");
+    }
 
     #[tokio::test]
     async fn a_name_that_leads_to_the_host_itself_is_refused() {
