@@ -233,6 +233,7 @@ mod tests {
     const NO_TOPICS: &[&str] = &[
         "admins.totp",
         "api.sessions",
+        "body.listen",
         "body.obfs",
         "certificate_authorities.private_key",
         "check.db",
