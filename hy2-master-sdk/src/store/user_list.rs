@@ -420,9 +420,9 @@ impl Ask<'_> {
     }
 }
 
-/// Users that a search looks at before it asks the index of parts. They fill a page where one in 200 has the name, and to look
+/// Users that a search looks at before it asks the index of parts. They fill a page where one in 100 has the name, and to look
 /// at them costs less than to fetch thousands whom the index finds.
-const PROBE: i64 = 10_000;
+const PROBE: i64 = 5_000;
 
 /// Names found by their parts that are fetched and sorted.
 const FEW: i64 = 4_000;
