@@ -81,7 +81,8 @@ impl MemoryBudget {
         Self::with(limit.min(self.limit), Some(Arc::clone(self)), 0)
     }
 
-    /// Allows 60 % of what the cgroup or else the machine has; 1 GiB where neither can be read.
+    /// Allows 60 % of the least of what the machine has and its cgroups allow (version 1 or 2);
+    /// of 1 GiB where neither can be read.
     pub fn of_machine() -> Arc<Self> {
         let total = machine_memory().unwrap_or(1 << 30);
         Self::new(usize::try_from(total / 100 * MACHINE_SHARE_PERCENT).unwrap_or(usize::MAX))
@@ -263,26 +264,47 @@ impl Drop for Reservation {
     }
 }
 
-/// Reads the tighter of the cgroup's limit and the machine's memory, in bytes.
+/// Reads the tightest of the cgroups' limits and the machine's memory, in bytes.
 fn machine_memory() -> Option<u64> {
-    let machine = std::fs::read_to_string("/proc/meminfo")
-        .ok()
-        .and_then(|text| total_of_meminfo(&text));
-    let cgroup = std::fs::read_to_string("/proc/self/cgroup")
-        .ok()
-        .and_then(|text| {
-            let path = text
-                .lines()
-                .find_map(|line| line.strip_prefix("0::"))?
-                .to_owned();
-            std::fs::read_to_string(format!("/sys/fs/cgroup{path}/memory.max")).ok()
-        })
-        .or_else(|| std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok())
-        .and_then(|text| text.trim().parse().ok());
-    match (machine, cgroup) {
-        (Some(machine), Some(cgroup)) => Some(machine.min(cgroup)),
-        (machine, cgroup) => machine.or(cgroup),
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let machine = read("/proc/meminfo").and_then(|text| total_of_meminfo(&text));
+    let groups = read("/proc/self/cgroup").unwrap_or_default();
+    let cgroup = cgroup_limit(&groups, read);
+    machine.into_iter().chain(cgroup).min()
+}
+
+/// Finds the tightest limit of the groups in the text of `/proc/self/cgroup` and of those that they
+/// are in: of version 2 (`memory.max`) and of version 1 (`memory.limit_in_bytes`). In a container
+/// the text may name a path of the host while the files are the container's own, so that the
+/// roots are asked in any case.
+fn cgroup_limit(groups: &str, read: impl Fn(&str) -> Option<String>) -> Option<u64> {
+    let mut limits = Vec::new();
+    for line in groups.lines() {
+        let mut fields = line.splitn(3, ':');
+        let (Some(number), Some(controllers), Some(path)) =
+            (fields.next(), fields.next(), fields.next())
+        else {
+            continue;
+        };
+        let (root, file) = if number == "0" && controllers.is_empty() {
+            ("/sys/fs/cgroup", "memory.max")
+        } else if controllers.split(',').any(|name| name == "memory") {
+            ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
+        } else {
+            continue;
+        };
+        let mut path = path.trim_end_matches('/');
+        loop {
+            // `max` is no number, and no limit.
+            let limit = read(&format!("{root}{path}/{file}"));
+            limits.extend(limit.and_then(|limit| limit.trim().parse::<u64>().ok()));
+            let Some((above, _)) = path.rsplit_once('/') else {
+                break;
+            };
+            path = above;
+        }
     }
+    limits.into_iter().min()
 }
 
 fn total_of_meminfo(text: &str) -> Option<u64> {
@@ -401,5 +423,37 @@ mod tests {
         assert_eq!(total_of_meminfo(text), Some(24_600_000 * 1024));
         assert_eq!(total_of_meminfo("nothing"), None);
         assert!(MemoryBudget::of_machine().limit() >= 1 << 20);
+    }
+
+    #[test]
+    fn the_tightest_cgroup_counts_whatever_its_version() {
+        let limit = |groups: &str, files: &[(&str, &str)]| {
+            cgroup_limit(groups, |path| {
+                let file = files.iter().find(|(name, _)| *name == path)?;
+                Some(format!("{}\n", file.1))
+            })
+        };
+        let v2 = "0::/system.slice/hy2.service\n";
+        let own = "/sys/fs/cgroup/system.slice/hy2.service/memory.max";
+        let above = "/sys/fs/cgroup/system.slice/memory.max";
+        assert_eq!(limit(v2, &[(own, "max")]), None);
+        assert_eq!(limit(v2, &[(own, "500"), (above, "max")]), Some(500));
+        assert_eq!(limit(v2, &[(own, "max"), (above, "400")]), Some(400));
+        // A container that sees the host's path and its own files.
+        assert_eq!(
+            limit(v2, &[("/sys/fs/cgroup/memory.max", "300")]),
+            Some(300)
+        );
+
+        let v1 = "4:memory:/docker/1f\n3:cpu,cpuacct:/docker/1f\n0::/docker/1f\n";
+        let unlimited = "9223372036854771712";
+        let own = "/sys/fs/cgroup/memory/docker/1f/memory.limit_in_bytes";
+        let root = "/sys/fs/cgroup/memory/memory.limit_in_bytes";
+        assert_eq!(
+            limit(v1, &[(own, "268435456"), (root, unlimited)]),
+            Some(256 << 20)
+        );
+        assert_eq!(limit(v1, &[(root, "200")]), Some(200));
+        assert_eq!(limit("nonsense\n", &[(root, "200")]), None);
     }
 }
