@@ -42,7 +42,7 @@ fuzz: ## Fuzz every target for SECONDS=60 each (installs cargo-fuzz when missing
 
 .PHONY: bench
 bench: ## Time every part on its own (criterion; no network)
-	$(CARGO) bench
+	$(CARGO) bench -p hy2-microbenches -p hy2-fleet-benches
 
 .PHONY: instructions
 instructions: ## Count the instructions of every part under callgrind, against the committed figures

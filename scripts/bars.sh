@@ -25,7 +25,11 @@ echo "== heartbeats, counted in the database"
 cargo test -p hy2-master-sdk --test fleet heartbeats_run_no_statement
 echo "== speed and memory, paired with the reference"
 interop/build.sh
+# Each idle connection is a socket.
+ulimit -n "$(ulimit -Hn)" || true
 cargo run --release -p hy2-benches --bin hy2-compare -- --runs 5 --bars
+echo "== instructions, against the committed figures"
+scripts/instructions.sh
 
 if [ "${#missed[@]}" -gt 0 ]; then
     echo "error: bars of the control plane not met: ${missed[*]}" >&2

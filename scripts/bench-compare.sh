@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # hy2 and the reference, side by side: CPU, rate, latency, memory. Wants a quiet machine.
 #   QUICK=1   a tenth of everything, to see that it works (results go to target/)
-#   MATRIX=1  lossy, long and reordering links in addition (an hour and a half)
+#   MATRIX=1  lossy, long and reordering links in addition (two hours)
+#   LANES=2   two of these links at once, in half the time
 #   FORCE=1   run although the machine is busy
 #   ONLY=...  scenarios whose name contains this
 #   RUNS=5    counted runs of each side
+#   THREADS=1 worker threads of each of our processes
 #   IDLE=10000 idle connections to hold
 #   OUT=...   where the results go, docs/benchmarks by default
 set -euo pipefail
@@ -29,6 +31,8 @@ if [ -n "${QUICK:-}" ]; then
 fi
 [ -z "${FORCE:-}" ] || arguments+=(--force)
 [ -z "${MATRIX:-}" ] || arguments+=(--matrix)
+[ -z "${THREADS:-}" ] || arguments+=(--threads "$THREADS")
+[ -z "${LANES:-}" ] || arguments+=(--lanes "$LANES")
 if [ -n "${ONLY:-}" ]; then
     arguments+=(--only "$ONLY")
     out=target/bench-compare

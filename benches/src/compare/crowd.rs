@@ -38,7 +38,7 @@ pub(crate) fn idle(
     used: bool,
     span: Duration,
 ) -> Result<Idle> {
-    let (server, address, _) = around.server(whose, Setup::default())?;
+    let (server, address, _) = around.server(whose, Setup::default(), None)?;
     let mut config = around.client_config(&address, &Wanted::default());
     config["use"] = used.into();
     let crowd = |config: &Value| -> Result<Process> {

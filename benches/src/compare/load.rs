@@ -168,7 +168,8 @@ pub(crate) fn bulk(proxy: SocketAddr, way: Way, bytes: u64, streams: u64) -> Res
     })
 }
 
-fn join<T>(thread: thread::JoinHandle<Result<T>>) -> Result<T> {
+/// Waits for a thread of a load.
+pub(crate) fn join<T>(thread: thread::JoinHandle<Result<T>>) -> Result<T> {
     thread
         .join()
         .map_err(|_| anyhow::anyhow!("a load thread failed"))?
@@ -214,6 +215,42 @@ pub(crate) fn download_for(proxy: SocketAddr, span: Duration) -> Result<Outcome>
         operations: bytes,
         ..Outcome::default()
     })
+}
+
+/// Sends for `span` and returns how many bytes were taken.
+fn upload_for(proxy: SocketAddr, span: Duration) -> Result<u64> {
+    let mut stream = TcpStream::connect(proxy)?;
+    stream.set_write_timeout(Some(Duration::from_millis(250)))?;
+    stream.write_all(b"U 1099511627776\n")?;
+    let start = Instant::now();
+    let block = vec![7; BUFFER];
+    let mut bytes = 0;
+    while start.elapsed() < span {
+        match stream.write(&block) {
+            Ok(0) => bail!("the connection ended after {bytes} bytes"),
+            Ok(count) => bytes += count as u64,
+            Err(error) if is_timeout(&error) => {}
+            Err(error) => return Err(error).context(format!("after {bytes} bytes")),
+        }
+    }
+    Ok(bytes)
+}
+
+/// Moves bytes over `streams` connections at once for `span` and returns how many.
+pub(crate) fn bulk_for(proxy: SocketAddr, way: Way, streams: u64, span: Duration) -> Result<u64> {
+    let threads: Vec<_> = (0..streams)
+        .map(|_| {
+            thread::spawn(move || match way {
+                Way::Down => Ok(download_for(proxy, span)?.operations),
+                Way::Up => upload_for(proxy, span),
+            })
+        })
+        .collect();
+    let mut bytes = 0;
+    for thread in threads {
+        bytes += join(thread)?;
+    }
+    Ok(bytes)
 }
 
 fn is_timeout(error: &std::io::Error) -> bool {

@@ -3,6 +3,8 @@
 #![allow(clippy::print_stdout, reason = "its output is the result")]
 
 mod crowd;
+mod group;
+mod limit;
 mod load;
 mod machine;
 mod matrix;
@@ -41,6 +43,10 @@ struct Arguments {
     /// Idle connections to hold
     #[arg(long, default_value_t = 10_000)]
     idle: u64,
+    /// Worker threads of our processes; with 1 each runs on one thread alone, with more on tokio's
+    /// multi-threaded runtime, as the daemons do. The reference takes what it wants
+    #[arg(long, default_value_t = 1)]
+    threads: u64,
     /// Only scenarios whose name contains this
     #[arg(long, default_value = "")]
     only: String,
@@ -62,6 +68,9 @@ struct Arguments {
     /// Seconds per cell of the matrix
     #[arg(long, default_value_t = 10.0)]
     cell_seconds: f64,
+    /// Cells of the matrix at once; their links are far slower than the machine
+    #[arg(long, default_value_t = 1)]
+    lanes: usize,
     /// Exit with an error unless every ratio meets its bar
     #[arg(long)]
     bars: bool,

@@ -1,7 +1,17 @@
 //! Long, lossy and reordering links (scenarios 10 to 13): goodput of one download, and which share
 //! of what the server put on the wire it was.
 
-use std::{fmt::Write as _, fs, path::Path, time::Duration};
+use std::{
+    fmt::Write as _,
+    fs,
+    path::Path,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    thread,
+    time::Duration,
+};
 
 use anyhow::Result;
 use hy2_link_emulator::model::{LinkConfig, Reorder};
@@ -12,6 +22,7 @@ use crate::{
     pair::{Between, Surroundings, Wanted, Whose},
     progress::Progress,
     report::{median, paired, spread},
+    scenario::Setup,
 };
 
 /// One cell.
@@ -20,8 +31,77 @@ struct Cell {
     number: u32,
     name: String,
     link: LinkConfig,
+    /// The share of packets that the link loses.
+    loss: f64,
     /// The rate that the client claims, in Mbit/s; 0 is BBR.
     claimed: f64,
+    /// Our server has `overclaimGuard`; the reference has nothing like it.
+    guard: bool,
+}
+
+impl Cell {
+    fn brutal(&self) -> bool {
+        self.claimed > 0.0
+    }
+}
+
+/// What came of a cell: our runs, then the reference's, none without it.
+struct Outcome {
+    cell: Cell,
+    figures: [Vec<Run>; 2],
+}
+
+impl Outcome {
+    fn rates(&self, side: usize) -> Vec<f64> {
+        self.figures[side].iter().map(|run| run.mbps).collect()
+    }
+
+    fn efficiencies(&self, side: usize) -> Vec<f64> {
+        self.figures[side]
+            .iter()
+            .map(|run| run.efficiency)
+            .collect()
+    }
+
+    /// Our goodput over the reference's.
+    fn ratio(&self) -> f64 {
+        paired(&self.rates(0), &self.rates(1))
+    }
+
+    /// A line of the table.
+    fn line(&self, paired: bool) -> String {
+        let mut line = format!(
+            "| {} {} | {} | {:.3} |",
+            self.cell.number,
+            self.cell.name,
+            spread(&self.rates(0)),
+            median(&self.efficiencies(0))
+        );
+        if paired {
+            let _ = write!(
+                line,
+                " {} | {:.3} | {:.2} |",
+                spread(&self.rates(1)),
+                median(&self.efficiencies(1)),
+                self.ratio()
+            );
+        } else {
+            line.push_str(" | | |");
+        }
+        line
+    }
+
+    fn json(&self, paired: bool) -> Value {
+        let mut value = json!({
+            "number": self.cell.number, "name": self.cell.name,
+            "hy2": {"mbps": self.rates(0), "efficiency": self.efficiencies(0)},
+        });
+        if paired {
+            value["reference"] = json!({"mbps": self.rates(1), "efficiency": self.efficiencies(1)});
+            value["ratio"] = self.ratio().into();
+        }
+        value
+    }
 }
 
 /// One run of a cell.
@@ -54,8 +134,10 @@ fn cells(quick: bool) -> Vec<Cell> {
                         number: if brutal || *loss > 0.0 { 10 } else { 11 },
                         name: format!("{how}, {rate} Mbit/s, {rtt} ms, {} % lost", loss * 100.0),
                         link: link(*rate, *rtt).with_loss(*loss),
+                        loss: *loss,
                         // As in the plan: nine tenths of the link.
                         claimed: if brutal { rate * 0.9 } else { 0.0 },
+                        guard: false,
                     });
                 }
             }
@@ -80,15 +162,22 @@ fn cells(quick: bool) -> Vec<Cell> {
                 },
                 ..link(100.0, 100)
             },
+            loss: 0.0,
             claimed: 90.0,
+            guard: false,
         });
     }
-    cells.push(Cell {
-        number: 13,
-        name: "200 Mbit/s claimed on a link of 20, 50 ms".to_owned(),
-        link: link(20.0, 50),
-        claimed: 200.0,
-    });
+    for guard in [false, true] {
+        let how = if guard { ", guard on" } else { "" };
+        cells.push(Cell {
+            number: 13,
+            name: format!("200 Mbit/s claimed on a link of 20, 50 ms{how}"),
+            link: link(20.0, 50),
+            loss: 0.0,
+            claimed: 200.0,
+            guard,
+        });
+    }
     cells
 }
 
@@ -102,101 +191,186 @@ fn link(mbps: f64, rtt: u64) -> LinkConfig {
     )
 }
 
-/// Runs every cell and returns the table, after writing `matrix.json` and `matrix.md`.
+/// How the matrix is run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Extent {
+    /// Of each side in each cell.
+    pub(crate) runs: usize,
+    /// Of each run.
+    pub(crate) seconds: f64,
+    pub(crate) quick: bool,
+    /// Cells at once. Their links are far slower than the machine; a run during which the emulator was
+    /// late says so.
+    pub(crate) lanes: usize,
+}
+
+/// Runs every cell and writes `matrix.json` and `matrix.md`; adds to `missed` what is below its bar.
 pub(crate) fn run(
     around: &Surroundings,
-    runs: usize,
-    seconds: f64,
-    quick: bool,
+    extent: Extent,
     out: Option<&Path>,
     machine: &Value,
+    missed: &mut Vec<String>,
 ) -> Result<()> {
-    let cells = cells(quick);
-    let mut progress = Progress::new(cells.len() * runs * around.sides().len());
-    let mut lines = Vec::new();
-    let mut values = Vec::new();
-    let mut brutal_ratios = Vec::new();
-    for cell in &cells {
-        let mut figures = [Vec::new(), Vec::new()];
-        for run in 0..runs {
-            for (whose, into) in around.sides().iter().zip(&mut figures) {
-                progress.step(&format!("{} ({whose:?})", cell.name));
-                // The same seed for both of a pair.
-                match one(around, *whose, cell, run as u64 + 1, seconds) {
-                    Ok(run) => into.push(run),
-                    // A connection that dies is a result.
-                    Err(error) => {
-                        eprintln!("  {whose:?} failed: {error:#}");
-                        into.push(Run {
-                            mbps: 0.0,
-                            efficiency: 0.0,
-                        });
-                    }
+    let cells = cells(extent.quick);
+    let progress = Mutex::new(Progress::new(
+        cells.len() * extent.runs * around.sides().len(),
+    ));
+    let next = AtomicUsize::new(0);
+    // With the cell's place, as lanes end in any order.
+    let ended = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for _ in 0..extent.lanes.max(1) {
+            scope.spawn(|| {
+                while let Some((place, cell)) = {
+                    let place = next.fetch_add(1, Relaxed);
+                    cells.get(place).map(|cell| (place, cell))
+                } {
+                    let figures = pairs(around, cell, extent, &progress);
+                    let outcome = Outcome {
+                        cell: cell.clone(),
+                        figures,
+                    };
+                    println!("{}", outcome.line(around.peer.is_some()));
+                    lock(&ended).push((place, outcome));
                 }
-            }
+            });
         }
-        let rates = |at: usize| figures[at].iter().map(|run| run.mbps).collect::<Vec<_>>();
-        let shares =
-            |at: usize| -> Vec<f64> { figures[at].iter().map(|run| run.efficiency).collect() };
-        let mut line = format!(
-            "| {} {} | {} | {:.3} |",
-            cell.number,
-            cell.name,
-            spread(&rates(0)),
-            median(&shares(0))
-        );
-        let mut value = json!({
-            "number": cell.number, "name": cell.name,
-            "hy2": {"mbps": rates(0), "efficiency": shares(0)},
-        });
-        if around.peer.is_some() {
-            let ratio = paired(&rates(0), &rates(1));
-            let _ = write!(
-                line,
-                " {} | {:.3} | {ratio:.2} |",
-                spread(&rates(1)),
-                median(&shares(1))
-            );
-            value["reference"] = json!({"mbps": rates(1), "efficiency": shares(1)});
-            value["ratio"] = ratio.into();
-            if cell.number == 10 && cell.claimed > 0.0 {
-                brutal_ratios.push(ratio);
-            }
-        } else {
-            line.push_str(" | | |");
-        }
-        println!("{line}");
-        lines.push(line);
-        values.push(value);
-    }
+    });
+    let mut ended = ended.into_inner().unwrap_or_else(PoisonError::into_inner);
+    ended.sort_by_key(|(place, _)| *place);
+    let outcomes: Vec<Outcome> = ended.into_iter().map(|(_, outcome)| outcome).collect();
     let mut text = String::from(
         "# Long, lossy and reordering links\n\nOne download per run, start-up included, over the \
-         link emulator. Efficiency: delivered stream bytes over UDP payload offered to the link.\n",
+         link emulator. Efficiency: delivered stream bytes over UDP payload offered to the link, of \
+         which some is still on its way when a run ends.\n",
     );
-    let _ = writeln!(text, "\n{machine}\n");
+    let _ = writeln!(
+        text,
+        "{} runs of {} s of each side in turn, {} cells at once.\n\n{machine}\n",
+        extent.runs, extent.seconds, extent.lanes
+    );
     text.push_str(
         "| cell | hy2 Mbit/s | efficiency | reference Mbit/s | efficiency | ratio |\n|---|---|---|---|---|---|\n",
     );
-    for line in &lines {
-        let _ = writeln!(text, "{line}");
+    for outcome in &outcomes {
+        let _ = writeln!(text, "{}", outcome.line(around.peer.is_some()));
     }
-    if !brutal_ratios.is_empty() {
-        let mean =
-            brutal_ratios.iter().map(|ratio| ratio.ln()).sum::<f64>() / brutal_ratios.len() as f64;
-        let worst = brutal_ratios.iter().copied().fold(f64::INFINITY, f64::min);
-        let summary = format!(
-            "Brutal: geometric mean of the ratios {:.2} (bar 1), worst cell {worst:.2} (bar 0.95).",
-            mean.exp()
-        );
-        println!("{summary}");
-        let _ = writeln!(text, "\n{summary}");
+    text.push('\n');
+    let verdicts = verdicts(&outcomes, around.peer.is_some());
+    for (verdict, met) in &verdicts {
+        let met = if *met { "met" } else { "not met" };
+        println!("{verdict}: {met}");
+        let _ = writeln!(text, "- {verdict}: {met}");
     }
+    missed.extend(
+        verdicts
+            .into_iter()
+            .filter(|(_, met)| !met)
+            .map(|(text, _)| text),
+    );
     if let Some(out) = out {
-        let json = json!({"machine": machine, "seconds": seconds, "quick": quick, "cells": values});
+        let cells: Vec<Value> = outcomes
+            .iter()
+            .map(|outcome| outcome.json(around.peer.is_some()))
+            .collect();
+        let json = json!({
+            "machine": machine, "seconds": extent.seconds, "quick": extent.quick,
+            "runs": extent.runs, "lanes": extent.lanes, "cells": cells,
+        });
+        fs::create_dir_all(out)?;
         fs::write(out.join("matrix.json"), format!("{json:#}\n"))?;
         fs::write(out.join("matrix.md"), text)?;
     }
     Ok(())
+}
+
+/// Runs a cell in turn on both sides.
+fn pairs(
+    around: &Surroundings,
+    cell: &Cell,
+    extent: Extent,
+    progress: &Mutex<Progress>,
+) -> [Vec<Run>; 2] {
+    let mut figures = [Vec::new(), Vec::new()];
+    for run in 0..extent.runs {
+        for (whose, into) in around.sides().iter().zip(&mut figures) {
+            lock(progress).step(&format!("{} ({whose:?})", cell.name));
+            // The same seed for both of a pair.
+            let ran = one(around, *whose, cell, run as u64 + 1, extent.seconds);
+            // A connection that dies is a result.
+            into.push(ran.unwrap_or_else(|error| {
+                eprintln!("  {}: {whose:?} failed: {error:#}", cell.name);
+                Run {
+                    mbps: 0.0,
+                    efficiency: 0.0,
+                }
+            }));
+        }
+    }
+    figures
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Judges the cells together; whether each bar is met.
+fn verdicts(outcomes: &[Outcome], paired: bool) -> Vec<(String, bool)> {
+    let mut verdicts = Vec::new();
+    let lossy = |brutal: bool| {
+        outcomes.iter().filter(move |outcome| {
+            [10, 11].contains(&outcome.cell.number) && outcome.cell.brutal() == brutal
+        })
+    };
+    if paired {
+        for (what, brutal, bar) in [("Brutal", true, 0.95), ("BBR", false, 0.9)] {
+            let ratios: Vec<f64> = lossy(brutal).map(Outcome::ratio).collect();
+            let mean = geometric_mean(&ratios);
+            let worst = ratios.iter().copied().fold(f64::INFINITY, f64::min);
+            verdicts.push((
+                format!(
+                    "{what}, goodput over the reference's: geometric mean {mean:.2} (bar 1), worst \
+                     cell {worst:.2} (bar {bar})"
+                ),
+                mean >= 1.0 && worst >= bar,
+            ));
+        }
+    }
+    let clean = lossy(false)
+        .filter(|outcome| outcome.cell.loss == 0.0)
+        .map(|outcome| median(&outcome.efficiencies(0)))
+        .fold(f64::INFINITY, f64::min);
+    verdicts.push((
+        format!("BBR on clean links, least efficiency {clean:.3} (bar 0.9)"),
+        clean >= 0.9,
+    ));
+    let reordered: Vec<f64> = outcomes
+        .iter()
+        .filter(|outcome| outcome.cell.number == 12)
+        .map(|outcome| median(&outcome.rates(0)))
+        .collect();
+    if let [in_order, others @ ..] = reordered.as_slice()
+        && !others.is_empty()
+    {
+        let worst = others.iter().copied().fold(f64::INFINITY, f64::min) / in_order;
+        verdicts.push((
+            format!("reordering, least goodput over that in order {worst:.3} (bar 0.95)"),
+            worst >= 0.95,
+        ));
+    }
+    for outcome in outcomes.iter().filter(|outcome| outcome.cell.guard) {
+        let sent = 1.0 / median(&outcome.efficiencies(0));
+        verdicts.push((
+            format!("claimed ten times the link, guard on, sent over received {sent:.2} (bar 1.3)"),
+            sent <= 1.3,
+        ));
+    }
+    verdicts
+}
+
+fn geometric_mean(values: &[f64]) -> f64 {
+    (values.iter().map(|value| value.ln()).sum::<f64>() / values.len() as f64).exp()
 }
 
 fn one(around: &Surroundings, whose: Whose, cell: &Cell, seed: u64, seconds: f64) -> Result<Run> {
@@ -209,6 +383,10 @@ fn one(around: &Surroundings, whose: Whose, cell: &Cell, seed: u64, seconds: f64
         }),
         up: rate,
         down: rate,
+        setup: Setup {
+            guard: cell.guard,
+            ..Setup::default()
+        },
         ..Wanted::default()
     };
     let side = around.side(whose, &wanted)?;
@@ -222,8 +400,8 @@ fn one(around: &Surroundings, whose: Whose, cell: &Cell, seed: u64, seconds: f64
         after.filter(|report| report.late_packets > report.down.offered_packets / 100)
     {
         eprintln!(
-            "  the machine was too busy: {} datagrams left the emulator late",
-            report.late_packets
+            "  {}: the machine was too busy: {} datagrams left the emulator late",
+            cell.name, report.late_packets
         );
     }
     Ok(Run {

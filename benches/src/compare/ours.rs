@@ -114,6 +114,7 @@ async fn serve(config: &Value) -> Result<()> {
     let key = config["tls_key"].as_str().context("tls_key")?;
     let mut settings = ServerConfig::default();
     settings.obfuscation = obfuscation(config)?;
+    settings.overclaim_guard = config["overclaim_guard"] == true;
     transport(config, &mut settings.quic, &mut settings.socket);
     let socket = granted(&settings.socket)?;
     let server = Server::builder(ServerTls::from_pem_files(certificate, key)?)

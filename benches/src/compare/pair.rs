@@ -13,7 +13,7 @@ use hy2_link_emulator::{
 };
 use serde_json::{Value, json};
 
-use crate::{process::Process, reference, scenario::Setup};
+use crate::{group::Group, process::Process, reference, scenario::Setup};
 
 /// Whose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +31,8 @@ pub(crate) struct Surroundings {
     pub(crate) udp_origin: SocketAddr,
     /// The reference's program; none without Go.
     pub(crate) peer: Option<PathBuf>,
+    /// Worker threads of our processes.
+    pub(crate) threads: u64,
 }
 
 /// A link, the same properties in each direction unless said otherwise.
@@ -64,6 +66,17 @@ pub(crate) struct Side {
     pub(crate) facts: Value,
 }
 
+/// A client that is connected, behind its link when there is one.
+pub(crate) struct Connected {
+    pub(crate) process: Process,
+    pub(crate) tcp: SocketAddr,
+    pub(crate) udp: SocketAddr,
+    pub(crate) relay: Option<Relay>,
+    pub(crate) connect_ms: f64,
+    /// What it says of its packets.
+    pub(crate) max_datagram: Value,
+}
+
 const PASSWORD: &str = "bench-password";
 
 impl Surroundings {
@@ -81,6 +94,7 @@ impl Surroundings {
             "tls_cert": self.certificate, "tls_key": self.key, "password": PASSWORD,
             "obfs": setup.salamander.then_some(obfs),
             "quic": quic(setup),
+            "overclaim_guard": setup.guard, "threads": self.threads,
         })
     }
 
@@ -90,7 +104,7 @@ impl Surroundings {
         let rate = |own: u64| if own > 0 { own } else { setup.brutal };
         let [up, down] = [rate(wanted.up), rate(wanted.down)];
         json!({
-            "server": server, "auth": PASSWORD,
+            "server": server, "auth": PASSWORD, "threads": self.threads,
             "obfs": self.server_config(setup)["obfs"],
             "tx": (up > 0).then_some(up), "rx": (down > 0).then_some(down),
             "fast_open": wanted.fast_open.then_some(true),
@@ -102,17 +116,22 @@ impl Surroundings {
     }
 
     /// Starts a server alone; returns its address and what it says of its sockets.
-    pub(crate) fn server(&self, whose: Whose, setup: Setup) -> Result<(Process, String, Value)> {
+    pub(crate) fn server(
+        &self,
+        whose: Whose,
+        setup: Setup,
+        group: Option<&Group>,
+    ) -> Result<(Process, String, Value)> {
         let config = self.server_config(setup);
+        let place = |command| within(group, on_core(setup.one_core.then_some(0), command));
         match whose {
             Whose::Ours => {
-                let command = on_core(setup.one_core.then_some(0), self.ourselves("server")?);
-                let (process, ready) = Process::start(command, &config)?;
+                let (process, ready) = Process::start(place(self.ourselves("server")?), &config)?;
                 let address = ready["addr"].as_str().context("no address")?.to_owned();
                 Ok((process, address, ready["socket"].clone()))
             }
             Whose::Reference => {
-                let command = on_core(setup.one_core.then_some(0), Command::new(self.peer()?));
+                let command = place(Command::new(self.peer()?));
                 let (mut process, address) = reference::server(command, &config)?;
                 let stats = process.ask(json!({"cmd": "stats"}))?;
                 Ok((process, address, stats["socket"].clone()))
@@ -120,10 +139,14 @@ impl Surroundings {
         }
     }
 
-    /// Starts both ends.
-    pub(crate) fn side(&self, whose: Whose, wanted: &Wanted) -> Result<Side> {
-        let setup = wanted.setup;
-        let (server, address, socket) = self.server(whose, setup)?;
+    /// Starts a client of the server at `address`, behind the link that is wanted.
+    pub(crate) fn client(
+        &self,
+        whose: Whose,
+        address: &str,
+        wanted: &Wanted,
+        group: Option<&Group>,
+    ) -> Result<Connected> {
         let relay = wanted.link.map(|link| {
             Relay::start(&RelayConfig {
                 listen: SocketAddr::from(([127, 0, 0, 1], 0)),
@@ -135,40 +158,52 @@ impl Surroundings {
             .context("the link emulator")
         });
         let relay = relay.transpose()?;
-        let dialled = relay
-            .as_ref()
-            .map_or_else(|| address.clone(), |relay| relay.local_addr().to_string());
+        let dialled = relay.as_ref().map_or_else(
+            || address.to_owned(),
+            |relay| relay.local_addr().to_string(),
+        );
         let config = self.client_config(&dialled, wanted);
-        let core = setup.one_core.then_some(1);
-        let (client, tcp, udp, connect_ms, facts) = match whose {
+        let core = wanted.setup.one_core.then_some(1);
+        let place = |command| within(group, on_core(core, command));
+        let (process, tcp, udp, connect_ms, max_datagram) = match whose {
             Whose::Ours => {
-                let command = on_core(core, self.ourselves("client")?);
-                let (client, ready) = Process::start(command, &config)?;
+                let (process, ready) = Process::start(place(self.ourselves("client")?), &config)?;
                 let text = |key: &str| ready[key].as_str().unwrap_or_default().to_owned();
                 let connect_ms = ready["connect_ms"].as_f64().unwrap_or(f64::NAN);
-                let facts =
-                    json!({"server_socket": socket, "max_datagram_frame": ready["max_datagram"]});
-                (client, text("addr"), text("udp"), connect_ms, facts)
+                let max_datagram = ready["max_datagram"].clone();
+                (process, text("addr"), text("udp"), connect_ms, max_datagram)
             }
             Whose::Reference => {
-                let command = on_core(core, Command::new(self.peer()?));
-                let (client, tcp, udp, connect_ms) = reference::client(command, &config)?;
-                (
-                    client,
-                    tcp,
-                    udp,
-                    connect_ms,
-                    json!({"server_socket": socket}),
-                )
+                let command = place(Command::new(self.peer()?));
+                let (process, tcp, udp, connect_ms) = reference::client(command, &config)?;
+                (process, tcp, udp, connect_ms, Value::Null)
             }
         };
-        Ok(Side {
-            server,
-            client,
+        Ok(Connected {
+            process,
             tcp: tcp.parse()?,
             udp: udp.parse()?,
             relay,
             connect_ms,
+            max_datagram,
+        })
+    }
+
+    /// Starts both ends.
+    pub(crate) fn side(&self, whose: Whose, wanted: &Wanted) -> Result<Side> {
+        let (server, address, socket) = self.server(whose, wanted.setup, None)?;
+        let client = self.client(whose, &address, wanted, None)?;
+        let mut facts = json!({"server_socket": socket});
+        if !client.max_datagram.is_null() {
+            facts["max_datagram_frame"] = client.max_datagram;
+        }
+        Ok(Side {
+            server,
+            client: client.process,
+            tcp: client.tcp,
+            udp: client.udp,
+            relay: client.relay,
+            connect_ms: client.connect_ms,
             facts,
         })
     }
@@ -197,14 +232,14 @@ impl Surroundings {
             let mut side = self.side(*whose, &Wanted::default())?;
             let mut about = side.facts.take();
             if let Some(peer) = &self.peer {
-                let (_server, address, _) = self.server(*whose, Setup::default())?;
+                let (_server, address, _) = self.server(*whose, Setup::default(), None)?;
                 let seen = reference::look_at(Command::new(peer), &address, &Value::Null)?;
                 about["cipher"] = seen["cipher"].clone();
             }
             facts[name] = about;
         }
         if let Some(peer) = &self.peer {
-            let (_server, address, _) = self.server(Whose::Reference, Setup::default())?;
+            let (_server, address, _) = self.server(Whose::Reference, Setup::default(), None)?;
             let seen = reference::look_at(Command::new(peer), &address, &Value::Null)?;
             facts["reference"]["gso"] = seen["gso"].clone();
             facts["reference"]["client_socket"] = seen["socket"].clone();
@@ -228,6 +263,14 @@ fn quic(setup: Setup) -> Value {
         quic["conn_window"] = (20 << 20).into();
     }
     quic
+}
+
+/// Puts a command into a group.
+fn within(group: Option<&Group>, command: Command) -> Command {
+    match group {
+        Some(group) => group.around(&command),
+        None => command,
+    }
 }
 
 /// Binds a command to one core.

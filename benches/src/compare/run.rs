@@ -14,7 +14,7 @@ use hy2_link_emulator::model::LinkConfig;
 use serde_json::{Value, json};
 
 use crate::{
-    Arguments, crowd, load, machine, matrix,
+    Arguments, crowd, limit, load, machine, matrix,
     pair::{Between, Side, Surroundings, Wanted, Whose},
     plot,
     process::Process,
@@ -67,9 +67,17 @@ fn run_in(arguments: &Arguments, scratch: &Path, in_use: f64) -> Result<()> {
             .exists()
             .then(|| arguments.peer.canonicalize())
             .transpose()?,
+        threads: arguments.threads,
     };
     fs::write(&around.certificate, made.cert.pem())?;
     fs::write(&around.key, made.signing_key.serialize_pem())?;
+    if around.peer.is_none() && arguments.bars {
+        bail!(
+            "no reference peer at {} (it needs Go: interop/build.sh): without it there is no bar \
+             to judge",
+            arguments.peer.display()
+        );
+    }
     if around.peer.is_none() {
         println!(
             "No reference peer at {} (it needs Go: interop/build.sh): only our column, no ratios.",
@@ -80,6 +88,7 @@ fn run_in(arguments: &Arguments, scratch: &Path, in_use: f64) -> Result<()> {
     machine["forced"] = (machine::is_busy(in_use)).into();
     machine["quick"] = arguments.quick.into();
     machine["runs"] = arguments.runs.into();
+    machine["threads_of_hy2"] = arguments.threads.into();
     machine["sides"] = around.facts()?;
     println!("{machine:#}");
 
@@ -89,7 +98,9 @@ fn run_in(arguments: &Arguments, scratch: &Path, in_use: f64) -> Result<()> {
         .collect();
     let sides = around.sides().len();
     let idle = "idle".contains(&arguments.only);
-    let steps = scenarios.len() * (arguments.runs + 1) * sides + if idle { 2 * sides } else { 0 };
+    let limited = limit::NAME.contains(&arguments.only);
+    let alone = if idle { 2 * sides } else { 0 } + if limited { sides } else { 0 };
+    let steps = scenarios.len() * (arguments.runs + 1) * sides + alone;
     let mut progress = Progress::new(steps);
     let mut rows = Vec::new();
     println!("\n{HEAD}");
@@ -99,31 +110,39 @@ fn run_in(arguments: &Arguments, scratch: &Path, in_use: f64) -> Result<()> {
         rows.push(row);
     }
     let mut missed: Vec<String> = rows.iter().flat_map(Row::missed).collect();
-    let mut idle_rows = Vec::new();
+    // What is not a row of the table: name, and each side's figures.
+    let mut other = Vec::new();
     if idle {
         for used in [false, true] {
             let row = compare_idle(&around, used, arguments, &mut progress, &mut missed)?;
             println!("{}", row.0);
-            idle_rows.push(row);
+            other.push(row);
         }
+    }
+    if limited {
+        let span = Duration::from_secs(if arguments.quick { 3 } else { 30 });
+        let row = limit::compare(&around, span, &mut progress, &mut missed)?;
+        println!("{}", row.0);
+        other.push(row);
     }
     for missed in &missed {
         println!("below its bar: {missed}");
     }
-    if let Some(out) = &arguments.out {
-        write(out, &machine, &rows, &idle_rows, &missed)?;
+    // `--matrix --only nothing` is the matrix alone.
+    if let Some(out) = &arguments.out
+        && !(rows.is_empty() && other.is_empty())
+    {
+        write(out, &machine, &rows, &other, &missed)?;
     }
     if arguments.matrix {
+        let extent = matrix::Extent {
+            runs: arguments.runs,
+            seconds: arguments.cell_seconds,
+            quick: arguments.quick,
+            lanes: arguments.lanes,
+        };
         let out = arguments.out.as_deref();
-        let runs = arguments.runs.min(3);
-        matrix::run(
-            &around,
-            runs,
-            arguments.cell_seconds,
-            arguments.quick,
-            out,
-            &machine,
-        )?;
+        matrix::run(&around, extent, out, &machine, &mut missed)?;
     }
     if arguments.bars && !missed.is_empty() {
         bail!("below the bar: {}", missed.join(", "));
@@ -176,7 +195,7 @@ enum Running {
 impl Running {
     fn start(around: &Surroundings, whose: Whose, scenario: &Scenario) -> Result<Self> {
         if let Load::Connects { .. } = scenario.load {
-            let (server, address, _) = around.server(whose, scenario.setup)?;
+            let (server, address, _) = around.server(whose, scenario.setup, None)?;
             return Ok(Self::Server(server, address));
         }
         let mut wanted = Wanted {
@@ -304,14 +323,14 @@ fn write(
     out: &Path,
     machine: &Value,
     rows: &[Row],
-    idle: &[(String, Value)],
+    other: &[(String, Value)],
     missed: &[String],
 ) -> Result<()> {
     fs::create_dir_all(out)?;
     let json = json!({
         "machine": machine,
         "scenarios": rows.iter().map(Row::json).collect::<Vec<_>>(),
-        "idle": idle.iter().map(|(_, value)| value).collect::<Vec<_>>(),
+        "other": other.iter().map(|(_, value)| value).collect::<Vec<_>>(),
         "below_bar": missed,
     });
     fs::write(out.join("results.json"), format!("{json:#}\n"))?;
@@ -331,7 +350,7 @@ fn write(
         let _ = writeln!(text, "{}", row.line());
     }
     text.push('\n');
-    for (line, _) in idle {
+    for (line, _) in other {
         let _ = writeln!(text, "- {line}");
     }
     for missed in missed {

@@ -53,6 +53,8 @@ pub(crate) struct Setup {
     /// Windows, keep-alive and rate given to both instead of each one's defaults, and no imitation
     /// of a browser by the reference.
     pub(crate) equal: bool,
+    /// `overclaimGuard` at our server.
+    pub(crate) guard: bool,
 }
 
 /// Ratios that must be reached: the reference's CPU over ours, and our rate over the reference's.
