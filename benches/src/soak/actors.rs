@@ -5,13 +5,13 @@ use std::{
     net::SocketAddr,
     process::Stdio,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use hy2_core::{Client, ClientConfig, ServerHandle};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
@@ -56,7 +56,12 @@ pub(crate) struct Tally {
     pub(crate) starved: AtomicU64,
     /// Actions that a kick or a slow machine cut short.
     pub(crate) failures: AtomicU64,
+    /// What must never happen, however slow the machine is; the first few.
+    broken: Mutex<Vec<String>>,
 }
+
+/// More say nothing new.
+const MOST_BROKEN: usize = 8;
 
 impl Tally {
     fn done(&self) -> [(&'static str, u64); 12] {
@@ -75,6 +80,19 @@ impl Tally {
             ("unresolved", count(&self.unresolved)),
             ("socket errors", count(&self.socket_errors)),
         ]
+    }
+
+    fn broken(&self, what: &str) {
+        let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+        if broken.len() < MOST_BROKEN {
+            broken.push(what.to_owned());
+        }
+    }
+
+    /// Promises that were not kept.
+    pub(crate) fn broken_promises(&self) -> Vec<String> {
+        let broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+        broken.clone()
     }
 
     /// What should happen all the time and never did.
@@ -96,6 +114,23 @@ impl fmt::Display for Tally {
             "{restarts} restarts, {starved} times out of descriptors, {failures} cut short"
         )
     }
+}
+
+/// Something that must never happen.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Broken(String);
+
+fn promise(kept: bool, otherwise: impl FnOnce() -> String) -> Result<()> {
+    if kept {
+        return Ok(());
+    }
+    Err(Broken(otherwise()).into())
+}
+
+/// What must not be reached.
+fn out_of_question<T, E>(answer: Result<T, E>, target: &str) -> Result<()> {
+    promise(answer.is_err(), || format!("reached {target}"))
 }
 
 /// One who does one thing after the other.
@@ -159,6 +194,9 @@ impl Actors {
         while !self.stop.load(Relaxed) {
             let action = next.take().unwrap_or_else(|| draw(&mut random));
             if let Err(error) = self.act(action, &mut random).await {
+                if let Some(Broken(what)) = error.downcast_ref() {
+                    self.tally.broken(&format!("{action:?}: {what}"));
+                }
                 // Kicks hit whoever is there.
                 tracing::debug!(?action, %error, "cut short");
                 self.tally.failures.fetch_add(1, Relaxed);
@@ -217,8 +255,10 @@ impl Actors {
             stream.shutdown().await?;
             let mut got = Vec::new();
             stream.read_to_end(&mut got).await?;
-            ensure!(got == sent, "{} of {len} bytes came back", got.len());
-            Ok(())
+            promise(got == sent, || {
+                format!("{} of {len} bytes came back", got.len())
+            })?;
+            anyhow::Ok(())
         };
         timeout(PATIENCE, exchange).await??;
         self.tally.streams.fetch_add(1, Relaxed);
@@ -235,8 +275,12 @@ impl Actors {
                 let len = 1 + random.below(4_000) as usize;
                 session.send(&vec![7; len], &target)?;
                 if random.below(2) == 0
-                    && let Ok(Some(_)) = timeout(Duration::from_millis(300), session.recv()).await
+                    && let Ok(Some(answer)) =
+                        timeout(Duration::from_millis(300), session.recv()).await
                 {
+                    promise(answer.data.iter().all(|byte| *byte == 7), || {
+                        "bytes that nobody sent".to_owned()
+                    })?;
                     self.tally.datagrams.fetch_add(1, Relaxed);
                 }
             }
@@ -251,10 +295,9 @@ impl Actors {
         let mut reset = client.tcp(&self.origins.resetter.to_string()).await?;
         reset.write_all(b"!").await?;
         let end = timeout(PATIENCE, reset.read(&mut buffer)).await?;
-        ensure!(
-            !matches!(end, Ok(1..)),
-            "data from a target that sends none"
-        );
+        promise(!matches!(end, Ok(1..)), || {
+            "data from a target that sends none".to_owned()
+        })?;
         self.tally.resets.fetch_add(1, Relaxed);
         // A download given up in the middle, and an upload that nobody takes.
         let mut download = client.tcp(&self.origins.source.to_string()).await?;
@@ -281,14 +324,17 @@ impl Actors {
         client.udp().await?.send(b"anybody?", &unknown)?;
         let mut config = self.config.clone();
         config.server.host = UNKNOWN.to_owned();
-        ensure!(Client::connect(config).await.is_err(), "{UNKNOWN} is known");
+        out_of_question(
+            Client::connect(config).await,
+            "a server whose name nobody knows",
+        )?;
         self.tally.unresolved.fetch_add(2, Relaxed);
         Ok(())
     }
 
     async fn out_of_reach(&self, client: &Client, target: &str, count: &AtomicU64) -> Result<()> {
         let answer = timeout(PATIENCE, client.tcp(target)).await?;
-        ensure!(answer.is_err(), "{target} was reached");
+        out_of_question(answer, target)?;
         count.fetch_add(1, Relaxed);
         Ok(())
     }
@@ -298,13 +344,13 @@ impl Actors {
         let count = &self.tally.socket_errors;
         let mut none = self.config.clone();
         none.socket_factory = Some(Arc::new(FewSockets::new(0)));
-        ensure!(Client::connect(none).await.is_err(), "connected without");
+        out_of_question(Client::connect(none).await, "a server without a socket")?;
         count.fetch_add(1, Relaxed);
 
         let mut mute = self.config.clone();
         mute.server.host = UNSENDABLE.to_owned();
         mute.connect_timeout = Duration::from_secs(1);
-        ensure!(Client::connect(mute).await.is_err(), "everybody is there");
+        out_of_question(Client::connect(mute).await, "everybody at once")?;
         count.fetch_add(1, Relaxed);
 
         // Hops that find no socket keep the one there is.
@@ -328,8 +374,10 @@ impl Actors {
                     let wait = Duration::from_millis(300);
                     if let Ok(answer) = timeout(wait, session.recv()).await {
                         let answer = answer.context("the session ended")?;
-                        ensure!(answer.data[..] == *b"an answer, please", "another's");
-                        return Ok(());
+                        promise(answer.data[..] == *b"an answer, please", || {
+                            "the answer to another datagram".to_owned()
+                        })?;
+                        return anyhow::Ok(());
                     }
                 }
             };
@@ -343,7 +391,10 @@ impl Actors {
     async fn wrong_password(&self) -> Result<()> {
         let mut config = self.config.clone();
         config.auth = "not the password".to_owned();
-        ensure!(Client::connect(config).await.is_err(), "let in");
+        out_of_question(
+            Client::connect(config).await,
+            "a server by a wrong password",
+        )?;
         self.tally.rejected.fetch_add(1, Relaxed);
         Ok(())
     }
@@ -402,14 +453,16 @@ impl Actors {
         let end = async {
             loop {
                 match stream.read(&mut buffer).await {
-                    Ok(0) => bail!("a download that was cut ended well"),
+                    Ok(0) => {
+                        return promise(false, || "a download that was cut ended well".to_owned());
+                    }
                     Ok(_) => {}
                     Err(_) => return Ok(()),
                 }
             }
         };
         timeout(PATIENCE, end).await??;
-        ensure!(client.udp().await.is_err(), "a session with a dead server");
+        out_of_question(client.udp().await, "a server that was killed")?;
         self.tally.widowed.fetch_add(1, Relaxed);
         Ok(())
     }

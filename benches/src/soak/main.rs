@@ -164,6 +164,9 @@ async fn soak(arguments: Arguments) -> Result<()> {
         println!("{line}");
     }
     let mut wrong = judgement.leaks;
+    for broken in tally.broken_promises() {
+        wrong.push(format!("broken promise: {broken}"));
+    }
     for name in tally.missing() {
         wrong.push(format!("there were no \"{name}\" at all"));
     }
