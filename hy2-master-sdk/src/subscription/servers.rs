@@ -8,7 +8,7 @@ use hy2_proto::uri::{Obfs, ShareUri};
 use sha2::{Digest, Sha256};
 
 use crate::domain::config::{self, ConfigBody, ObfsBody, TlsBody};
-use crate::domain::{DesiredState, ObservedState};
+use crate::domain::{DesiredState, ObservedState, Timestamp};
 use crate::secrets::{Credential, Seed};
 use crate::service::{Service, ServiceError};
 use crate::store::nodes::NodeRow;
@@ -87,6 +87,7 @@ impl Subscription {
             hasher.update(node.id.0.to_be_bytes());
             hasher.update(node.rev.to_be_bytes());
             hasher.update(node.config_rev.to_be_bytes());
+            hasher.update([u8::from(lags(node))]);
         }
         Ok(Self {
             quota: user
@@ -151,7 +152,7 @@ impl Subscription {
                     .map(|tls| tls.host)
                     .filter(|host| *host != node.public_host),
                 pinned,
-                obfs: body.obfs,
+                obfs: spoken(body, lags(node), service.now()),
             });
         }
         tx.rollback().await?;
@@ -178,6 +179,20 @@ fn comes_last(node: &NodeRow) -> bool {
         ObservedState::Offline | ObservedState::Error
     );
     silent || node.desired_state == DesiredState::Cordoned
+}
+
+/// A node that runs, but not yet with the newest body: its control link may be silent for long.
+fn lags(node: &NodeRow) -> bool {
+    node.applied_rev > 0 && node.applied_rev < node.config_rev
+}
+
+/// Returns what a node understands for certain: one that lags may know the former obfuscation only, and both are
+/// accepted while the window is open.
+fn spoken(body: ConfigBody, lags: bool, now: Timestamp) -> Option<ObfsBody> {
+    match body.previous_obfs {
+        Some(previous) if lags && previous.until > now => previous.obfs,
+        _ => body.obfs,
+    }
 }
 
 impl Server {

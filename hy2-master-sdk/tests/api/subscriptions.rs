@@ -1,10 +1,12 @@
 //! What clients fetch with a user's token, and what strangers get.
 
+use std::time::Duration;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use hy2_master_sdk::domain::{NodeId, ObservedState};
+use hy2_master_sdk::domain::{Clock as _, NodeId, ObservedState};
 use hy2_master_sdk::store::Store;
-use hy2_proto::uri::ShareUri;
+use hy2_proto::uri::{Obfs, ShareUri};
 use serde_json::{Value, json};
 
 use crate::harness::{Client, Fleet, on_both};
@@ -140,6 +142,41 @@ on_both! {
         assert_eq!(order().await, json!(["fra", "ny"]));
         owner.put(&state, &json!({"state": "draining"})).await.expect(200);
         assert_eq!(order().await, json!(["fra"]));
+        fleet.stop().await;
+    }
+
+    async fn a_node_that_lags_is_named_with_the_obfuscation_that_it_has(fleet) {
+        let (_, path) = subscribed(&fleet).await;
+        let owner = fleet.owner().await;
+        let client = Client::new(fleet.public);
+        let store = fleet.master.store();
+        let named = async || -> Vec<Option<Obfs>> {
+            let links = client.get(&format!("{path}/plain")).await.text();
+            links.lines().map(|line| line.parse::<ShareUri>().unwrap().obfs).collect()
+        };
+        let list = owner.get("/api/v1/nodes").await.expect(200);
+        let catch_up = async |name: &str| {
+            let node = list["items"].as_array().unwrap().iter().find(|node| node["name"] == name).unwrap();
+            let node = store.node(NodeId(node["id"].as_i64().unwrap())).await.unwrap();
+            let (rev, epoch) = (node.desired_rev, node.applied_epoch);
+            store.note_applied(node.id, node.owner_epoch, rev, epoch, fleet.clock.now()).await.unwrap();
+        };
+        catch_up("ny").await;
+        catch_up("fra").await;
+        let obfs = |password: &str| Some(Obfs::Salamander(password.to_owned()));
+        let (old, new) = (obfs("a long obfuscation password"), obfs("another obfuscation password"));
+        assert_eq!(named().await, [old.clone(), old.clone()]);
+        // What was before the first is over.
+        fleet.clock.advance(Duration::from_secs(86_401));
+        let owner = fleet.owner().await;
+        let body = json!({"body": {"obfs": {"salamander": {"password": "another obfuscation password"}}}});
+        owner.put("/api/v1/configs/fleet/0", &body).await.expect(200);
+        // Neither is known to have it, and for a day both accept the old one when they do.
+        assert_eq!(named().await, [old.clone(), old.clone()]);
+        catch_up("ny").await;
+        assert_eq!(named().await, [new.clone(), old]);
+        fleet.clock.advance(Duration::from_secs(86_401));
+        assert_eq!(named().await, [new.clone(), new]);
         fleet.stop().await;
     }
 
