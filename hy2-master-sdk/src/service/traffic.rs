@@ -6,6 +6,7 @@ use utoipa::ToSchema;
 
 use super::fleet::{NodeLogError, NodeLogLine, NodeSession, Reach};
 use super::moment::Moment;
+use super::user_rules::check_rates;
 use super::{FieldIssue, Record, Service, ServiceError, record};
 use crate::auth::access::Access;
 use crate::domain::{NodeId, Timestamp, UserId};
@@ -314,6 +315,12 @@ impl Service {
     ) -> Result<Reach, ServiceError> {
         if for_s > MAX_RATE_S {
             return Err(ServiceError::invalid("for_s", "must be at most 30 days"));
+        }
+        let mut issues = Vec::new();
+        let rates = [up_bytes_per_s, down_bytes_per_s].map(|rate| i64::try_from(rate).ok());
+        check_rates(&mut issues, "", rates, [None, None]);
+        if !issues.is_empty() {
+            return Err(ServiceError::Invalid(issues));
         }
         let user = self.user(access, id).await?;
         let nodes = self.nodes_of(id).await?;

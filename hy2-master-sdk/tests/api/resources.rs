@@ -117,8 +117,11 @@ on_both! {
         let owner = fleet.owner().await;
         let made = owner.post("/api/v1/users", &json!({"username": "ann"})).await.expect(201);
         let path = format!("/api/v1/users/{}/rate", made["id"]);
-        let null = json!({"up_bytes_per_s": null, "down_bytes_per_s": 1000, "for_s": null});
+        let null = json!({"up_bytes_per_s": null, "down_bytes_per_s": 1024, "for_s": null});
         owner.post(&path, &null).await.expect(200);
+        let little = json!({"up_bytes_per_s": 0, "down_bytes_per_s": 1023});
+        let problem = owner.post(&path, &little).await.expect(422);
+        assert_eq!(problem["errors"][0]["path"], "down_bytes_per_s", "{problem}");
         let wrong = json!({"up_bytes_per_s": -1});
         owner.post(&path, &wrong).await.problem(422);
         fleet.stop().await;
@@ -584,6 +587,13 @@ on_both! {
         assert_eq!(dry["created"], 450);
         assert_eq!(owner.get("/api/v1/users").await.expect(200)["items"], json!([]));
         assert_eq!(owner.post("/api/v1/users:import", &import(&rows)).await.expect(200)["created"], 450);
+        // Again: not all are named, but all are counted.
+        let mut rows = rows;
+        rows[0]["quota_bytes"] = json!(-1);
+        let report = owner.post("/api/v1/users:import", &import(&rows)).await.expect(200);
+        let counts = json!({"skipped": 449, "renamed": 0, "failed": 1, "ignored": 0});
+        assert_eq!((&report["created"], &report["counts"]), (&json!(0), &counts));
+        assert_eq!(report["skipped"].as_array().unwrap().len(), 200);
         fleet.stop().await;
     }
 

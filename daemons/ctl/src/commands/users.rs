@@ -488,7 +488,7 @@ async fn import(
     if output.is_json() {
         return output.raw(&report);
     }
-    let count = |key: &str| report[key].as_array().map_or(0, Vec::len);
+    let count = |key: &str| report["counts"][key].as_u64().unwrap_or_default();
     output.line(&format!(
         "{} {}, {} skipped, {} renamed, {} failed",
         report["created"],
@@ -501,13 +501,20 @@ async fn import(
         count("renamed"),
         count("failed"),
     ))?;
-    for issue in report["failed"].as_array().into_iter().flatten() {
-        let text = |key: &str| issue[key].as_str().unwrap_or_default().to_owned();
-        output.note(&crate::output::clean(&format!(
-            "  {}: {}",
-            text("path"),
-            text("message")
-        )));
+    for (list, what) in [("failed", ""), ("ignored", "left out: ")] {
+        let issues = report[list].as_array().map_or(&[][..], Vec::as_slice);
+        for issue in issues {
+            let text = |key: &str| issue[key].as_str().unwrap_or_default().to_owned();
+            output.note(&crate::output::clean(&format!(
+                "  {what}{}: {}",
+                text("path"),
+                text("message")
+            )));
+        }
+        let more = count(list).saturating_sub(issues.len() as u64);
+        if more > 0 {
+            output.note(&format!("  {what}and {more} more"));
+        }
     }
     Ok(())
 }

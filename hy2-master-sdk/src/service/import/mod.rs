@@ -80,6 +80,18 @@ pub struct ImportReport {
     pub failed: Vec<FieldIssue>,
     /// What users are made without because it is told otherwise here, and how.
     pub ignored: Vec<FieldIssue>,
+    /// How many there are of each; the lists name the first 200.
+    pub counts: ImportCounts,
+}
+
+/// How many rows of an import were not simply made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, ToSchema)]
+#[allow(missing_docs, reason = "as the lists of [`ImportReport`]")]
+pub struct ImportCounts {
+    pub skipped: usize,
+    pub renamed: usize,
+    pub failed: usize,
+    pub ignored: usize,
 }
 
 /// A user as it came, before it is checked.
@@ -198,6 +210,12 @@ impl Service {
             wanted.push((at, user, disabled));
         }
         self.make_all(access, &wanted, dry_run, &mut report).await?;
+        report.counts = ImportCounts {
+            skipped: report.skipped.len(),
+            renamed: report.renamed.len(),
+            failed: report.failed.len(),
+            ignored: report.ignored.len(),
+        };
         for names in [&mut report.skipped, &mut report.renamed] {
             names.truncate(MAX_NAMED);
         }
