@@ -146,7 +146,7 @@ on_both! {
     }
 
     async fn a_node_that_lags_is_named_with_the_obfuscation_that_it_has(fleet) {
-        let (_, path) = subscribed(&fleet).await;
+        let (user, path) = subscribed(&fleet).await;
         let owner = fleet.owner().await;
         let client = Client::new(fleet.public);
         let store = fleet.master.store();
@@ -176,6 +176,10 @@ on_both! {
         catch_up("ny").await;
         assert_eq!(named().await, [new.clone(), old]);
         fleet.clock.advance(Duration::from_secs(86_401));
+        // An answer is kept for some minutes, of a user who does not change.
+        let owner = fleet.owner().await;
+        let note = json!({"note": "another answer"});
+        owner.patch(&format!("/api/v1/users/{user}"), &note).await.expect(200);
         assert_eq!(named().await, [new.clone(), new]);
         fleet.stop().await;
     }
