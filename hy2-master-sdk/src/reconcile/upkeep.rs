@@ -95,7 +95,8 @@ pub(super) async fn upkeep(core: Arc<Core>, fence: Option<Fence>) -> Result<(), 
         store::average_metrics(&mut tx, source, target, Timestamp(to.0 - 6 * bucket), to).await?;
     }
     store::renew_manifests(&mut tx, Timestamp(now.0 - MANIFEST_VALIDITY_MS / 2), now).await?;
-    let mut expired = store::expire(&mut tx, &core.config, now).await?;
+    let until = store::retention_time(&mut tx, now).await?;
+    let mut expired = store::expire(&mut tx, &core.config, until).await?;
     tx.commit().await?;
     // What a long pause left goes piece by piece, each in its own transaction.
     for _ in 0..MAX_PIECES {
@@ -106,7 +107,7 @@ pub(super) async fn upkeep(core: Arc<Core>, fence: Option<Fence>) -> Result<(), 
         if let Some(fence) = &fence {
             cluster::check_fence(&mut tx, fence).await?;
         }
-        expired = store::expire(&mut tx, &core.config, now).await?;
+        expired = store::expire(&mut tx, &core.config, until).await?;
         tx.commit().await?;
     }
     Ok(())

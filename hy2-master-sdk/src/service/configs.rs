@@ -250,6 +250,10 @@ impl Service {
         field: &str,
         dry_run: bool,
     ) -> Result<Option<ConfigRow>, ServiceError> {
+        if config::open(self.vault(), &mut revision.body.clone()).is_err() {
+            let message = "a password begins with \"sealed:\", which only those do that this master has sealed";
+            return Err(ServiceError::invalid("body", message));
+        }
         config::seal(self.vault(), &mut revision.body);
         let place = revision.place;
         let nodes = concerned(&mut tx, place).await?;

@@ -142,7 +142,10 @@ async fn migrate_sqlite(write: &SqlitePool) -> Result<(), sqlx::migrate::Migrate
     let mut tries = 0;
     loop {
         match sqlx::migrate!("migrations/sqlite").run(write).await {
-            Err(sqlx::migrate::MigrateError::ExecuteMigration(..)) if tries < MIGRATION_TRIES => {
+            Err(
+                sqlx::migrate::MigrateError::ExecuteMigration(..)
+                | sqlx::migrate::MigrateError::Execute(_),
+            ) if tries < MIGRATION_TRIES => {
                 tries += 1;
                 tokio::time::sleep(MIGRATION_PAUSE * tries).await;
             }

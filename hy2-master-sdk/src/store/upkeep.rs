@@ -1,5 +1,7 @@
 //! Averages of figures, and the end of what is kept long enough.
 
+use sqlx::types::Json;
+
 use super::{Rows as _, Store, StoreError, Tx, nodes, on};
 use crate::config::MasterConfig;
 use crate::domain::{NodeId, Timestamp};
@@ -75,6 +77,35 @@ pub async fn average_metrics(
         .execute(ex)
         .await
         .rows())?)
+}
+
+/// By how much the time of retention goes on with each run, at most.
+pub const RETENTION_STEP: std::time::Duration = std::time::Duration::from_secs(3_600);
+
+/// Returns the time by which retention goes: `now`, but not more than [`RETENTION_STEP`] after that of the run before.
+/// A clock that is ahead for a while must not take accounts of years away; after a long pause it lags, which costs some
+/// room.
+///
+/// # Errors
+///
+/// The store fails.
+pub async fn retention_time(tx: &mut Tx, now: Timestamp) -> Result<Timestamp, StoreError> {
+    const READ: &str = "select value from settings where key = 'internal.retention_at'";
+    const WRITE: &str = "insert into settings (key, value, rev, updated_at) values ('internal.retention_at', $1, 1, $2) \
+                         on conflict (key) do update set value = excluded.value, rev = settings.rev + 1, \
+                         updated_at = excluded.updated_at";
+    let before: Option<Json<i64>> =
+        on!(tx, |ex| sqlx::query_scalar(READ).fetch_optional(ex).await)?;
+    let at = before.map_or(now, |Json(before)| {
+        now.min(Timestamp(before).plus(RETENTION_STEP))
+    });
+    on!(tx, |ex| sqlx::query(WRITE)
+        .bind(Json(at.0))
+        .bind(now)
+        .execute(ex)
+        .await
+        .rows())?;
+    Ok(at)
 }
 
 /// What one run of [`expire`] did.

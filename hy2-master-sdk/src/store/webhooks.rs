@@ -299,7 +299,11 @@ pub async fn add_deliveries(
     Ok(())
 }
 
-/// Returns the webhooks that are sent to and have deliveries that are due.
+/// No pause between two tries is as long.
+pub const FURTHEST: Duration = Duration::from_secs(2 * 3_600);
+
+/// Returns the webhooks that are sent to and have deliveries that are due. A next try further off than
+/// [`FURTHEST`] was set by a clock that was ahead, and is due as well.
 ///
 /// # Errors
 ///
@@ -307,10 +311,11 @@ pub async fn add_deliveries(
 pub async fn due(store: &Store, now: Timestamp) -> Result<Vec<Uuid>, StoreError> {
     // By the index of each webhook's own: a long queue of one costs the others nothing.
     const SQL: &str = "select id from webhooks w where enabled and exists (select 1 from webhook_deliveries d \
-                       where d.webhook_id = w.id and d.status = 'pending' and d.next_at <= $1) \
+                       where d.webhook_id = w.id and d.status = 'pending' and (d.next_at <= $1 or d.next_at > $2)) \
                        order by created_at, id limit 1000";
     Ok(on!(read store, |ex| sqlx::query_scalar(SQL)
         .bind(now)
+        .bind(now.plus(FURTHEST))
         .fetch_all(ex)
         .await)?)
 }
@@ -330,13 +335,13 @@ pub async fn take_due(
     const PG: &str = concat!(
         "select ",
         delivery_columns!(),
-        " from webhook_deliveries where webhook_id = $1 and status = 'pending' and next_at <= $2 \
+        " from webhook_deliveries where webhook_id = $1 and status = 'pending' and (next_at <= $2 or next_at > $4) \
          order by next_at, event_seq limit $3 for update skip locked"
     );
     const SQLITE: &str = concat!(
         "select ",
         delivery_columns!(),
-        " from webhook_deliveries where webhook_id = $1 and status = 'pending' and next_at <= $2 \
+        " from webhook_deliveries where webhook_id = $1 and status = 'pending' and (next_at <= $2 or next_at > $4) \
          order by next_at, event_seq limit $3"
     );
     let mut tx = store.begin().await?;
@@ -347,6 +352,7 @@ pub async fn take_due(
             .bind(webhook)
             .bind(now)
             .bind(count)
+            .bind(now.plus(FURTHEST))
             .fetch_all(ex)
             .await)?);
     }

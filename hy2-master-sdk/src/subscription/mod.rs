@@ -160,9 +160,12 @@ async fn render(
         Some(body) => body.to_vec(),
         None => {
             let link = service.subscription_url(token);
-            let body = format.write(&subscription.servers(service).await?, &link)?;
-            let sealed = service.vault().seal(CACHE_PLACE, &row, body.as_bytes());
-            service.cache().put(key, Bytes::from(sealed)).await;
+            let (servers, all) = subscription.servers(service).await?;
+            let body = format.write(&servers, &link)?;
+            if all {
+                let sealed = service.vault().seal(CACHE_PLACE, &row, body.as_bytes());
+                service.cache().put(key, Bytes::from(sealed)).await;
+            }
             body.into_bytes()
         }
     };

@@ -102,12 +102,13 @@ impl Subscription {
         })
     }
 
-    /// Returns the servers with the user's credentials.
+    /// Returns the servers with the user's credentials, and whether they are all: a node whose certificate is about to
+    /// be made is left out, because clients could not tell it from another.
     ///
     /// # Errors
     ///
     /// The store fails, or a secret does not open.
-    pub async fn servers(&self, service: &Service) -> Result<Vec<Server>, ServiceError> {
+    pub async fn servers(&self, service: &Service) -> Result<(Vec<Server>, bool), ServiceError> {
         let vault = service.vault();
         let chosen = match &self.user.credential_enc {
             Some(sealed) => Some(
@@ -118,6 +119,7 @@ impl Subscription {
         let seed = Seed::open(vault, self.user.uid, &self.user.seed_enc)
             .map_err(ServiceError::internal)?;
         let mut servers = Vec::with_capacity(self.nodes.len());
+        let mut all = true;
         let mut tx = service.store().snapshot().await?;
         for node in &self.nodes {
             let bodies = published::configs_of(&mut tx, node.id, node.region_id).await?;
@@ -132,7 +134,14 @@ impl Subscription {
                 continue;
             };
             let tls = match body.tls {
-                TlsBody::Issued => published::node_tls(&mut tx, node.id).await?,
+                TlsBody::Issued => {
+                    let tls = published::node_tls(&mut tx, node.id).await?;
+                    if tls.is_none() {
+                        all = false;
+                        continue;
+                    }
+                    tls
+                }
                 TlsBody::Files { .. } => None,
             };
             let pinned = match &tls {
@@ -156,7 +165,7 @@ impl Subscription {
             });
         }
         tx.rollback().await?;
-        Ok(servers)
+        Ok((servers, all))
     }
 }
 

@@ -626,6 +626,9 @@ on_both! {
         assert_eq!(owner.put(path, &stale).await.problem(412), "stale_revision");
         let dry = json!({"body": {"speed_test": true}, "dry_run": true});
         owner.put(path, &dry).await.expect(204);
+        let reserved = put(json!({"obfs": {"salamander": {"password": "sealed:a-password-of-16"}}}));
+        let refused = owner.put(path, &reserved).await.expect(422);
+        assert_eq!(refused["errors"][0]["path"], "body", "{refused}");
         let diff = format!("/api/v1/revisions/{}/diff?to={}", one["id"], two["id"]);
         let diff = owner.get(&diff).await.expect(200);
         assert_eq!(diff["items"], json!([{"path": "speed_test", "before": true, "after": false}]));

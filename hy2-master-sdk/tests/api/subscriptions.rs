@@ -5,7 +5,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hy2_master_sdk::domain::{Clock as _, NodeId, ObservedState};
-use hy2_master_sdk::store::Store;
+use hy2_master_sdk::store::{Store, published};
 use hy2_proto::uri::{Obfs, ShareUri};
 use serde_json::{Value, json};
 
@@ -142,6 +142,30 @@ on_both! {
         assert_eq!(order().await, json!(["fra", "ny"]));
         owner.put(&state, &json!({"state": "draining"})).await.expect(200);
         assert_eq!(order().await, json!(["fra"]));
+        fleet.stop().await;
+    }
+
+    async fn a_node_whose_certificate_is_to_be_made_is_named_once_it_is_there(fleet) {
+        let (_, path) = subscribed(&fleet).await;
+        let owner = fleet.owner().await;
+        let client = Client::new(fleet.public);
+        let links = async || client.get(&format!("{path}/plain")).await.text();
+        let list = owner.get("/api/v1/nodes").await.expect(200);
+        let ny = list["items"].as_array().unwrap().iter().find(|node| node["name"] == "ny").unwrap();
+        let node = NodeId(ny["id"].as_i64().unwrap());
+        let made = fleet.master.store().node_tls(node).await.unwrap().unwrap();
+        // Another host takes another certificate, which the next publication makes.
+        let moved = json!({"public_host": "ny2.example.org"});
+        owner.patch(&format!("/api/v1/nodes/{node}"), &moved).await.expect(200);
+        let without = links().await;
+        assert!(without.lines().count() == 1 && without.contains("#fra"), "{without}");
+        let mut tx = fleet.master.store().begin().await.unwrap();
+        let made = published::NodeTlsRow { host: "ny2.example.org".to_owned(), sha256: vec![9; 32], ..made };
+        published::insert_node_tls(&mut tx, &made, fleet.clock.now()).await.unwrap();
+        tx.commit().await.unwrap();
+        let uris: Vec<ShareUri> = links().await.lines().map(|line| line.parse().unwrap()).collect();
+        assert_eq!(uris[0].pin_sha256, Some("09".repeat(32)));
+        assert_eq!(uris[1].pin_sha256, Some("07".repeat(32)));
         fleet.stop().await;
     }
 

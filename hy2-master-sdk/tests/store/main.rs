@@ -77,6 +77,7 @@ on_both!(
     upkeep::a_transaction_whose_beginning_is_given_up_is_not_left_open,
     upkeep::calls_arrive_after_the_commit_only,
     upkeep::averages_and_retention,
+    upkeep::a_clock_that_is_ahead_for_a_while_deletes_no_years,
     upkeep::retention_goes_in_pieces_and_keeps_what_is_needed,
     pools::who_is_kept_to_pools_is_short_of_nodes_of_these_only,
     pools::nodes_that_are_taken_out_leave_their_users_short_of_nodes,

@@ -198,6 +198,21 @@ pub(crate) async fn averages_and_retention(backend: &Backend) {
     );
 }
 
+pub(crate) async fn a_clock_that_is_ahead_for_a_while_deletes_no_years(backend: &Backend) {
+    let at = async |now: Timestamp| {
+        let mut tx = backend.store.begin().await.unwrap();
+        let at = upkeep::retention_time(&mut tx, now).await.unwrap();
+        tx.commit().await.unwrap();
+        at
+    };
+    assert_eq!(at(NOW).await, NOW);
+    let soon = NOW.plus(Duration::from_secs(300));
+    assert_eq!(at(soon).await, soon);
+    let years = NOW.plus(Duration::from_secs(1_000 * 86_400));
+    assert_eq!(at(years).await, soon.plus(upkeep::RETENTION_STEP));
+    assert_eq!(at(soon).await, soon, "right again");
+}
+
 pub(crate) async fn retention_goes_in_pieces_and_keeps_what_is_needed(backend: &Backend) {
     let store = &backend.store;
     let config = MasterConfig::default();

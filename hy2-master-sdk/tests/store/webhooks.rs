@@ -102,6 +102,13 @@ pub(crate) async fn each_webhook_gives_its_share_and_what_is_taken_is_taken_once
     // What was not sent is as if it had not been taken; a disabled webhook has nothing due.
     webhooks::put_back(store, &taken[5], NOW).await.unwrap();
     assert_eq!(take(store, &[(few, 9)], NOW).await[0].attempts, 1);
+    // A clock that was ahead by three days has left next tries behind that are as far off.
+    assert_eq!(take(store, &[(few, 9)], NOW).await.len(), 0);
+    let ahead =
+        "update webhook_deliveries set next_at = next_at + 259200000 where status = 'pending'";
+    execute(store, ahead).await;
+    assert_eq!(webhooks::due(store, NOW).await.unwrap(), [many, few]);
+    assert_eq!(take(store, &[(few, 9)], NOW).await[0].attempts, 2);
     execute(store, "update webhooks set enabled = not enabled").await;
     assert_eq!(
         webhooks::due(store, later).await.unwrap(),
