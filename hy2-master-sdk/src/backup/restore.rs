@@ -16,9 +16,16 @@ use crate::store::{Connection, Store, Tx, cluster};
 /// Rows inserted by one statement.
 const BATCH: usize = 200;
 
-/// After a restore numbers go on from the next multiple of this. What was made after the backup is lost, but not everywhere:
-/// nodes still report traffic of users that only they know, which must not become somebody else's.
+/// After a restore numbers go on from the next multiple of this at least. What was made after the backup is lost, but not
+/// everywhere: nodes still report traffic of users that only they know, which must not become somebody else's.
 const NUMBERS_LEFT_OUT: i64 = 1_000_000;
+
+/// They grow by this with each second that epochs differ: after another restore of the same backup other numbers are given
+/// out than after the first. Far more than can be made in a second.
+const NUMBERS_A_SECOND: i64 = 100_000;
+
+/// The epoch at which those begin, 2025: numbers stay as short as they can be.
+const NUMBERS_SINCE: i64 = 1_735_689_600;
 
 /// Longest line of a dump, in bytes.
 const MAX_LINE: usize = 16 << 20;
@@ -101,14 +108,18 @@ pub(crate) async fn read_checked(
         restore.lines(&mut tx, &mut source.plain).await?;
     }
     restore.lines(&mut tx, &mut source.plain).await?;
-    let rows = restore.finish(&mut tx, &source.plain).await?;
+    restore.finish(&mut tx, &source.plain).await?;
     if let Some(vault) = vault {
         check_keys(&mut tx, vault).await?;
     }
     let epoch = cluster::bump_epoch(&mut tx, now).await?;
+    restore.number(&mut tx, epoch).await?;
     tx.commit().await?;
     store.migrate().await?;
-    Ok(Restored { rows, epoch })
+    Ok(Restored {
+        rows: restore.rows,
+        epoch,
+    })
 }
 
 /// Checks that a secret of the restored cluster opens.
@@ -337,7 +348,7 @@ impl Restore {
         inserted.map_err(|error| self.misfit(&error.to_string()))
     }
 
-    async fn finish(mut self, tx: &mut Tx, rest: &[u8]) -> Result<u64, BackupError> {
+    async fn finish(&mut self, tx: &mut Tx, rest: &[u8]) -> Result<(), BackupError> {
         self.flush(tx).await?;
         if !self.ended || !rest.is_empty() {
             return Err(BackupError::Format);
@@ -345,15 +356,29 @@ impl Restore {
         for (update, batch) in std::mem::take(&mut self.later) {
             execute(tx, update, Some(Value::Array(batch))).await?;
         }
+        Ok(())
+    }
+
+    /// Lets numbers go on where none was given out before, in whatever became of the fleet after the backup.
+    async fn number(&self, tx: &mut Tx, epoch: i64) -> Result<(), BackupError> {
+        let by_time = epoch
+            .saturating_sub(NUMBERS_SINCE)
+            .saturating_mul(NUMBERS_A_SECOND)
+            .max(0);
         let numbered = self
             .tables
             .iter()
+            // Those have the numbers of their epoch.
+            .filter(|table| table.name != "quota_leases")
             .flat_map(|table| table.columns.iter().map(move |column| (table, column)))
             .filter(|(_, column)| column.identity);
         for (table, column) in numbered {
             let (table, column) = (&table.name, &column.name);
+            let next = format!(
+                "((coalesce(max(\"{column}\"), 0) / {NUMBERS_LEFT_OUT} + 1) * {NUMBERS_LEFT_OUT})"
+            );
             let last = format!(
-                "(select coalesce(max(\"{column}\"), 0) / {NUMBERS_LEFT_OUT} + 1 from \"{table}\") * {NUMBERS_LEFT_OUT}"
+                "(select case when {next} < {by_time} then {by_time} else {next} end from \"{table}\")"
             );
             let set = match tx.is_postgres() {
                 true => vec![format!(
@@ -368,7 +393,7 @@ impl Restore {
                 execute(tx, statement, None).await?;
             }
         }
-        Ok(self.rows)
+        Ok(())
     }
 
     fn misfit(&self, reason: &str) -> BackupError {

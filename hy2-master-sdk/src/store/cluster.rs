@@ -248,16 +248,19 @@ pub async fn init(tx: &mut Tx, uid: Uuid, now: Timestamp) -> Result<ClusterRow, 
 }
 
 /// Begins a new epoch, after a restore from backup: nodes take whatever revision comes with it, and leases get numbers
-/// that none had before.
+/// that none had before. Its number is the time, in seconds: a backup may be restored more than once, and what the
+/// backup says of epochs is the same each time.
 ///
 /// # Errors
 ///
 /// The store fails.
 pub async fn bump_epoch(tx: &mut Tx, now: Timestamp) -> Result<i64, StoreError> {
-    const SQL: &str = "update cluster set epoch = epoch + 1, epoch_started_at = $1, updated_at = $1 where id = 1 returning epoch";
+    const SQL: &str = "update cluster set epoch = case when epoch < $2 then $2 else epoch + 1 end, epoch_started_at = $1, \
+                       updated_at = $1 where id = 1 returning epoch";
     tx.call(Topic::Settings);
     let epoch = on!(tx, |ex| sqlx::query_scalar::<_, i64>(SQL)
         .bind(now)
+        .bind(now.0 / 1_000)
         .fetch_one(ex)
         .await)?;
     super::leases::number_from(tx, super::leases::first_of_epoch(epoch)).await?;

@@ -293,9 +293,14 @@ pub async fn forfeit(
 }
 
 /// Returns the number after which the leases of an epoch begin. Those from before a restore are at most that; how many
-/// there were after the backup, nobody knows.
+/// there were after the backup, nobody knows: fewer than a million for each second. Below 2^53 for two centuries.
 pub fn first_of_epoch(epoch: i64) -> i64 {
-    if epoch <= 1 { 0 } else { epoch << 32 }
+    match epoch {
+        ..=1 => 0,
+        // Versions before counted epochs.
+        2..COUNTED_EPOCHS => epoch << 32,
+        _ => epoch.saturating_mul(1 << 20),
+    }
 }
 
 /// Numbers further leases from after `last` on.
@@ -457,6 +462,8 @@ fn slice(grantable: i64, nodes: i64) -> i64 {
 const VALIDITY_MS: i64 = 7 * Timestamp::DAY;
 /// A slice with less time than this is prolonged when its node asks. Nodes ask a day before its end.
 const PROLONGED_MS: i64 = 2 * Timestamp::DAY;
+/// Epochs from here on are times, in seconds since 1970.
+const COUNTED_EPOCHS: i64 = 1 << 16;
 /// Nodes renew while devices are connected.
 const DEVICE_VALIDITY_MS: i64 = 15 * 60_000;
 const MIN_SLICE: i64 = 1 << 20;

@@ -482,3 +482,13 @@ async fn grant(
     tx.commit().await.unwrap();
     granted
 }
+
+#[test]
+fn leases_of_a_later_epoch_have_greater_numbers_and_fit_into_json() {
+    // Counted by versions before, and times since.
+    let epochs = [1, 2, 3, 65_535, 1_764_000_000, 1_764_000_001, 4_000_000_000];
+    let first = epochs.map(leases::first_of_epoch);
+    assert!(first.is_sorted_by(|one, next| one < next), "{first:?}");
+    assert!(first.iter().all(|first| *first < 1 << 53), "{first:?}");
+    assert_eq!(leases::first_of_epoch(i64::MAX), i64::MAX);
+}
