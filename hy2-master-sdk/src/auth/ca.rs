@@ -380,6 +380,22 @@ pub fn node_of(certificate: &X509Certificate<'_>) -> Option<Uuid> {
         })
 }
 
+/// Reads a node's certificate: the UUID in its name, and what [`CertificateAuthority::issue_node`] returned. Whether an
+/// authority signed it is not looked at.
+pub(crate) fn read_node(certificate: &[u8]) -> Option<(Uuid, Issued)> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    let moment = |at: ASN1Time| Timestamp(at.timestamp().saturating_mul(1000));
+    let issued = Issued {
+        fingerprint: sha256(certificate),
+        serial: parsed.raw_serial().to_vec(),
+        spki_sha256: sha256(parsed.public_key().raw),
+        not_before: moment(parsed.validity().not_before),
+        not_after: moment(parsed.validity().not_after),
+        certificate: certificate.to_vec().into(),
+    };
+    Some((node_of(&parsed)?, issued))
+}
+
 fn params(not_before: Timestamp, not_after: Timestamp) -> Result<CertificateParams, CaError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();

@@ -11,13 +11,13 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::error::{authority, chain, store};
 use super::peers::Peer;
-use crate::auth::ca::{Issued, NODE_VALIDITY, NodeRequest};
+use crate::auth::ca::{Issued, NODE_VALIDITY, NodeRequest, read_node};
 use crate::core::Core;
 use crate::domain::{NodeId, ObservedState, Timestamp};
 use crate::secrets::sha256;
 use crate::store::certificates::{self, TokenRow};
 use crate::store::nodes::{self, NewNode, NodeRow};
-use crate::store::{StoreError, Tx};
+use crate::store::{StoreError, Tx, rotation};
 
 /// Trades a token and a request for an identity.
 pub(super) async fn enroll(
@@ -118,6 +118,15 @@ pub(super) async fn renew(
     if row.observed_state == ObservedState::Revoked {
         return Err(Status::permission_denied("the node is revoked"));
     }
+    // One of the authority before would pass for one of the new, and be worth nothing when the former is removed.
+    let active = rotation::lock_active_authority(&mut tx)
+        .await
+        .map_err(|error| store(&error))?;
+    if active.is_none_or(|row| row.spki_sha256 != trust.authority.spki_sha256()) {
+        return Err(Status::unavailable(
+            "another authority takes over; try again in a moment",
+        ));
+    }
     certificates::insert(&mut tx, node, &issued, now)
         .await
         .map_err(|error| store(&error))?;
@@ -163,12 +172,22 @@ async fn prove(
             "at: the node's clock is off by more than 5 minutes",
         ));
     }
-    // Known by its fingerprint: the authority issued it, whatever it says.
-    let row = core
+    // Known by its fingerprint: the authority issued it, whatever it says. Or, in a store that was restored from a backup
+    // of before, by its name and its key, with which the request is signed.
+    let found = core
         .store
         .identity(&sha256(&request.expired_certificate))
         .await
-        .map_err(|error| store(&error))?
+        .map_err(|error| store(&error))?;
+    let found = match (found, read_node(&request.expired_certificate)) {
+        (None, Some((uid, issued))) => core
+            .store
+            .identity_of_key(uid, &issued.spki_sha256)
+            .await
+            .map_err(|error| store(&error))?,
+        (found, _) => found,
+    };
+    let row = found
         .filter(|row| row.revoked_at.is_none())
         .ok_or_else(denied)?;
     let (_, certificate) =

@@ -1,5 +1,6 @@
 //! The port for agents: own accept loop, TLS with an optional client certificate, ALPN decides.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::PrivatePkcs8KeyDer;
@@ -18,6 +20,7 @@ use thiserror::Error;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -26,9 +29,11 @@ use tower_service::Service as _;
 use super::error::chain;
 use super::peers::{Identity, Peer, PeerStream};
 use super::service::Service;
-use crate::auth::ca::CaError;
+use crate::auth::ca::{CaError, NODE_VALIDITY, read_node};
 use crate::core::{Core, Trust};
 use crate::secrets::sha256;
+use crate::store::StoreError;
+use crate::store::certificates::{self, IdentityRow};
 
 /// The listener cannot start.
 #[derive(Debug, Error)]
@@ -91,11 +96,17 @@ impl Calls {
 pub(crate) struct Listener {
     core: Arc<Core>,
     tls: Arc<ArcSwap<ServerConfig>>,
+    /// Certificates that are refused, and since when that is said.
+    said: Mutex<HashMap<[u8; 32], Instant>>,
 }
 
 impl Listener {
     pub(crate) fn new(core: Arc<Core>, tls: Arc<ArcSwap<ServerConfig>>) -> Self {
-        Self { core, tls }
+        Self {
+            core,
+            tls,
+            said: Mutex::default(),
+        }
     }
 
     /// Serves until the core shuts down; then lets what runs finish for a moment.
@@ -189,6 +200,7 @@ impl Listener {
         };
         let leaf = session.peer_certificates().and_then(|chain| chain.first());
         let (cut, retired) = (CancellationToken::new(), CancellationToken::new());
+        let mut refusal = None;
         let identity = match leaf {
             None => None,
             Some(leaf) => match self.identify(leaf).await? {
@@ -196,6 +208,12 @@ impl Listener {
                 // Whoever it was is nobody now, but is told so.
                 Known::Retired => {
                     retired.cancel();
+                    None
+                }
+                // May do what is open to those without a certificate, and is told why nothing else.
+                Known::Not(reason) => {
+                    self.say(sha256(leaf), address, reason);
+                    refusal = Some(reason);
                     None
                 }
             },
@@ -207,12 +225,13 @@ impl Listener {
         let peer = Peer {
             address,
             identity,
+            refusal,
             cut,
             retired,
         };
         let stream = PeerStream::new(stream, peer, open, permit);
         if reverse {
-            let identity = identity.ok_or("no client certificate")?;
+            let identity = identity.ok_or(refusal.unwrap_or("no client certificate"))?;
             self.core.reverse.accept(identity.node, stream).await?;
             return Ok(None);
         }
@@ -225,7 +244,8 @@ impl Listener {
         let store = &self.core.store;
         let found = store.identity(&fingerprint).await;
         let found = found.map_err(|error| chain(&error))?;
-        if let Some(row) = found.filter(|row| row.is_good(self.core.now())) {
+        let good = |row: &IdentityRow| row.is_good(self.core.now());
+        if let Some(row) = found.as_ref().filter(|row| good(row)) {
             return Ok(Known::Node(Identity {
                 node: row.node_id,
                 uid: row.node_uid,
@@ -236,7 +256,58 @@ impl Listener {
         if retired.map_err(|error| chain(&error))? {
             return Ok(Known::Retired);
         }
-        Err("the certificate is no node's, or was replaced".to_owned())
+        if found.is_some() {
+            return Ok(Known::Not("the certificate was replaced by a later one"));
+        }
+        self.adopt(leaf).await.map_err(|error| chain(&error))
+    }
+
+    /// Takes in a certificate that this store has never heard of, though the authority signed it: it was issued after the
+    /// backup that the store is restored from. Whose it is, its name and its key say, which both have to be those of a
+    /// node that is not revoked.
+    async fn adopt(&self, leaf: &[u8]) -> Result<Known, StoreError> {
+        const UNKNOWN: Known =
+            Known::Not("the certificate is that of no node which this master knows");
+        let Some((uid, issued)) = read_node(leaf) else {
+            return Ok(UNKNOWN);
+        };
+        let store = &self.core.store;
+        let Some(row) = store.identity_of_key(uid, &issued.spki_sha256).await? else {
+            return Ok(UNKNOWN);
+        };
+        if row.revoked_at.is_some() {
+            return Ok(Known::Retired);
+        }
+        let issued_at = issued.not_after.minus(NODE_VALIDITY).min(self.core.now());
+        let mut tx = store.begin().await?;
+        if !certificates::adopt(&mut tx, row.node_id, &issued, issued_at).await? {
+            return Ok(Known::Retired);
+        }
+        tx.commit().await?;
+        tracing::info!(
+            node = row.node_id.0,
+            "a certificate from after the backup is taken in"
+        );
+        Ok(Known::Node(Identity {
+            node: row.node_id,
+            uid,
+            fingerprint: issued.fingerprint,
+        }))
+    }
+
+    /// Says why a certificate is refused, once in a while for each.
+    fn say(&self, fingerprint: [u8; 32], address: SocketAddr, reason: &str) {
+        let now = Instant::now();
+        let mut said = self.said.lock();
+        said.retain(|_, since| now.duration_since(*since) < SAID_FOR);
+        if said.len() < MAX_SAID && said.insert(fingerprint, now).is_none() {
+            tracing::warn!(
+                %address,
+                certificate = hex::encode(fingerprint),
+                reason,
+                "agent refused"
+            );
+        }
     }
 }
 
@@ -245,6 +316,8 @@ enum Known {
     Node(Identity),
     /// That of a node that was deleted or revoked.
     Retired,
+    /// That of nobody, and why.
+    Not(&'static str),
 }
 
 /// Makes the TLS configuration for the authorities in force: the master's certificate with the
@@ -275,4 +348,8 @@ pub(crate) fn refresh_tls(core: &Core, trust: &Trust) -> Result<Arc<ServerConfig
     Ok(Arc::new(config))
 }
 
+/// For how long it is not said again that a certificate is refused.
+const SAID_FOR: Duration = Duration::from_secs(600);
+/// Of how many it is said meanwhile.
+const MAX_SAID: usize = 1_024;
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);

@@ -25,6 +25,8 @@ pub(crate) struct Peer {
     pub(crate) address: SocketAddr,
     /// Of the certificate, looked up in the store; `None` without one.
     pub(crate) identity: Option<Identity>,
+    /// Why the certificate is nobody's.
+    pub(crate) refusal: Option<&'static str>,
     /// Cancelled when the connection has to end.
     pub(crate) cut: CancellationToken,
     /// Cancelled when the node must not serve any more: it was deleted, or its identity revoked.
@@ -52,7 +54,10 @@ impl Peer {
         let peer = Self::of(request)?;
         match peer.identity {
             Some(identity) => Ok((identity, peer)),
-            None => Err(Status::unauthenticated("a client certificate is required")),
+            None => {
+                let reason = peer.refusal.unwrap_or("a client certificate is required");
+                Err(Status::unauthenticated(reason))
+            }
         }
     }
 }

@@ -130,6 +130,28 @@ impl Store {
             .await)?)
     }
 
+    /// Returns who has a UUID and a key, whatever certificate it shows: the row of one that was revoked, or else of the
+    /// newest. Keys stay when certificates are renewed.
+    ///
+    /// # Errors
+    ///
+    /// The store fails.
+    pub(crate) async fn identity_of_key(
+        &self,
+        node: Uuid,
+        spki: &[u8],
+    ) -> Result<Option<IdentityRow>, StoreError> {
+        const SQL: &str = "select c.fingerprint, c.node_id, n.uid as node_uid, c.spki_sha256, c.not_after, c.grace_until, \
+                           c.revoked_at from node_certificates c join vps_nodes n on n.id = c.node_id \
+                           where c.spki_sha256 = $2 and n.uid = $1 \
+                           order by case when c.revoked_at is null then 1 else 0 end, c.created_at desc limit 1";
+        Ok(on!(read self, |ex| sqlx::query_as::<_, IdentityRow>(SQL)
+            .bind(node)
+            .bind(spki)
+            .fetch_optional(ex)
+            .await)?)
+    }
+
     /// Returns whether a certificate is that of a node that was deleted or revoked, and must not serve. One that was
     /// replaced is not, nor is one that this store has never heard of: it may be an older copy.
     ///
@@ -294,6 +316,39 @@ pub async fn insert(
         .await
         .rows())?;
     Ok(())
+}
+
+/// Keeps a certificate that the authority issued to a node before the store was set back, unless the node is revoked.
+/// Returns whether it is kept.
+///
+/// # Errors
+///
+/// The store fails.
+pub(crate) async fn adopt(
+    tx: &mut Tx,
+    node: NodeId,
+    issued: &Issued,
+    issued_at: Timestamp,
+) -> Result<bool, StoreError> {
+    // Locks the node, so that a revocation comes before or after, not between.
+    let row = super::nodes::get_for_update(tx, node).await?;
+    if row.observed_state == ObservedState::Revoked {
+        return Ok(false);
+    }
+    const SQL: &str = "insert into node_certificates (fingerprint, node_id, serial, spki_sha256, not_before, not_after, \
+                       created_at) values ($1, $2, $3, $4, $5, $6, $7) on conflict do nothing";
+    on!(tx, |ex| sqlx::query(SQL)
+        .bind(issued.fingerprint.as_slice())
+        .bind(node)
+        .bind(&issued.serial)
+        .bind(issued.spki_sha256.as_slice())
+        .bind(issued.not_before)
+        .bind(issued.not_after)
+        .bind(issued_at)
+        .execute(ex)
+        .await
+        .rows())?;
+    Ok(true)
 }
 
 /// Lets a node's other certificates be good until `grace_until` at the latest.

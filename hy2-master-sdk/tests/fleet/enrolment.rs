@@ -152,6 +152,103 @@ async fn a_certificate_of_the_authority_that_is_no_nodes_does_not_connect() {
     assert!(master.master.live_nodes().is_empty());
 }
 
+/// The active authority, as nobody but the master has it.
+async fn authority(master: &TestMaster) -> CertificateAuthority {
+    let row = &master.master.store().authorities().await.unwrap()[0];
+    let key = master
+        .master
+        .vault()
+        .open(
+            "certificate_authorities.private_key",
+            row.id.as_bytes(),
+            &row.private_key_enc,
+        )
+        .unwrap();
+    CertificateAuthority::load(row.certificate.clone().into(), &key).unwrap()
+}
+
+#[tokio::test]
+async fn a_certificate_from_after_the_backup_is_taken_in_for_the_name_and_key_of_a_node() {
+    let master = TestMaster::start().await;
+    let authority = authority(&master).await;
+    let mut agent = master.agent("node").await;
+    let issue = |agent: &Agent, csr: &[u8]| {
+        let csr = hy2_master_sdk::auth::ca::NodeRequest::parse(csr).unwrap();
+        let issued = authority.issue_node(agent.uid, &csr, SystemClock.now());
+        vec![issued.unwrap().certificate]
+    };
+    // Renewed, and then the store was restored: it has never heard of this one.
+    agent.chain = issue(&agent, &agent.csr());
+    let mut session = agent.session().await;
+    session.update().await;
+    let node = agent.node().await;
+    let mut client = agent.client().await;
+    client.lease(rpc::LeaseRequest::default()).await.unwrap();
+    // Nor of this one, which has run out meanwhile; but of its key.
+    let expired = issue(&agent, &agent.csr());
+    let (csr, at) = (agent.csr(), SystemClock.now().to_proto());
+    let renew = rpc::RenewCertificateRequest {
+        expired_certificate: expired[0].to_vec().into(),
+        signature: proof(&agent.key, &csr, &at).into(),
+        csr: csr.into(),
+        at: Some(at),
+    };
+    let mut anonymous = MasterServiceClient::new(agent.channel(false).await.unwrap());
+    anonymous.renew_certificate(renew.clone()).await.unwrap();
+    // The node's name with another key is nobody's, and is told so.
+    let mut other = Agent::new(&master);
+    other.uid = agent.uid;
+    other.chain = issue(&other, &other.csr());
+    let refused = other.try_session(rpc::Hello::default()).await;
+    let refused = refused.err().expect("refused");
+    assert_eq!(refused.code(), Code::Unauthenticated);
+    assert!(refused.message().contains("no node"), "{refused}");
+    // Revoked is revoked, whatever certificate is shown.
+    master.master.revoke_node(node, "stolen").await.unwrap();
+    until_farewell(&mut session).await;
+    agent.chain = issue(&agent, &agent.csr());
+    let mut again = agent.try_session(rpc::Hello::default()).await.unwrap();
+    until_farewell(&mut again).await;
+    let refused = agent
+        .client()
+        .await
+        .lease(rpc::LeaseRequest::default())
+        .await;
+    assert_eq!(refused.unwrap_err().code(), Code::Unauthenticated);
+    let refused = anonymous.renew_certificate(renew).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unauthenticated);
+}
+
+#[tokio::test]
+async fn a_certificate_that_was_replaced_is_told_so_and_its_key_renews_it() {
+    let master = TestMaster::with(Arc::new(SystemClock), |config| {
+        config.certificate_grace = Duration::ZERO;
+    })
+    .await;
+    let mut agent = master.agent("node").await;
+    let renew = rpc::RenewCertificateRequest {
+        csr: agent.csr().into(),
+        ..Default::default()
+    };
+    // The answer is lost, or its copy.
+    agent.client().await.renew_certificate(renew).await.unwrap();
+    let refused = agent.try_session(rpc::Hello::default()).await;
+    let refused = refused.err().expect("refused");
+    assert_eq!(refused.code(), Code::Unauthenticated);
+    assert!(refused.message().contains("replaced"), "{refused}");
+    let (csr, at) = (agent.csr(), SystemClock.now().to_proto());
+    let renew = rpc::RenewCertificateRequest {
+        expired_certificate: agent.chain[0].to_vec().into(),
+        signature: proof(&agent.key, &csr, &at).into(),
+        csr: csr.into(),
+        at: Some(at),
+    };
+    let mut anonymous = MasterServiceClient::new(agent.channel(false).await.unwrap());
+    let answer = anonymous.renew_certificate(renew).await.unwrap();
+    agent.take(answer.into_inner().certificate.as_ref().unwrap());
+    agent.session().await;
+}
+
 #[tokio::test]
 async fn nothing_but_enrolment_works_without_a_certificate() {
     let master = TestMaster::start().await;
