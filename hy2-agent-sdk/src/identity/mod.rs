@@ -9,7 +9,10 @@ mod verify;
 use std::{
     fmt, io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::SystemTime,
 };
 
@@ -94,6 +97,8 @@ struct Inner {
     folder: PathBuf,
     key: NodeKey,
     current: ArcSwapOption<Credentials>,
+    /// What is in force is not on disk.
+    unsaved: AtomicBool,
     /// Spreads renewals of nodes that were enrolled together: a share of the time that is left.
     jitter: f64,
 }
@@ -142,6 +147,7 @@ impl Identity {
                 folder: folder.to_owned(),
                 key,
                 current: ArcSwapOption::new(current.transpose()?.map(Arc::new)),
+                unsaved: AtomicBool::new(false),
                 jitter: rand::rng().random_range(0.0..0.25),
             }),
         })
@@ -169,6 +175,7 @@ impl Identity {
         files::write_atomic(&path, &issued.encode_to_vec())
             .map_err(|source| IdentityError::File { path, source })?;
         self.inner.current.store(Some(Arc::new(credentials)));
+        self.inner.unsaved.store(false, Ordering::SeqCst);
         Ok(())
     }
 
@@ -183,6 +190,46 @@ impl Identity {
         trusted_cas: &[bytes::Bytes],
         signing_keys: &[SigningKey],
     ) -> Result<(), IdentityError> {
+        match self.merged(certificate, trusted_cas, signing_keys)? {
+            Some(issued) => self.accept(&issued),
+            None => Ok(()),
+        }
+    }
+
+    /// Does the same, but has what was issued in force also when it cannot be kept: [`Self::save`] tries again.
+    pub(crate) fn renewed(
+        &self,
+        certificate: Option<&IssuedCertificate>,
+        trusted_cas: &[bytes::Bytes],
+        signing_keys: &[SigningKey],
+    ) -> Result<(), IdentityError> {
+        let Some(issued) = self.merged(certificate, trusted_cas, signing_keys)? else {
+            return Ok(());
+        };
+        let credentials = credentials(&issued, &self.inner.key)?;
+        self.inner.current.store(Some(Arc::new(credentials)));
+        self.inner.unsaved.store(true, Ordering::SeqCst);
+        self.save()
+    }
+
+    /// Writes what is in force to the disk if it is not there.
+    pub(crate) fn save(&self) -> Result<(), IdentityError> {
+        if !self.inner.unsaved.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        match self.credentials() {
+            Some(current) => self.accept(&current.to_message()),
+            None => Ok(()),
+        }
+    }
+
+    /// Returns what is in force with the parts that are given; `None` when that changes nothing.
+    fn merged(
+        &self,
+        certificate: Option<&IssuedCertificate>,
+        trusted_cas: &[bytes::Bytes],
+        signing_keys: &[SigningKey],
+    ) -> Result<Option<EnrollResponse>, IdentityError> {
         let Some(current) = self.credentials() else {
             return Err(IdentityError::Answer("the node is not enrolled"));
         };
@@ -198,9 +245,9 @@ impl Identity {
             issued.signing_keys = signing_keys.to_vec();
         }
         if issued == before {
-            return Ok(());
+            return Ok(None);
         }
-        self.accept(&issued)
+        Ok(Some(issued))
     }
 
     /// Tells whether the certificate should be renewed: past the moment that the master named, and
@@ -287,10 +334,12 @@ fn credentials(issued: &EnrollResponse, key: &NodeKey) -> Result<Credentials, Id
     })
 }
 
-/// What a request for renewal carries; see [`rpc::RenewCertificateRequest`].
+/// What a request for renewal carries; see [`rpc::RenewCertificateRequest`]. `by_key`: the key is the proof, as it is
+/// when the certificate has run out.
 pub(crate) fn renewal_request(
     identity: &Identity,
     now: SystemTime,
+    by_key: bool,
 ) -> Result<rpc::RenewCertificateRequest, IdentityError> {
     let current = identity
         .credentials()
@@ -303,7 +352,7 @@ pub(crate) fn renewal_request(
         csr: csr.into(),
         ..Default::default()
     };
-    if current.is_expired(now) {
+    if by_key || current.is_expired(now) {
         let at = crate::clock::unix_ms(now) / 1000;
         let context = hy2_proto::control::RENEW_SIGNATURE_CONTEXT;
         let signed = [context, &request.csr, at.to_string().as_bytes()].concat();

@@ -92,6 +92,10 @@ pub(crate) enum LinkError {
     Ended,
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    #[error(
+        "the pin is not of this master's authority: it was exchanged after the token was made, or this is another master"
+    )]
+    Pin(#[source] Box<LinkError>),
     #[error("the node is not enrolled and no token is configured")]
     NoToken,
     #[error("storage")]
@@ -110,27 +114,61 @@ impl LinkError {
 
     /// Whether a certificate is not valid yet or any more, ours by the master's clock or the master's by ours.
     fn is_about_time(&self) -> bool {
+        use rustls::{AlertDescription, CertificateError, Error};
+        matches!(
+            self.tls(),
+            Some(
+                Error::AlertReceived(AlertDescription::CertificateExpired)
+                    | Error::InvalidCertificate(
+                        CertificateError::Expired
+                            | CertificateError::ExpiredContext { .. }
+                            | CertificateError::NotValidYet
+                            | CertificateError::NotValidYetContext { .. }
+                    )
+            )
+        )
+    }
+
+    /// Whether the master's certificate is of none of the authorities that it should be of.
+    fn is_about_their_issuer(&self) -> bool {
+        use rustls::{CertificateError, Error};
+        let unknown = Error::InvalidCertificate(CertificateError::UnknownIssuer);
+        self.tls() == Some(&unknown)
+    }
+
+    /// Whether the master does not take our certificate, though it may know the key.
+    fn is_about_our_certificate(&self) -> bool {
+        use rustls::{AlertDescription, Error};
+        if let Self::Refused(status) = self
+            && status.code() == tonic::Code::Unauthenticated
+        {
+            return true;
+        }
+        matches!(
+            self.tls(),
+            Some(Error::AlertReceived(
+                AlertDescription::UnknownCA
+                    | AlertDescription::BadCertificate
+                    | AlertDescription::CertificateUnknown
+                    | AlertDescription::CertificateExpired
+                    | AlertDescription::DecryptError
+            ))
+        )
+    }
+
+    /// What TLS says, wherever among the reasons.
+    fn tls(&self) -> Option<&rustls::Error> {
         let mut next: Option<&(dyn std::error::Error + 'static)> = Some(self);
         while let Some(error) = next {
             let within = error
                 .downcast_ref::<std::io::Error>()
                 .and_then(|error| error.get_ref()?.downcast_ref::<rustls::Error>());
             if let Some(error) = within.or_else(|| error.downcast_ref()) {
-                use rustls::{AlertDescription, CertificateError, Error};
-                return matches!(
-                    error,
-                    Error::AlertReceived(AlertDescription::CertificateExpired)
-                        | Error::InvalidCertificate(
-                            CertificateError::Expired
-                                | CertificateError::ExpiredContext { .. }
-                                | CertificateError::NotValidYet
-                                | CertificateError::NotValidYetContext { .. }
-                        )
-                );
+                return Some(error);
             }
             next = error.source();
         }
-        false
+        None
     }
 }
 

@@ -18,7 +18,8 @@ use super::{
     CALL_MAX, LinkError, LinkState, Master,
     backoff::Backoff,
     channel::{Connection, Dial, bounded},
-    enrol, reverse,
+    enrol::{self, Proof},
+    reverse,
 };
 use crate::{
     agent::Node,
@@ -40,6 +41,8 @@ const RENEWAL_CHECK: Duration = Duration::from_secs(60);
 const INTERVAL_MIN: Duration = Duration::from_millis(10);
 /// Nor more rarely.
 const INTERVAL_MAX: Duration = Duration::from_secs(86_400);
+/// After a certificate was renewed because the master refused it, this long goes by before that is tried again.
+const RENEWAL_PAUSE: Duration = Duration::from_secs(300);
 /// Reversed connections at once.
 const REVERSED_MAX: usize = 4;
 
@@ -47,10 +50,11 @@ const REVERSED_MAX: usize = 4;
 pub(crate) async fn run(node: Arc<Node>) {
     let mut backoff = Backoff::new(node.config.reconnect);
     let mut said = HashMap::new();
+    let mut renewed = None;
     let masters = node.config.masters.clone();
     for master in masters.iter().cycle() {
         let begun = Instant::now();
-        let error = match one(&node, master).await {
+        let error = match one(&node, master, &mut renewed).await {
             Ok(()) => LinkError::Ended,
             Err(error) => error,
         };
@@ -95,20 +99,16 @@ pub(crate) async fn run(node: Arc<Node>) {
     }
 }
 
-/// One session, from dial to end.
-async fn one(node: &Arc<Node>, master: &str) -> Result<(), LinkError> {
-    if node.identity.credentials().is_none() {
-        enrol::enrol(node, master).await?;
-    }
-    let expired = |node: &Node| {
-        let now = node.clock.now();
-        node.identity
-            .credentials()
-            .is_some_and(|current| current.is_expired(now))
-    };
-    if expired(node) {
-        enrol::renew(node, master).await?;
-    }
+/// What there is when the master has greeted.
+struct Opened {
+    connection: Connection,
+    to: To,
+    from: tonic::Streaming<SessionResponse>,
+    welcome: Welcome,
+}
+
+/// Opens a session, up to the master's greeting.
+async fn open(node: &Arc<Node>, master: &str) -> Result<Opened, LinkError> {
     let mut connection = Connection::open(master, node, Dial::Node).await?;
     let (to, queue) = mpsc::channel(QUEUE);
     say(&to, session_request::Event::Hello(hello(node).await)).await?;
@@ -125,6 +125,59 @@ async fn one(node: &Arc<Node>, master: &str) -> Result<(), LinkError> {
             _ => return Err(LinkError::Protocol),
         },
     };
+    Ok(Opened {
+        connection,
+        to,
+        from,
+        welcome,
+    })
+}
+
+/// One session, from dial to end. `renewed`: when the certificate was renewed last because a master refused it.
+async fn one(
+    node: &Arc<Node>,
+    master: &str,
+    renewed: &mut Option<Instant>,
+) -> Result<(), LinkError> {
+    if node.identity.credentials().is_none() {
+        enrol::enrol(node, master).await?;
+    }
+    let expired = |node: &Node| {
+        let now = node.clock.now();
+        node.identity
+            .credentials()
+            .is_some_and(|current| current.is_expired(now))
+    };
+    if expired(node) {
+        enrol::renew(node, master, Proof::Key).await?;
+    }
+    let opened = match open(node, master).await {
+        // Replaced by one that this folder does not have: it was copied back, or the disk was full. Or of an authority
+        // that is gone. The key is still the node's.
+        Err(error)
+            if error.is_about_our_certificate()
+                && renewed.is_none_or(|at| at.elapsed() > RENEWAL_PAUSE) =>
+        {
+            tracing::warn!(
+                master,
+                error = error.chain(),
+                "the certificate is refused; another is asked for by the key"
+            );
+            if let Err(renewal) = enrol::renew(node, master, Proof::Key).await {
+                tracing::warn!(master, error = renewal.chain(), "certificate not renewed");
+                return Err(error);
+            }
+            *renewed = Some(Instant::now());
+            open(node, master).await
+        }
+        opened => opened,
+    };
+    let Opened {
+        mut connection,
+        to,
+        mut from,
+        welcome,
+    } = opened?;
     node.reconciler.reinstate();
     greeted(node, &welcome).await?;
     node.link.send_replace(LinkState::Up {
@@ -528,16 +581,27 @@ async fn ask_for_leases(node: Arc<Node>, mut master: Master) -> Result<(), LinkE
 
 async fn renew_in_time(node: Arc<Node>, master: String) -> Result<(), LinkError> {
     let mut tick = interval(RENEWAL_CHECK);
+    // Until it is done; the next session begins with it if it is still to be.
+    let mut wanted = false;
     loop {
-        let forced = tokio::select! {
-            _ = tick.tick() => false,
-            () = node.renew_now.notified() => true,
-        };
-        if (forced || node.identity.renewal_due(node.clock.now()))
-            && let Err(error) = enrol::renew(&node, &master).await
-        {
-            let error = crate::engine::chain_of(&error);
-            tracing::warn!(error, "certificate not renewed");
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = node.renew_now.notified() => wanted = true,
+        }
+        if wanted || node.identity.renewal_due(node.clock.now()) {
+            match enrol::renew(&node, &master, Proof::Certificate).await {
+                Ok(()) => wanted = false,
+                Err(error) => {
+                    let error = crate::engine::chain_of(&error);
+                    tracing::warn!(error, "certificate not renewed");
+                }
+            }
+        }
+        if let Err(error) = node.identity.save() {
+            tracing::warn!(
+                error = crate::engine::chain_of(&error),
+                "the certificate is not on disk"
+            );
         }
     }
 }

@@ -38,6 +38,7 @@ async fn a_wrong_pin_gives_the_token_to_nobody() {
         .expect("a pin");
     let agent = Agent::spawn(config).await.expect("starts");
     link_error(&agent.handle(), "UnknownIssuer").await;
+    link_error(&agent.handle(), "the pin is not of this master's authority").await;
     assert!(world.master.shared.used_tokens.lock().is_empty());
     drop(agent);
     world.start().await;
@@ -110,6 +111,59 @@ async fn a_certificate_is_renewed_when_it_is_due_also_after_it_has_run_out() {
         .await;
     soon("renewal", async {
         while world.master.shared.renewals.load(SeqCst) < 2 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_refused_is_renewed_by_the_key() {
+    let mut world = World::with_users(&[]).await;
+    world.start().await;
+    world.master.acked(1).await;
+    world.shutdown().await;
+    world.master.shared.refuses.store(true, SeqCst);
+    world.start().await;
+    world
+        .master
+        .until_seen("a session", |seen| seen.sessions == 2)
+        .await;
+    assert_eq!(world.master.shared.renewals.load(SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_that_cannot_be_written_is_in_force_and_written_when_it_can() {
+    let mut world = World::with_users(&[]).await;
+    let agent = world.start().await;
+    world.master.acked(1).await;
+    let identity = agent.identity();
+    let first = identity.credentials().expect("enrolled");
+    let path = world.folder.path().join("identity");
+    let before = std::fs::read(&path).expect("an identity");
+    // What is in the way of every write.
+    let beside = path.with_extension("tmp");
+    std::fs::create_dir(&beside).expect("a folder");
+    let life = Duration::from_secs(60 * 86_400);
+    *world.master.shared.certificate_life.lock() = life;
+    let renew = || {
+        session_response::Event::Certificates(CertificateUpdate {
+            renew_now: true,
+            ..Default::default()
+        })
+    };
+    world.master.send(renew()).await;
+    soon("renewal", async {
+        while identity.credentials().expect("enrolled").not_after <= first.not_after {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    assert_eq!(std::fs::read(&path).expect("an identity"), before);
+    std::fs::remove_dir(&beside).expect("empty");
+    world.master.send(renew()).await;
+    soon("written", async {
+        while std::fs::read(&path).expect("an identity") == before {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     })

@@ -105,6 +105,8 @@ pub(crate) struct Shared {
     pub(crate) used_tokens: Mutex<BTreeMap<String, [u8; 32]>>,
     pub(crate) certificate_life: Mutex<Duration>,
     pub(crate) renewals: AtomicU64,
+    /// Certificates are not taken until one is renewed by its key.
+    pub(crate) refuses: AtomicBool,
     /// What it calls its time.
     pub(crate) clock: Mutex<Arc<dyn Clock>>,
     /// The node is deleted: who asks for a session is told so.
@@ -171,6 +173,7 @@ impl Master {
             used_tokens: Mutex::default(),
             certificate_life: Mutex::new(Duration::from_secs(30 * 86_400)),
             renewals: AtomicU64::new(0),
+            refuses: AtomicBool::new(false),
             clock: Mutex::new(Arc::new(SystemClock)),
             retired: AtomicBool::new(false),
             lose_answers: AtomicU64::new(0),
@@ -604,6 +607,7 @@ impl MasterService for Service {
             )
             .verify(&message, &request.signature)
             .map_err(|_| Status::unauthenticated("signature"))?;
+            self.shared.refuses.store(false, SeqCst);
         }
         self.shared.renewals.fetch_add(1, SeqCst);
         let life = *self.shared.certificate_life.lock();
@@ -621,6 +625,9 @@ impl MasterService for Service {
         request: Request<Streaming<SessionRequest>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         self.node()?;
+        if self.shared.refuses.load(SeqCst) {
+            return Err(Status::unauthenticated("the certificate was replaced"));
+        }
         let mut from = request.into_inner();
         let first = from.message().await?.and_then(|first| first.event);
         let Some(session_request::Event::Hello(hello)) = first else {
