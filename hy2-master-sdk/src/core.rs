@@ -78,6 +78,8 @@ pub(crate) struct Trust {
     pub(crate) authority: CertificateAuthority,
     /// Everything that agents trust, the issuing one first.
     pub(crate) trusted: Vec<CertificateDer<'static>>,
+    /// The one among them that takes over when every node has been told of it.
+    pub(crate) next: Option<Uuid>,
     /// Signs.
     pub(crate) signer: ManifestSigner,
     /// Every key whose signatures agents take.
@@ -90,6 +92,20 @@ impl Trust {
             .iter()
             .map(|der| Bytes::copy_from_slice(der))
             .collect()
+    }
+
+    /// Returns whether agents are told the same as of another.
+    pub(crate) fn tells_the_same(&self, other: &Self) -> bool {
+        self.trusted == other.trusted && self.signing_keys == other.signing_keys
+    }
+
+    /// Returns what agents are told.
+    pub(crate) fn to_wire(&self, renew_now: bool) -> rpc::CertificateUpdate {
+        rpc::CertificateUpdate {
+            trusted_cas: self.trusted_cas(),
+            signing_keys: self.signing_keys.clone(),
+            renew_now,
+        }
     }
 }
 
@@ -197,6 +213,7 @@ pub(crate) async fn load_trust(store: &Store, vault: &Vault) -> Result<Trust, Ke
         })?;
     let authority = CertificateAuthority::load(active.certificate.clone().into(), &key)?;
     let others = rows.iter().filter(|row| row.id != active.id);
+    let next = rows.iter().find(|row| row.state == "next");
     let trusted = std::iter::once(active)
         .chain(others)
         .map(|row| CertificateDer::from(row.certificate.clone()))
@@ -227,6 +244,7 @@ pub(crate) async fn load_trust(store: &Store, vault: &Vault) -> Result<Trust, Ke
     Ok(Trust {
         authority,
         trusted,
+        next: next.map(|row| row.id),
         signer,
         signing_keys,
     })

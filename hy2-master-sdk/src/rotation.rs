@@ -21,10 +21,6 @@ use crate::store::cluster::{self, AuthorityRow};
 use crate::store::nodes::{self, Bump};
 use crate::store::{StoreError, Tx, rotation as store};
 
-/// How long after its making a next authority is with everybody who is connected: every master
-/// looks after the settings at least that often.
-const SETTLED_MS: i64 = 10_000;
-
 /// An authority, as an operator sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -179,7 +175,7 @@ impl Master {
 
     /// Lets the next authority take over: it signs what is signed from now on, every node renews its
     /// certificate, and every node's state is signed anew. `force` leaves behind nodes that have not
-    /// been here since it was made; they have to enrol anew.
+    /// been told of it; they have to enrol anew.
     ///
     /// # Errors
     ///
@@ -191,8 +187,7 @@ impl Master {
             .await?
             .ok_or(RotationError::NotPrepared)?;
         if !force {
-            let since = Timestamp(next.not_before.0.saturating_add(SETTLED_MS));
-            behind(store::not_seen_since(&mut tx, since).await?)?;
+            behind(store::not_told(&mut tx, next.id).await?)?;
         }
         if let Some(active) = find(&mut tx, "active").await? {
             store::set_authority_state(&mut tx, active.id, "retired", now).await?;
@@ -209,6 +204,23 @@ impl Master {
         tx.commit().await?;
         next.state = "active".to_owned();
         Ok(view(next))
+    }
+
+    /// Returns the enrolment tokens that are open and were made before the active authority took over, as `label (id)`:
+    /// they go with the pin of the one before, by which no master is known any more.
+    ///
+    /// # Errors
+    ///
+    /// The store fails.
+    pub async fn outdated_enrolment_tokens(&self) -> Result<Vec<String>, StoreError> {
+        let now = self.now();
+        let mut tx = self.store().begin().await?;
+        let tokens = store::outdated_tokens(&mut tx, now).await?;
+        tx.rollback().await?;
+        let shown = tokens
+            .into_iter()
+            .map(|(label, id)| format!("{label:?} ({id})"));
+        Ok(shown.collect())
     }
 
     /// Removes the authorities before the active one, and the signing keys that they certified: nodes

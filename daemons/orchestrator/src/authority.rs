@@ -20,12 +20,23 @@ pub(crate) async fn exchange(config: &Config, step: &Ca) -> anyhow::Result<()> {
         Ca::Retire { force } => master.retire_authorities(*force).await,
     };
     let authorities = master.authorities().await;
+    let outdated = match step {
+        Ca::Activate { .. } => master.outdated_enrolment_tokens().await,
+        _ => Ok(Vec::new()),
+    };
     master.shutdown().await;
     done?;
     for authority in authorities? {
         say(&format!(
             "{:<8} {} until {}",
             authority.state, authority.pin, authority.not_after
+        ))?;
+    }
+    let outdated = outdated?;
+    if !outdated.is_empty() {
+        say(&format!(
+            "These enrolment tokens go with the pin of the authority before and do not work any more; make new ones: {}",
+            outdated.join(", ")
         ))?;
     }
     Ok(())

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use hy2_proto::control::rpc;
 use rustls::ServerConfig;
 
 use super::driver::TaskError;
@@ -27,7 +26,7 @@ pub(super) async fn settings(
     let epoch = core.epoch();
     core.reload().await?;
     let after = core.trust.load_full();
-    let changed = before.trusted != after.trusted || before.signing_keys != after.signing_keys;
+    let changed = !after.tells_the_same(&before);
     let renew_now = before.authority.spki_sha256() != after.authority.spki_sha256();
     let aged = core.now().since(Timestamp(
         core.tls_made_at.load(std::sync::atomic::Ordering::SeqCst),
@@ -37,22 +36,15 @@ pub(super) async fn settings(
         core.tls_made_at
             .store(core.now().0, std::sync::atomic::Ordering::SeqCst);
     }
-    if changed {
-        core.live
-            .broadcast(&rpc::session_response::Event::Certificates(
-                rpc::CertificateUpdate {
-                    trusted_cas: after.trusted_cas(),
-                    signing_keys: after.signing_keys.clone(),
-                    renew_now,
-                },
-            ));
-    }
-    if renew_now {
+    let prepared = after.next.is_some() && after.next != before.next;
+    if renew_now || prepared {
         // A session may have sent the latest state between the change and this: with the signature of the
-        // authority before, or with one that its node had not heard of.
+        // authority before, or with one that its node had not heard of. And what a node answers to a state that it
+        // got after an authority says that it has heard of that.
         sign_anew(&core).await?;
     }
-    if core.epoch() != epoch {
+    if changed || core.epoch() != epoch {
+        // Sessions tell their nodes.
         core.live.poke_all();
     }
     Ok(())
@@ -116,7 +108,7 @@ pub(super) async fn upkeep(core: Arc<Core>, fence: Option<Fence>) -> Result<(), 
 /// Pieces of one run; the next goes on.
 const MAX_PIECES: usize = 200;
 
-/// The timer is for lost calls.
-pub(super) const SETTINGS_INTERVAL: Duration = Duration::from_secs(60);
+/// The timer is for lost calls, and for what a command on the host of a SQLite changed: nobody calls then.
+pub(super) const SETTINGS_INTERVAL: Duration = Duration::from_secs(10);
 pub(super) const INTERVAL: Duration = Duration::from_secs(300);
 const TLS_AGE: Duration = Duration::from_secs(86_400);

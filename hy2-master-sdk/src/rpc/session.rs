@@ -15,13 +15,14 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
+use uuid::Uuid;
 
 use super::alerts::{IDENTITY_TWICE, Watch};
 use super::error::{chain, store};
 use super::peers::{Identity, Peer};
 use super::publish::{self, Have, PublishError, Update};
 use super::traffic::uuid;
-use crate::core::Core;
+use crate::core::{Core, Trust};
 use crate::domain::config::ConfigError;
 use crate::domain::{EngineState, NodeId, Timestamp};
 use crate::plan::MANIFEST_VALIDITY_MS;
@@ -64,12 +65,14 @@ pub(super) async fn open(
     let alerts = Watch::new(now);
     look_for_a_twin(core, identity.node, &hello, now).await;
     let (outbound, answers) = mpsc::channel(OUTBOUND);
-    let trust = core.trust.load();
-    let certificates = rpc::CertificateUpdate {
-        trusted_cas: trust.trusted_cas(),
-        signing_keys: trust.signing_keys.clone(),
-        renew_now: false,
-    };
+    let trust = core.trust.load_full();
+    // It may have been away when the authority changed.
+    let renew_now = core
+        .store
+        .is_of_authority_before(identity.node, trust.authority.spki_sha256())
+        .await
+        .map_err(|error| store(&error))?;
+    let certificates = trust.to_wire(renew_now);
     for event in [Down::Welcome(welcome), Down::Certificates(certificates)] {
         outbound
             .try_send(rpc::SessionResponse { event: Some(event) })
@@ -83,7 +86,9 @@ pub(super) async fn open(
         epoch,
         have: Have::of(&hello),
         settled,
+        told: trust,
         pending: None,
+        heard: None,
         timeouts: 0,
         engine: (opening.engine_state, opening.listening),
         alerts,
@@ -133,7 +138,11 @@ struct Session {
     have: Have,
     /// The manifest that the node runs or refuses: a newer one is sent.
     settled: i64,
+    /// What the node has been told of authorities and keys.
+    told: Arc<Trust>,
     pending: Option<(Update, Instant)>,
+    /// The next authority that the node was told of before the pending update: it has heard of it when it answers.
+    heard: Option<Uuid>,
     timeouts: u32,
     engine: (EngineState, Vec<String>),
     alerts: Watch,
@@ -202,6 +211,9 @@ impl Session {
                     "a new epoch has begun; open another session",
                 ));
             }
+            if let Err(Some(end)) = self.tell().await {
+                break end;
+            }
             if self.pending.is_none() {
                 match self.publish().await {
                     Ok(()) => {}
@@ -235,6 +247,35 @@ impl Session {
             }
             End::Peer => tracing::info!(node = node.0, "node closed its session"),
             End::Quiet => tracing::info!(node = node.0, "session cut"),
+        }
+    }
+
+    /// Tells the node of authorities and keys, if they are others than it was told.
+    async fn tell(&mut self) -> Result<(), Option<End>> {
+        let trust = self.core.trust.load_full();
+        if trust.tells_the_same(&self.told) {
+            return Ok(());
+        }
+        let renew_now = trust.authority.spki_sha256() != self.told.authority.spki_sha256();
+        self.send(Down::Certificates(trust.to_wire(renew_now)))
+            .await?;
+        self.told = trust;
+        Ok(())
+    }
+
+    /// Notes that the node has heard of the next authority: it answered to what it was sent after that.
+    async fn note_told(&mut self, now: Timestamp) {
+        let Some(next) = self.heard.take() else {
+            return;
+        };
+        let store = &self.core.store;
+        if let Err(error) = store.note_told(self.identity.node, next, now).await {
+            // The next Session asks once more.
+            tracing::warn!(
+                node = self.identity.node.0,
+                error = chain(&error),
+                "cannot note that the node knows the next authority"
+            );
         }
     }
 
@@ -280,6 +321,7 @@ impl Session {
             self.recall(&update).await?;
         }
         let deadline = Instant::now() + self.core.config.ack_timeout;
+        self.heard = self.told.next;
         self.pending = Some((update, deadline));
         Ok(())
     }
@@ -382,6 +424,7 @@ impl Session {
                     self.settled = update.rev;
                     self.have = update.have;
                     self.alerts.took_manifest(now);
+                    self.note_told(now).await;
                     let closed =
                         leases::close_before_epoch(&self.core.store, node, self.epoch, now);
                     if self.epoch > 1
@@ -407,6 +450,7 @@ impl Session {
                         && update.have.epoch == nack.cluster_epoch
                 };
                 if let Some((update, _)) = self.pending.take_if(matches) {
+                    self.note_told(now).await;
                     return self.refused(&update, &nack.errors, now).await;
                 }
             }
@@ -593,7 +637,7 @@ async fn welcome(
 }
 
 /// Returns the revision that the node holds if it is the desired one; renews a manifest that is half
-/// way to its end.
+/// way to its end, one that the node would take for old, and any when the node is to answer.
 async fn refresh(
     core: &Core,
     identity: Identity,
@@ -601,14 +645,26 @@ async fn refresh(
     now: Timestamp,
 ) -> Result<i64, StoreError> {
     let row = core.store.node(identity.node).await?;
-    if now.0.saturating_sub(row.desired_at.0) > MANIFEST_VALIDITY_MS / 2 {
+    let same_epoch = hello.cluster_epoch == core.epoch().unsigned_abs();
+    // The store was set back without a restore: a copy of its file was put in its place.
+    let ahead = i64::try_from(hello.manifest_rev)
+        .ok()
+        .filter(|rev| same_epoch && row.desired_rev < *rev && *rev < MAX_REV);
+    let told = match core.trust.load().next {
+        Some(next) => core.store.is_told(identity.node, next).await?,
+        None => true,
+    };
+    let aged = now.0.saturating_sub(row.desired_at.0) > MANIFEST_VALIDITY_MS / 2;
+    if aged || ahead.is_some() || !told {
         let mut tx = core.store.begin().await?;
+        if let Some(rev) = ahead {
+            nodes::overtake(&mut tx, identity.node, rev).await?;
+        }
         nodes::bump(&mut tx, identity.node, Bump::MANIFEST, now).await?;
         tx.commit().await?;
         return Ok(0);
     }
-    let same = hello.cluster_epoch == core.epoch().unsigned_abs()
-        && hello.manifest_rev == row.desired_rev.unsigned_abs();
+    let same = same_epoch && hello.manifest_rev == row.desired_rev.unsigned_abs();
     // It checked the signature and every hash before it kept it.
     Ok(if same && row.applied_rev == row.desired_rev {
         row.desired_rev
@@ -666,6 +722,8 @@ async fn sleep_until(deadline: Option<Instant>) {
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(1);
 const OUTBOUND: usize = 32;
+/// Revisions that a node may claim to hold; far more than there are.
+const MAX_REV: i64 = 1 << 53;
 const MAX_SPOOLS: usize = 64;
 const MAX_RESOURCES: usize = 16;
 const MAX_LISTENING: usize = 32;

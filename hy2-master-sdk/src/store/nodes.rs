@@ -382,6 +382,22 @@ pub async fn bump(tx: &mut Tx, id: NodeId, what: Bump, now: Timestamp) -> Result
     .ok_or(StoreError::NotFound("node"))
 }
 
+/// Lets the next revision of a node's desired state come after one that the node holds.
+///
+/// # Errors
+///
+/// The store fails.
+pub(crate) async fn overtake(tx: &mut Tx, id: NodeId, rev: i64) -> Result<(), StoreError> {
+    const SQL: &str = "update vps_nodes set desired_rev = $2 where id = $1 and desired_rev < $2";
+    on!(tx, |ex| sqlx::query(SQL)
+        .bind(id)
+        .bind(rev)
+        .execute(ex)
+        .await
+        .rows())?;
+    Ok(())
+}
+
 /// Returns a node and keeps others from changing it until the transaction ends.
 pub(crate) async fn get_for_update(tx: &mut Tx, id: NodeId) -> Result<NodeRow, StoreError> {
     // On SQLite a transaction that writes is alone anyway.

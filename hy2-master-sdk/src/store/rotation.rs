@@ -3,21 +3,70 @@
 use uuid::Uuid;
 
 use super::cluster::{AuthorityRow, SIGNING_KEYS, SigningKeyRow};
-use super::{Rows as _, StoreError, Topic, Tx, on};
+use super::{Rows as _, Store, StoreError, Topic, Tx, on};
 use crate::domain::{NodeId, Timestamp};
 
-/// Returns the names of nodes that hold an identity and have not been heard since a moment.
-pub(crate) async fn not_seen_since(
-    tx: &mut Tx,
-    since: Timestamp,
-) -> Result<Vec<String>, StoreError> {
-    const SQL: &str = "select name from vps_nodes n where coalesce(last_seen_at, 0) < $1 and exists \
+/// Returns the names of nodes that hold an identity and may not have heard of an authority.
+pub(crate) async fn not_told(tx: &mut Tx, authority: Uuid) -> Result<Vec<String>, StoreError> {
+    const SQL: &str = "select name from vps_nodes n where exists \
                        (select 1 from node_certificates c where c.node_id = n.id and c.revoked_at is null) \
+                       and not exists (select 1 from told_authorities t where t.node_id = n.id and t.authority_id = $1) \
                        order by name";
     Ok(on!(tx, |ex| sqlx::query_scalar(SQL)
-        .bind(since)
+        .bind(authority)
         .fetch_all(ex)
         .await)?)
+}
+
+impl Store {
+    /// Returns whether a node is known to have heard of an authority.
+    pub(crate) async fn is_told(&self, node: NodeId, authority: Uuid) -> Result<bool, StoreError> {
+        const SQL: &str =
+            "select count(*) from told_authorities where node_id = $1 and authority_id = $2";
+        let found = on!(read self, |ex| sqlx::query_scalar::<_, i64>(SQL)
+            .bind(node)
+            .bind(authority)
+            .fetch_one(ex)
+            .await)?;
+        Ok(found > 0)
+    }
+
+    /// Notes that a node has heard of an authority, unless that is gone.
+    pub(crate) async fn note_told(
+        &self,
+        node: NodeId,
+        authority: Uuid,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        const SQL: &str = "insert into told_authorities (node_id, authority_id, told_at) \
+                           select n.id, a.id, $3 from vps_nodes n, certificate_authorities a \
+                           where n.id = $1 and a.id = $2 on conflict (node_id, authority_id) do nothing";
+        on!(write self, |ex| sqlx::query(SQL)
+            .bind(node)
+            .bind(authority)
+            .bind(now)
+            .execute(ex)
+            .await
+            .rows())?;
+        Ok(())
+    }
+
+    /// Returns whether a node has no certificate from the time since an authority took over, which is the active one.
+    pub(crate) async fn is_of_authority_before(
+        &self,
+        node: NodeId,
+        active_spki: &[u8],
+    ) -> Result<bool, StoreError> {
+        const SQL: &str = "select count(*) from certificate_authorities a where a.state = 'active' and a.spki_sha256 = $2 \
+                           and not exists (select 1 from node_certificates c where c.node_id = $1 \
+                           and c.revoked_at is null and c.created_at >= a.updated_at)";
+        let found = on!(read self, |ex| sqlx::query_scalar::<_, i64>(SQL)
+            .bind(node)
+            .bind(active_spki)
+            .fetch_one(ex)
+            .await)?;
+        Ok(found > 0)
+    }
 }
 
 /// Returns the names of nodes that hold an identity, but none since the active authority took over, or
@@ -30,6 +79,20 @@ pub(crate) async fn not_renewed(tx: &mut Tx) -> Result<Vec<String>, StoreError> 
                        (select max(updated_at) from certificate_authorities where state = 'active'))) \
                        order by name";
     Ok(on!(tx, |ex| sqlx::query_scalar(SQL).fetch_all(ex).await)?)
+}
+
+/// Returns label and number of the open tokens of before the active authority took over, unless it is the first.
+pub(crate) async fn outdated_tokens(
+    tx: &mut Tx,
+    now: Timestamp,
+) -> Result<Vec<(String, Uuid)>, StoreError> {
+    const SQL: &str = "select label, id from enrolment_tokens where used_at is null and revoked_at is null \
+                       and expires_at > $1 and created_at < (select max(updated_at) from certificate_authorities \
+                       where state = 'active') order by created_at, id limit 500";
+    Ok(on!(tx, |ex| sqlx::query_as(SQL)
+        .bind(now)
+        .fetch_all(ex)
+        .await)?)
 }
 
 /// Returns every node.

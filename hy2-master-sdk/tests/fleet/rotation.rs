@@ -15,10 +15,7 @@ use crate::agent::{Agent, Session, TestMaster, eventually};
 #[tokio::test]
 async fn an_authority_is_exchanged_in_steps_that_leave_no_node_behind() {
     let clock = Arc::new(ManualClock::new(SystemClock.now()));
-    let master = TestMaster::with(Arc::clone(&clock) as _, |config| {
-        config.seen_flush = Duration::from_millis(50);
-    })
-    .await;
+    let master = TestMaster::with(Arc::clone(&clock) as _, |_| {}).await;
     let mut present = master.agent("present").await;
     let away = master.agent("away").await;
     let mut session = present.session().await;
@@ -35,20 +32,24 @@ async fn an_authority_is_exchanged_in_steps_that_leave_no_node_behind() {
     let refused = master.master.prepare_authority().await.unwrap_err();
     assert!(matches!(refused, RotationError::Prepared), "{refused}");
 
-    // Nobody has been seen since; then one has; then both.
+    // Nobody has answered to what was sent after it; then one has; then both. Time and signs of life count for nothing.
+    clock.advance(Duration::from_secs(3_600));
+    session.send(Up::Heartbeat(rpc::Heartbeat::default())).await;
     let behind = activate(&master).await.unwrap_err();
     assert_eq!(behind, ["away", "present"]);
-    clock.advance(Duration::from_secs(20));
-    beat(&session).await;
-    eventually("the present node is seen", async || {
+    listen(&mut session, |heard| heard.signed.is_some()).await;
+    eventually("the present node is known to be told", async || {
         activate(&master).await == Err(vec!["away".to_owned()])
     })
     .await;
     let mut back = away.session().await;
-    beat(&back).await;
     let waiting = back.update().await;
+    assert_eq!(activate(&master).await, Err(vec!["away".to_owned()]));
     back.ack(&waiting).await;
-    eventually("both are seen", async || activate(&master).await.is_ok()).await;
+    eventually("both are known to be told", async || {
+        activate(&master).await.is_ok()
+    })
+    .await;
     // Told, and its state signed anew by a key that the new authority certified.
     let heard = listen(&mut session, |heard| {
         let anew = |signed: &rpc::SignedManifest| signed.key_id != update.signed.key_id;
@@ -96,6 +97,38 @@ async fn an_authority_is_exchanged_in_steps_that_leave_no_node_behind() {
     assert_eq!((views.len(), views[0].state.as_str()), (1, "active"));
 }
 
+#[tokio::test]
+async fn a_node_that_is_away_when_the_authority_changes_renews_when_it_is_back() {
+    let master = TestMaster::start().await;
+    let mut agent = master.agent("node").await;
+    let mut session = agent.session().await;
+    let next = master.master.prepare_authority().await.unwrap();
+    let open = master.token().await;
+    eventually("the node is told", async || {
+        let quiet = listen(&mut session, |_| false);
+        let _ = tokio::time::timeout(Duration::from_millis(50), quiet).await;
+        activate(&master).await.is_ok()
+    })
+    .await;
+    drop(session);
+    let outdated = master.master.outdated_enrolment_tokens().await.unwrap();
+    assert_eq!(outdated.len(), 1, "{outdated:?}");
+    assert!(outdated[0].starts_with("\"test\" ("), "{outdated:?}");
+    agent.pin = next.pin;
+    for (renewed, count) in [(false, 2), (true, 2)] {
+        eventually("the new authority's certificate is shown", async || {
+            agent.channel(true).await.is_ok()
+        })
+        .await;
+        let mut session = agent.try_session(rpc::Hello::default()).await.unwrap();
+        let told = certificates(&mut session).await;
+        assert_eq!((told.renew_now, told.trusted_cas.len()), (!renewed, count));
+        renew(&mut agent).await;
+    }
+    let late = agent.enroll(&open, "late").await;
+    late.expect("a token is good for whoever knows the pin");
+}
+
 /// Names of the nodes that are in the way.
 async fn activate(master: &TestMaster) -> Result<(), Vec<String>> {
     match master.master.activate_authority(false).await {
@@ -111,10 +144,6 @@ async fn retire(master: &TestMaster) -> Result<(), Vec<String>> {
         Err(RotationError::Behind(names)) => Err(names),
         Err(other) => panic!("{other}"),
     }
-}
-
-async fn beat(session: &Session) {
-    session.send(Up::Heartbeat(rpc::Heartbeat::default())).await;
 }
 
 /// What a session has heard of authorities and signatures.

@@ -605,6 +605,32 @@ async fn after_a_restore_the_epoch_is_new_and_missing_batches_are_recorded_as_a_
 }
 
 #[tokio::test]
+async fn a_node_that_is_ahead_of_the_store_gets_a_revision_that_it_takes() {
+    let master = TestMaster::start().await;
+    let agent = master.agent("node").await;
+    let greeting = |manifest_rev| rpc::Hello {
+        cluster_epoch: 1,
+        manifest_rev,
+        ..Default::default()
+    };
+    let mut session = agent.try_session(greeting(500)).await.unwrap();
+    let mut rev = 0;
+    while rev == 0 {
+        if let Some(Down::Update(part)) = session.next().await
+            && let Some(signed) = part.manifest
+        {
+            rev = rpc::Manifest::decode(signed.manifest).unwrap().rev;
+        }
+    }
+    assert_eq!(rev, 501);
+    // What nobody can have come to is not believed.
+    let mut session = agent.try_session(greeting(u64::MAX)).await.unwrap();
+    assert!(matches!(session.next().await, Some(Down::Welcome(_))));
+    let row = master.master.store().node(agent.node().await).await;
+    assert_eq!(row.unwrap().desired_rev, 501);
+}
+
+#[tokio::test]
 async fn heartbeats_are_written_together_and_figures_are_kept() {
     let master = TestMaster::with(Arc::new(SystemClock), |config| {
         config.seen_flush = Duration::from_millis(50);
