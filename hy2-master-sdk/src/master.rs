@@ -27,8 +27,9 @@ use crate::reconcile;
 use crate::rpc::reverse::{NodeClient, ReverseError};
 use crate::rpc::{Listener, LiveNode, TlsError, refresh_tls};
 use crate::secrets::{FleetKeys, KeyFileError, MasterKeys, RandomError, Vault, random, sha256};
+use crate::store::audit::{self, NewEntry};
 use crate::store::certificates::{self, NewToken, TokenRow};
-use crate::store::{Db, Store, StoreError, StoreOptions};
+use crate::store::{Db, Store, StoreError, StoreOptions, events};
 
 /// Builds a [`Master`].
 #[derive(Debug)]
@@ -315,6 +316,35 @@ impl Drop for Inner {
     }
 }
 
+/// The audit log and the events have it that a backup was made on the host.
+async fn note_backup(store: &Store, now: Timestamp) -> Result<(), StoreError> {
+    let entry = NewEntry {
+        at: now,
+        actor_kind: "host",
+        actor: "host".to_owned(),
+        address: None,
+        action: "create_backup".to_owned(),
+        object_kind: "backup",
+        object_id: now.to_string(),
+        before: None,
+        after: None,
+        request_id: None,
+    };
+    let mut tx = store.begin().await?;
+    audit::append(&mut tx, &entry).await?;
+    let nothing = serde_json::Value::Null;
+    events::emit(
+        &mut tx,
+        "backup.made",
+        &entry.object_id,
+        &nothing,
+        None,
+        now,
+    )
+    .await?;
+    tx.commit().await
+}
+
 impl Builder {
     fn new(backend: Backend) -> Self {
         Self {
@@ -388,6 +418,7 @@ impl Builder {
         {
             return Err(BackupError::NoStore);
         }
+        let clock = Arc::clone(&self.clock);
         let lent = matches!(self.backend, Backend::Store(_));
         let store = self.open().await?;
         if store.schema().await?.is_none() {
@@ -406,6 +437,11 @@ impl Builder {
         };
         // Whichever fails ends the other: one drops what the other waits for.
         let done = tokio::try_join!(writing, async { passing.await.map_err(BackupError::from) });
+        if done.is_ok()
+            && let Err(error) = note_backup(&store, clock.now()).await
+        {
+            tracing::warn!(%error, "the backup is made, and not in the audit log");
+        }
         if !lent {
             store.close().await;
         }

@@ -23,6 +23,8 @@ on_both! {
         let bytes = Master::with_store(store).backup(&key(), &mut backup).await;
         assert_eq!(bytes.unwrap(), backup.len() as u64);
         owner.get("/api/v1/users").await.expect(200);
+        let noted = owner.get("/api/v1/audit?action=create_backup").await.expect(200);
+        assert_eq!(noted["items"][0]["actor_kind"], "host", "{noted}");
         let (keys, other) = (fleet.keys.clone(), MasterKeys::generate().unwrap());
         fleet.stop().await;
 
