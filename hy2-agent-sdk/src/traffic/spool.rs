@@ -79,15 +79,17 @@ impl Spool {
     pub(crate) fn open(root: &Path, cap: u64) -> io::Result<Self> {
         files::private_folder(root)?;
         let current = root.join("current");
-        let id = match files::read(&current)?.map(|text| hex_id(&text)) {
+        let noted = files::read(&current)?;
+        let id = match noted.as_deref().map(hex_id) {
             Some(Some(id)) => id,
-            Some(None) => {
+            // Also where it is missing: what is in a spool must not go with it.
+            noted if noted.is_some() || !spools(root)?.is_empty() => {
                 let id = only_one(root, &current)?;
-                tracing::error!(path = %current.display(), "damaged; the only spool there is goes on");
+                tracing::error!(path = %current.display(), "damaged or missing; the only spool there is goes on");
                 files::write_atomic(&current, hex::encode(id).as_bytes())?;
                 id
             }
-            None => {
+            _ => {
                 let id: [u8; 16] = rand::random();
                 files::private_folder(&root.join(hex::encode(id)))?;
                 files::write_atomic(&current, hex::encode(id).as_bytes())?;
@@ -486,8 +488,8 @@ fn checked(stored: &Stored, batch: &[u8]) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::InvalidData, text))
 }
 
-/// Returns the only spool in a folder whose note of it cannot be read.
-fn only_one(root: &Path, current: &Path) -> io::Result<[u8; 16]> {
+/// Returns the ids of the spools in a folder.
+fn spools(root: &Path) -> io::Result<Vec<[u8; 16]>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(root)? {
         let entry = entry?;
@@ -500,12 +502,18 @@ fn only_one(root: &Path, current: &Path) -> io::Result<[u8; 16]> {
             found.push(id);
         }
     }
+    Ok(found)
+}
+
+/// Returns the only spool in a folder whose note of it cannot be read.
+fn only_one(root: &Path, current: &Path) -> io::Result<[u8; 16]> {
+    let found = spools(root)?;
     match found.as_slice() {
         [id] => Ok(*id),
         _ => Err(io::Error::new(
             io::ErrorKind::InvalidData,
             format!(
-                "{}: not a spool id; write the name of the folder beside it that is to be delivered into it, or remove \
+                "{}: no spool id; write the name of the folder beside it that is to be delivered into it, or remove \
                  it if there is none ({} are there)",
                 current.display(),
                 found.len()

@@ -378,10 +378,15 @@ fn a_damaged_note_of_the_spool_in_use_is_made_up_for() {
         let spool = Spool::open(folder.path(), 1 << 20).unwrap();
         assert_eq!((spool.id(), spool.batches.len()), (id, 1));
     }
+    fs::remove_file(folder.path().join("current")).unwrap();
+    let spool = Spool::open(folder.path(), 1 << 20).unwrap();
+    assert_eq!((spool.id(), spool.waiting().0), (id, 1));
     // Which of two it was, nobody knows here.
     fs::create_dir(folder.path().join("0".repeat(32))).unwrap();
     fs::write(folder.path().join("current"), "").unwrap();
     let error = Spool::open(folder.path(), 1 << 20).unwrap_err().to_string();
     assert!(error.contains("write the name of the folder"), "{error}");
+    fs::remove_file(folder.path().join("current")).unwrap();
+    Spool::open(folder.path(), 1 << 20).unwrap_err();
     assert!(spool.folder.is_dir());
 }
