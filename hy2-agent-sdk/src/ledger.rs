@@ -98,6 +98,8 @@ pub(crate) struct UserChanges {
 /// The state in force, and where it is kept.
 pub(crate) struct Ledger {
     path: PathBuf,
+    /// Where the last update is kept that was verified and could not run.
+    refused: PathBuf,
     key: LessSafeKey,
     pub(crate) current: Option<Snapshot>,
 }
@@ -150,6 +152,7 @@ impl Ledger {
         let key = UnboundKey::new(&AES_256_GCM, secret).expect("the key has 32 bytes");
         Self {
             path: folder.join("ledger"),
+            refused: folder.join("ledger-refused"),
             key: LessSafeKey::new(key),
             current: None,
         }
@@ -181,6 +184,47 @@ impl Ledger {
         }
     }
 
+    /// Reads the update that was refused last, and checks it as [`Self::load`] does. `Ok(None)` without one that is
+    /// newer than the state in force.
+    pub(crate) fn load_refused(
+        &self,
+        credentials: &Credentials,
+        now: SystemTime,
+    ) -> Result<Option<Box<Snapshot>>, LedgerError> {
+        let Some(bytes) = files::read(&self.refused).map_err(LedgerError::Read)? else {
+            return Ok(None);
+        };
+        let stored = self.unseal(bytes)?;
+        // What is not newer was followed by the state in force.
+        match self.judge(&stored, credentials, now, Freshness::Any) {
+            Ok(Judged::New { snapshot, .. }) => Ok(Some(snapshot)),
+            Ok(Judged::Known) => Ok(None),
+            Err(errors)
+                if errors
+                    .iter()
+                    .all(|one| one.code() == ErrorCode::StaleRevision) =>
+            {
+                Ok(None)
+            }
+            Err(errors) => Err(LedgerError::Refused(
+                errors
+                    .first()
+                    .map(|e| e.message.clone())
+                    .unwrap_or_default(),
+            )),
+        }
+    }
+
+    /// Forgets the update that was refused last: a later one is on disk.
+    pub(crate) fn forget_refused(&self) {
+        if let Err(error) = std::fs::remove_file(&self.refused)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            // The next start sees that it is older.
+            tracing::debug!(%error, "an update that was refused stays on the disk");
+        }
+    }
+
     /// Decrypts and decodes the file.
     fn unseal(&self, mut bytes: Vec<u8>) -> Result<ResourceUpdate, LedgerError> {
         let Some((head, sealed)) = bytes.split_at_mut_checked(MAGIC.len() + NONCE_LEN) else {
@@ -203,12 +247,17 @@ impl Ledger {
     /// Makes `snapshot` the state in force, and returns its copy for the disk. It is in force when
     /// this returns: a revocation must not wait for a full disk.
     pub(crate) fn commit(&mut self, snapshot: Snapshot) -> io::Result<Copy> {
-        let copy = self.copy(&snapshot);
+        let copy = self.copy(&snapshot, &self.path);
         self.current = Some(snapshot);
         copy
     }
 
-    fn copy(&self, snapshot: &Snapshot) -> io::Result<Copy> {
+    /// Returns the copy for the disk of an update that was verified and cannot run.
+    pub(crate) fn refuse(&self, snapshot: &Snapshot) -> io::Result<Copy> {
+        self.copy(snapshot, &self.refused)
+    }
+
+    fn copy(&self, snapshot: &Snapshot, path: &Path) -> io::Result<Copy> {
         let users = snapshot.users.values();
         let update = ResourceUpdate {
             manifest: Some(snapshot.signed.clone()),
@@ -230,7 +279,7 @@ impl Ledger {
             .seal_in_place_append_tag(at, Aad::from(MAGIC), &mut sealed)
             .map_err(|_| io::Error::other("encryption failed"))?;
         Ok(Copy {
-            path: self.path.clone(),
+            path: path.to_owned(),
             bytes: [head, sealed].concat(),
         })
     }

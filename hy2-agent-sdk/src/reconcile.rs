@@ -1,12 +1,14 @@
 //! Desired state against what runs: verify, apply, keep on disk, in this order.
 //!
-//! Revocations do not wait: users of a verified update take effect even when its configuration
-//! cannot be applied or the disk is full. Such an update is refused all the same, and the next
-//! one starts from the last that was accepted.
+//! Revocations and orders do not wait: users of a verified update, and what the node should be
+//! doing, take effect even when its configuration cannot be applied or the disk is full. Such an
+//! update is refused all the same, and the next one starts from the last that was accepted; it is
+//! kept beside the ledger, so that who was revoked stays so after a restart.
 
 mod restart;
 
 use std::{
+    collections::BTreeMap,
     io,
     path::{Path, PathBuf},
     sync::{
@@ -19,8 +21,8 @@ use std::{
 use hy2_proto::control::{
     RESOURCE_CONFIG, RESOURCE_USERS,
     rpc::{
-        EngineState, ErrorCode, FieldError, NodeConfig, NodeDesiredState, ResourceRef,
-        ResourceUpdate,
+        EngineState, ErrorCode, ExpiryPolicy, FieldError, NodeConfig, NodeDesiredState,
+        ResourceRef, ResourceUpdate,
     },
 };
 use parking_lot::Mutex;
@@ -31,7 +33,9 @@ use crate::{
     engine::Engine,
     files,
     identity::Identity,
-    ledger::{Freshness, Judged, Ledger, LedgerError, Snapshot, UserChanges, field_error},
+    ledger::{
+        Freshness, Judged, Ledger, LedgerError, Snapshot, StoredUser, UserChanges, field_error,
+    },
     settings::{CertificateSource, NodeSettings},
     users::{Doors, UserTable},
 };
@@ -52,7 +56,7 @@ pub struct Status {
     pub cluster_epoch: u64,
     /// Revision of the manifest in force.
     pub manifest_rev: u64,
-    /// Until when it is valid.
+    /// Until when the master's last word is valid.
     pub valid_until: Option<SystemTime>,
     /// What the node should be doing.
     pub desired: NodeDesiredState,
@@ -83,9 +87,9 @@ pub(crate) struct Reconciler {
 
 struct State {
     ledger: Ledger,
-    /// The users in force are ahead of the ledger: an update was refused after its users took
+    /// The users and orders in force are ahead of the ledger: an update was refused after they took
     /// effect.
-    ahead: bool,
+    ahead: Option<Ahead>,
     /// The engine runs what the ledger says.
     applied: bool,
     /// The engine has ended for good, or is about to.
@@ -94,8 +98,17 @@ struct State {
     unsaved: bool,
     /// What the engine was given last.
     settings: Option<NodeSettings>,
-    /// How the certificate's files looked.
+    /// How the certificate's files looked when they were read.
     files: Option<(Stamp, Stamp)>,
+    /// Why they could not be read last, and how they looked then.
+    unread: Option<(Option<(Stamp, Stamp)>, String)>,
+}
+
+/// A verified update that does not run.
+struct Ahead {
+    snapshot: Box<Snapshot>,
+    /// The copy on disk is behind.
+    unsaved: bool,
 }
 
 /// Length and time of a file; `None` when it is not there.
@@ -162,12 +175,13 @@ impl Reconciler {
             engine,
             ledger: tokio::sync::Mutex::new(State {
                 ledger,
-                ahead: false,
+                ahead: None,
                 applied: false,
                 ended: false,
                 unsaved: false,
                 settings: None,
                 files: None,
+                unread: None,
             }),
             orders: Mutex::new(Orders {
                 manifest: None,
@@ -224,7 +238,21 @@ impl Reconciler {
                 return;
             };
             match state.ledger.load(&credentials, self.clock.now()) {
-                Ok(true) => {}
+                Ok(true) => match state.ledger.load_refused(&credentials, self.clock.now()) {
+                    Ok(found) => {
+                        state.ahead = found.map(|snapshot| Ahead {
+                            snapshot,
+                            unsaved: false,
+                        });
+                    }
+                    Err(error) => {
+                        let error = crate::engine::chain_of(&error);
+                        tracing::error!(
+                            error,
+                            "revocations of an update that was refused are not known until the master is there"
+                        );
+                    }
+                },
                 Ok(false) => return,
                 Err(error) => {
                     let text = crate::engine::chain_of(&error);
@@ -251,8 +279,19 @@ impl Reconciler {
             all: true,
             ..UserChanges::default()
         };
-        self.users.apply(&snapshot.users, &all);
-        self.take_orders(&snapshot, &settings);
+        match &state.ahead {
+            None => {
+                self.users.apply(&snapshot.users, &all);
+                self.take_orders(&snapshot, settings.drain_when_expired);
+            }
+            Some(Ahead { snapshot: last, .. }) => {
+                if let Some(issued) = moment(last.manifest.issued_at.as_ref()) {
+                    self.clock.is_past(issued);
+                }
+                self.users.apply(&users_of_refused(&snapshot, last), &all);
+                self.take_orders(last, settings.drain_when_expired);
+            }
+        }
         let files = stamps(&settings);
         match self.engine.apply(&settings).await {
             Ok(_) => {
@@ -260,6 +299,9 @@ impl Reconciler {
                 state.settings = Some(settings);
                 state.files = files;
                 self.in_force(&snapshot, true);
+                if let Some(ahead) = &state.ahead {
+                    self.ordered(&ahead.snapshot);
+                }
                 tracing::info!(revision = snapshot.manifest.rev, "running from the ledger");
             }
             Err(errors) => self.failed(&text_of(&errors)),
@@ -279,7 +321,7 @@ impl Reconciler {
         let judged = state
             .ledger
             .judge(update, &credentials, now, Freshness::Valid);
-        let (snapshot, mut changes) = match judged.map_err(refuse)? {
+        let (snapshot, mut changes, is_new) = match judged.map_err(refuse)? {
             Judged::Known => {
                 if state.applied {
                     return Ok(Accepted {
@@ -300,11 +342,11 @@ impl Reconciler {
                     all: true,
                     ..UserChanges::default()
                 };
-                (Box::new(current), all)
+                (Box::new(current), all, false)
             }
-            Judged::New { snapshot, users } => (snapshot, users),
+            Judged::New { snapshot, users } => (snapshot, users, true),
         };
-        changes.all |= state.ahead || !state.applied;
+        changes.all |= state.ahead.is_some() || !state.applied;
         let unchanged = state.applied
             && state
                 .ledger
@@ -338,10 +380,10 @@ impl Reconciler {
             (Ok(settings), Ok(())) => {
                 self.users.set_keys(&settings.keys);
                 self.users.apply(&snapshot.users, &changes);
-                self.take_orders(&snapshot, &settings);
+                self.take_orders(&snapshot, settings.drain_when_expired);
                 self.in_force(&snapshot, !state.ended);
                 state.applied |= !state.ended;
-                state.ahead = false;
+                state.ahead = None;
                 state.settings = Some(settings);
                 state.files = files;
                 let kept = match state.ledger.commit(*snapshot) {
@@ -349,6 +391,9 @@ impl Reconciler {
                     Err(error) => Err(error),
                 };
                 state.unsaved = kept.is_err();
+                if !state.unsaved {
+                    state.ledger.forget_refused();
+                }
                 Ok(Accepted {
                     epoch,
                     rev,
@@ -356,7 +401,9 @@ impl Reconciler {
                 })
             }
             (_, Err(errors)) | (Err(errors), _) => {
-                self.revoke_anyway(&mut state, &snapshot, &changes);
+                if is_new {
+                    self.revoke_anyway(&mut state, snapshot, &changes).await;
+                }
                 if !state.applied {
                     self.failed(&text_of(&errors));
                 }
@@ -383,27 +430,52 @@ impl Reconciler {
         }
     }
 
-    /// Puts the users of a verified update in force whose configuration was refused.
-    fn revoke_anyway(&self, state: &mut State, snapshot: &Snapshot, changes: &UserChanges) {
+    /// Puts the users and orders of a verified update in force whose configuration was refused, and
+    /// keeps them on disk.
+    async fn revoke_anyway(
+        &self,
+        state: &mut State,
+        snapshot: Box<Snapshot>,
+        changes: &UserChanges,
+    ) {
         let Some(current) = &state.ledger.current else {
             return;
         };
-        if current.config.verifier_keys == snapshot.config.verifier_keys {
+        if has_same_keys(current, &snapshot) {
             self.users.apply(&snapshot.users, changes);
         } else {
-            // Its verifiers mean nothing under the keys in force, but who is gone is gone.
-            let mut left = std::collections::BTreeMap::clone(&current.users);
-            left.retain(|id, _| snapshot.users.contains_key(id));
             let all = UserChanges {
                 all: true,
                 ..UserChanges::default()
             };
-            self.users.apply(&left, &all);
+            self.users
+                .apply(&users_of_refused(current, &snapshot), &all);
         }
-        state.ahead = true;
+        // What to do past the validity is said by the configuration that runs.
+        let drains = current.config.expiry_policy() == ExpiryPolicy::Drain;
+        self.take_orders(&snapshot, drains);
+        self.ordered(&snapshot);
+        let unsaved = !keep_refused(&state.ledger, &snapshot).await;
+        if unsaved {
+            tracing::warn!(
+                "users of a refused update not kept on disk: a restart without the master would serve those before"
+            );
+        }
+        state.ahead = Some(Ahead { snapshot, unsaved });
     }
 
-    fn take_orders(&self, snapshot: &Snapshot, settings: &NodeSettings) {
+    /// Says what the node should be doing, and until when that is good.
+    fn ordered(&self, snapshot: &Snapshot) {
+        let desired = self.orders.lock().desired;
+        self.status.send_if_modified(|status| {
+            let valid_until = snapshot.valid_until();
+            let changed = (status.desired, status.valid_until) != (desired, valid_until);
+            (status.desired, status.valid_until) = (desired, valid_until);
+            changed
+        });
+    }
+
+    fn take_orders(&self, snapshot: &Snapshot, drain_when_expired: bool) {
         let manifest = &snapshot.manifest;
         let named = Some((manifest.cluster_epoch, manifest.rev));
         {
@@ -413,10 +485,7 @@ impl Reconciler {
                     manifest: named,
                     desired: manifest.desired_state(),
                     deadline: moment(manifest.drain_deadline.as_ref()),
-                    stale_from: settings
-                        .drain_when_expired
-                        .then(|| snapshot.valid_until())
-                        .flatten(),
+                    stale_from: drain_when_expired.then(|| snapshot.valid_until()).flatten(),
                 };
             }
         }
@@ -519,6 +588,13 @@ impl Reconciler {
             && let Ok(copy) = state.ledger.commit(current)
         {
             state.unsaved = copy.write().await.is_err();
+            if !state.unsaved && state.ahead.is_none() {
+                state.ledger.forget_refused();
+            }
+        }
+        let State { ahead, ledger, .. } = &mut *state;
+        if let Some(ahead) = ahead.as_mut().filter(|ahead| ahead.unsaved) {
+            ahead.unsaved = !keep_refused(ledger, &ahead.snapshot).await;
         }
         self.follow_files(&mut state).await;
     }
@@ -530,14 +606,23 @@ impl Reconciler {
             return;
         };
         let found = stamps(&settings);
-        if found == std::mem::replace(&mut state.files, found) {
+        if found == state.files {
             return;
         }
         match self.engine.apply(&settings).await {
-            Ok(_) => tracing::info!("certificate files read anew"),
+            Ok(_) => {
+                state.files = found;
+                state.unread = None;
+                tracing::info!("certificate files read anew");
+            }
+            // Tried again: what cannot be read now may be soon, without looking different.
             Err(errors) => {
-                let errors = text_of(&errors);
-                tracing::warn!(errors, "certificate files not read, the old stay in use");
+                let unread = Some((found, text_of(&errors)));
+                if state.unread != unread {
+                    let errors = text_of(&errors);
+                    tracing::warn!(errors, "certificate files not read, the old stay in use");
+                    state.unread = unread;
+                }
             }
         }
     }
@@ -594,6 +679,30 @@ impl Reconciler {
             status.engine = EngineState::Failed;
             reason.clone_into(&mut status.reason);
         });
+    }
+}
+
+/// Whether users are found under the same keys in both.
+fn has_same_keys(one: &Snapshot, other: &Snapshot) -> bool {
+    one.config.verifier_keys == other.config.verifier_keys
+}
+
+/// The users of an update whose configuration was refused, as far as the one in force knows them.
+fn users_of_refused(current: &Snapshot, refused: &Snapshot) -> Arc<BTreeMap<u64, StoredUser>> {
+    if has_same_keys(current, refused) {
+        return Arc::clone(&refused.users);
+    }
+    // Its verifiers mean nothing under the keys in force, but who is gone is gone.
+    let mut left = BTreeMap::clone(&current.users);
+    left.retain(|id, _| refused.users.contains_key(id));
+    Arc::new(left)
+}
+
+/// Keeps an update on disk that was refused; `false` when the disk does not take it.
+async fn keep_refused(ledger: &Ledger, snapshot: &Snapshot) -> bool {
+    match ledger.refuse(snapshot) {
+        Ok(copy) => copy.write().await.is_ok(),
+        Err(_) => false,
     }
 }
 

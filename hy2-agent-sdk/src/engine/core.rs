@@ -177,7 +177,16 @@ impl CoreEngine {
                     }
                     // It was in force before, so it is in range.
                     let _ = handle.set_config(before);
-                    return Err(vec![bind_error(settings, &error)]);
+                    let mut error = bind_error(settings, &error);
+                    let port = address.port();
+                    if let Some(own) = running.listeners.values().find(|own| own.port() == port) {
+                        let text = format!(
+                            "; the node itself listens on {own}: take that out first, and put this \
+                             in when the drain grace is over"
+                        );
+                        error.message.push_str(&text);
+                    }
+                    return Err(vec![error]);
                 }
             }
         }

@@ -514,6 +514,31 @@ async fn certificate_files_are_followed_from_the_moment_they_are_in_force() {
     let echo = Echo::start().await;
     let traffic = Traffic::start(&held, &echo.target(), 1, 1000).await;
     world.client(PROBE).await.close().await;
+    // What could not be read is read when it can, though it looks the same then.
+    let next = Site::new();
+    next.write(folder.path());
+    let key = folder.path().join("key.pem");
+    let (right, looks) = (
+        std::fs::read(&key).expect("there"),
+        std::fs::metadata(&key).expect("there").modified(),
+    );
+    let looks = looks.expect("a time");
+    let same = |content: &[u8]| {
+        std::fs::write(&key, content).expect("written");
+        let file = std::fs::File::options().write(true).open(&key);
+        file.and_then(|file| file.set_modified(looks)).expect("set");
+    };
+    same(&vec![b'?'; right.len()]);
+    // Longer than it takes until it is tried.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    same(&right);
+    world.site = next;
+    soon("the new certificate", async {
+        while Client::connect(world.client_config(PROBE)).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await;
     traffic.finish().await;
     held.close().await;
 }

@@ -9,8 +9,8 @@ use hy2_agent_sdk::{
     hy2_proto::control::{
         hash,
         rpc::{
-            CertificateUpdate, EngineState, ErrorCode, Manifest, Obfuscation, ResourceAck,
-            ResourceNack, ResourceUpdate, Salamander, SignedManifest, SigningKey,
+            CertificateUpdate, EngineState, ErrorCode, Manifest, NodeDesiredState, Obfuscation,
+            ResourceAck, ResourceNack, ResourceUpdate, Salamander, SignedManifest, SigningKey,
             obfuscation::Kind, session_response,
         },
     },
@@ -369,6 +369,126 @@ async fn a_configuration_that_cannot_run_is_refused_by_path_and_revocations_in_i
     world.client("bob's credential").await.close().await;
     traffic.finish().await;
     assert_eq!(agent.status().borrow().engine, EngineState::Serving);
+}
+
+#[tokio::test]
+async fn orders_hold_whose_configuration_cannot_run() {
+    let mut world = World::with_users(&[(1, ALICE)]).await;
+    let agent = world.start().await;
+    let echo = Echo::start().await;
+    let taken = UdpSocket::bind(("127.0.0.1", 0)).await.expect("a port");
+    let address = taken.local_addr().expect("bound").to_string();
+    let ordered = async |state| {
+        let rev = world
+            .master
+            .publish(|desired| {
+                desired.config.listen.truncate(1);
+                desired.config.listen.push(address.clone());
+                desired.valid_until += Duration::from_secs(3600);
+                desired.state = state;
+                // Connections with streams stay until then.
+                let drains = state == NodeDesiredState::Draining;
+                desired.drain_deadline = drains.then(SystemTime::now);
+            })
+            .await;
+        let nack = world.master.nacked(rev).await;
+        assert_eq!(nack.errors[0].code(), ErrorCode::CannotBind);
+    };
+    for state in [
+        NodeDesiredState::Disabled,
+        NodeDesiredState::Maintenance,
+        NodeDesiredState::Draining,
+    ] {
+        ordered(NodeDesiredState::Active).await;
+        let alice = world.client(ALICE).await;
+        let traffic = Traffic::start(&alice, &echo.target(), 1, 500).await;
+        ordered(state).await;
+        soon("the end", traffic.until_cut()).await;
+        world.is_refused(ALICE).await;
+        let status = agent.status().borrow().clone();
+        assert_eq!((status.desired, status.manifest_rev), (state, 1));
+        let valid_until = world.master.shared.desired.lock().valid_until;
+        assert_eq!(status.valid_until, Some(valid_until));
+    }
+}
+
+#[tokio::test]
+async fn who_was_revoked_beside_a_configuration_that_cannot_run_stays_out_after_a_restart() {
+    const BOB: &str = "bob's credential";
+    let mut world = World::with_users(&[(1, ALICE), (2, BOB)]).await;
+    world.start().await;
+    let taken = UdpSocket::bind(("127.0.0.1", 0)).await.expect("a port");
+    let address = taken.local_addr().expect("bound").to_string();
+    let rev = world
+        .master
+        .publish(|desired| {
+            desired.config.listen.push(address);
+            desired.users.remove(&2);
+        })
+        .await;
+    world.master.nacked(rev).await;
+    for secret in [&[1; 32], &[2; 32]] {
+        assert_eq!(
+            files_with(world.folder.path(), secret),
+            Vec::<String>::new()
+        );
+    }
+    world.master.stop().await;
+    // Of the engine, and of the agent.
+    let mut node = crate::restart::local(&world).await;
+    node.restart_engine(crate::restart::within(0))
+        .await
+        .expect("restarted");
+    world.is_refused(BOB).await;
+    world.shutdown().await;
+    let agent = world.start_with(|builder| builder).await;
+    assert_eq!(agent.status().borrow().manifest_rev, 1);
+    world.client(ALICE).await.close().await;
+    world.is_refused(BOB).await;
+    world.shutdown().await;
+    // Disabled by the next, which cannot run either.
+    world.master.resume().await;
+    world.master.shared.desired.lock().state = NodeDesiredState::Disabled;
+    world.start_with(|builder| builder).await;
+    let rev = world.master.publish(|_| ()).await;
+    world.master.nacked(rev).await;
+    world.shutdown().await;
+    world.master.stop().await;
+    let agent = world.start_with(|builder| builder).await;
+    assert_eq!(agent.status().borrow().desired, NodeDesiredState::Disabled);
+    world.is_refused(ALICE).await;
+    world.shutdown().await;
+    // One that runs ends it.
+    world.master.resume().await;
+    {
+        let mut desired = world.master.shared.desired.lock();
+        desired.config.listen.truncate(1);
+        desired.state = NodeDesiredState::Active;
+        desired.users.insert(2, user(2, BOB));
+    }
+    world.start_with(|builder| builder).await;
+    world.master.publish_acked(|_| ()).await;
+    world.shutdown().await;
+    world.master.stop().await;
+    assert!(!world.folder.path().join("ledger-refused").exists());
+    world.start_with(|builder| builder).await;
+    world.client(BOB).await.close().await;
+}
+
+#[tokio::test]
+async fn a_listener_that_is_to_take_part_of_its_own_address_is_told_the_way() {
+    let mut world = World::with_users(&[(1, ALICE)]).await;
+    world.master.shared.desired.lock().config.listen = vec!["0.0.0.0:0".into()];
+    let agent = world.start().await;
+    let port = agent.listening()[0].port();
+    let rev = world
+        .master
+        .publish(|desired| desired.config.listen = vec![format!("127.0.0.1:{port}")])
+        .await;
+    let nack = world.master.nacked(rev).await;
+    assert_eq!(nack.errors[0].path, "listen[0]", "{nack:?}");
+    let told = format!("the node itself listens on 0.0.0.0:{port}: take that out first");
+    assert!(nack.errors[0].message.contains(&told), "{nack:?}");
 }
 
 #[tokio::test]

@@ -22,12 +22,12 @@ const BOB: &str = "bob's credential";
 /// Longer than any test may take.
 const LONG: i64 = 3600;
 
-async fn local(world: &World) -> NodeClient {
+pub(crate) async fn local(world: &World) -> NodeClient {
     let path = world.folder.path().join("agent.sock");
     node_client(UnixStream::connect(path).await.expect("connects")).await
 }
 
-fn within(seconds: i64) -> RestartEngineRequest {
+pub(crate) fn within(seconds: i64) -> RestartEngineRequest {
     RestartEngineRequest {
         grace: Some(prost_types::Duration { seconds, nanos: 0 }),
     }
