@@ -283,6 +283,13 @@ impl Leases {
             .min()
     }
 
+    /// Whether something is left of a slice that has not ended, at a counter that says `total`.
+    pub(crate) fn has_rest(&self, user: u64, total: u64) -> bool {
+        let inner = self.inner.lock();
+        let mut slices = inner.slices.get(&user).into_iter().flatten();
+        slices.any(|slice| slice.ended == 0 && slice.end() > total)
+    }
+
     /// Whether the slice in hand runs out soon.
     pub(crate) fn is_ending(&self, user: u64) -> bool {
         let soon = unix_ms(self.clock.now()) + PROLONGED_MS;
@@ -423,6 +430,15 @@ impl Leases {
         })
     }
 
+    /// As [`Self::request`], for the way to the master.
+    pub(crate) fn ask(self: &Arc<Self>, counters: &dyn Counters) -> Option<Asked> {
+        let request = self.request(counters)?;
+        Some(Asked {
+            leases: Arc::clone(self),
+            request: Some(request),
+        })
+    }
+
     /// Puts back what could not be asked.
     pub(crate) fn again(&self, request: LeaseRequest) {
         let mut inner = self.inner.lock();
@@ -432,10 +448,20 @@ impl Leases {
             inner.asked.remove(&want.user_id);
             inner.wants.insert(want.user_id);
         }
-        inner.releases.extend(releases);
+        // A restore of the master may have been seen since: it is owed nothing of before.
+        let Inner {
+            slices,
+            releases: waiting,
+            ..
+        } = &mut *inner;
+        waiting.extend(releases.into_iter().filter(|want| {
+            let mut slices = slices.get(&want.user_id).into_iter().flatten();
+            slices.any(|slice| slice.lease == want.lease_id && !slice.settled)
+        }));
         for want in request.devices {
             inner.device_wants.entry(want.user_id).or_insert(want);
         }
+        self.wanted.notify_one();
     }
 
     /// Notes that these users' wants were answered, with something or with nothing: a cut between
@@ -636,6 +662,33 @@ impl Intervals for Leases {
             })
             .filter(|used| used.billed_bytes > 0)
             .collect()
+    }
+}
+
+/// A request on its way. Where it is dropped without an answer, as by the end of a session, it is put back.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    leases: Arc<Leases>,
+    request: Option<LeaseRequest>,
+}
+
+impl Asked {
+    /// Returns what the master is asked.
+    pub(crate) fn request(&self) -> LeaseRequest {
+        self.request.clone().unwrap_or_default()
+    }
+
+    /// Notes that the master has answered, and returns what it was asked.
+    pub(crate) fn answered(mut self) -> LeaseRequest {
+        self.request.take().unwrap_or_default()
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        if let Some(request) = self.request.take() {
+            self.leases.again(request);
+        }
     }
 }
 

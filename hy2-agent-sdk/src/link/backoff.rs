@@ -37,9 +37,23 @@ impl Backoff {
     }
 }
 
+/// Returns a pause that somebody named, or up to as much again: who named it says the same to the whole fleet.
+pub(super) fn spread(pause: Duration) -> Duration {
+    pause.mul_f64(rand::rng().random_range(1.0..=2.0))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pause_that_was_named_is_spread_over_as_much_again() {
+        let pause = Duration::from_secs(1);
+        let all: Vec<_> = (0..200).map(|_| spread(pause)).collect();
+        let (least, most) = (all.iter().min().unwrap(), all.iter().max().unwrap());
+        assert!(*least >= pause && *most <= 2 * pause, "{least:?} {most:?}");
+        assert!(*most > pause.mul_f64(1.5) && *least < pause.mul_f64(1.5));
+    }
 
     #[test]
     fn pauses_double_up_to_the_longest_and_begin_anew() {

@@ -16,7 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::{
     CALL_MAX, LinkError, LinkState, Master,
-    backoff::Backoff,
+    backoff::{self, Backoff},
     channel::{Connection, Dial, bounded},
     enrol::{self, Proof},
     reverse,
@@ -92,7 +92,7 @@ pub(crate) async fn run(node: Arc<Node>) {
             LinkError::Goodbye {
                 retry_after: Some(pause),
                 ..
-            } => pause.clamp(node.config.reconnect.0, node.config.reconnect.1),
+            } => backoff::spread(pause.clamp(node.config.reconnect.0, node.config.reconnect.1)),
             _ => backoff.pause(),
         };
         sleep(pause).await;
@@ -551,31 +551,27 @@ async fn deliver_traffic(node: Arc<Node>, mut master: Master) -> Result<(), Link
 
 async fn ask_for_leases(node: Arc<Node>, mut master: Master) -> Result<(), LinkError> {
     loop {
-        let Some(request) = node.leases.request(&*node.users) else {
+        let Some(asked) = node.leases.ask(&*node.users) else {
             node.leases.wanted.notified().await;
             continue;
         };
-        let asked: Vec<u64> = request.quotas.iter().map(|want| want.user_id).collect();
-        match bounded(master.lease(request.clone())).await {
-            Ok(response) => {
-                let node = Arc::clone(&node);
-                blocking(move || {
-                    let no_cut = node.traffic.no_cut();
-                    node.leases.released(&request);
-                    let mut concerned = node.leases.grant(&response, &*node.users, &no_cut);
-                    node.leases.settle(&asked, &no_cut);
-                    drop(no_cut);
-                    concerned.extend(asked);
-                    node.users.refresh(concerned);
-                    Ok(())
-                })
-                .await?;
-            }
-            Err(error) => {
-                node.leases.again(request);
-                return Err(error);
-            }
-        }
+        // It asks again by itself when there is no answer, also when the session ends here.
+        let response = bounded(master.lease(asked.request())).await?;
+        let node = Arc::clone(&node);
+        blocking(move || {
+            let no_cut = node.traffic.no_cut();
+            let request = asked.answered();
+            node.leases.released(&request);
+            let mut concerned = node.leases.grant(&response, &*node.users, &no_cut);
+            let asked: Vec<u64> = request.quotas.iter().map(|want| want.user_id).collect();
+            node.leases.settle(&asked, &no_cut);
+            drop(no_cut);
+            concerned.extend(asked);
+            node.users.refresh(concerned);
+            node.users.keep_to_places(&request, &response);
+            Ok(())
+        })
+        .await?;
     }
 }
 

@@ -16,7 +16,7 @@ use std::{
 use arc_swap::{ArcSwap, ArcSwapOption};
 use aws_lc_rs::hmac;
 use hy2_core::{Bandwidth, authenticator::UserLimits};
-use hy2_proto::control::rpc::UserEntry;
+use hy2_proto::control::rpc::{LeaseRequest, LeaseResponse, UserEntry};
 use parking_lot::{Mutex, RwLock};
 
 use crate::{
@@ -94,7 +94,7 @@ pub(crate) struct User {
     stopped: AtomicBool,
     /// Since when the user is held back at the end of the allowance, while more is asked for.
     held: Mutex<Option<u64>>,
-    /// When the last connection ended, by the clock.
+    /// Since when nobody is connected, by the clock; `u64::MAX` while somebody is, or nothing was lent yet.
     idle_since: AtomicU64,
 }
 
@@ -340,6 +340,7 @@ impl UserTable {
                 }
                 if entry.max_devices != 0 && entry.max_devices != before.max_devices {
                     actions.push(Action::Devices(Arc::clone(&user)));
+                    self.ask_for_fewer(&user, entry.max_devices);
                 }
                 user.entry.store(Arc::new(entry));
                 user
@@ -377,9 +378,10 @@ impl UserTable {
             let soon = unix_ms(self.clock.now()) + PLACES_IDLE_MS;
             let held = self.leases.places(user.id);
             let renewed = self.leases.places_due(user.id);
-            // Who came in while fewer places were on their way here has to have one.
-            let short = user.device_count() > held && self.leases.is_online();
-            if let Some(at) = if short { Some(soon) } else { renewed } {
+            // Who came in while fewer places were on their way here has to have one; what no device
+            // takes, as after a restart, other nodes can have.
+            let differs = user.device_count() != held && self.leases.is_online();
+            if let Some(at) = if differs { Some(soon) } else { renewed } {
                 inner.due.insert((at.max(soon), user.id));
             }
         }
@@ -393,6 +395,7 @@ impl UserTable {
         }
         let allowance = self.leases.allowance(user.id);
         let total = self.total(user.id);
+        self.note_idle(inner, user, total);
         // At half of the slice; past that, and not granted more, at half of what is left.
         let half_of_rest = total.saturating_add(allowance.saturating_sub(total) / 2);
         let renew_at = self.leases.renew_at(user.id).max(half_of_rest);
@@ -423,6 +426,56 @@ impl UserTable {
                 self.leases.want(user.id);
             }
             actions.push(Action::Hold(Arc::clone(user)));
+        }
+    }
+
+    /// Notes when a slice goes back that nobody uses: of a user who was lent it before a restart, who did not come in after
+    /// all, or whose time for it came while there was no master.
+    fn note_idle(&self, inner: &mut Inner, user: &User, total: u64) {
+        if !user.live.lock().is_empty() || !self.leases.has_rest(user.id, total) {
+            return;
+        }
+        let now = unix_ms(self.clock.now());
+        let since = user
+            .idle_since
+            .compare_exchange(u64::MAX, now, Relaxed, Relaxed)
+            .map_or_else(|since| since, |_| now);
+        let at = since.saturating_add(IDLE_MS);
+        // Past that, it waits for a master: everybody is looked at when there is one.
+        if at > now || self.leases.is_online() {
+            inner.due.insert((at, user.id));
+        }
+    }
+
+    /// Asks for the places of the devices here anew, because the user may have fewer than before: devices on other nodes
+    /// count too.
+    fn ask_for_fewer(&self, user: &User, max: u32) {
+        let before = user.max_devices();
+        let devices = user.device_count().min(max);
+        if devices > 0 && max < before && self.leases.is_online() {
+            self.leases.want_places(user.id, devices, devices);
+        }
+    }
+
+    /// Cuts the devices, the newest first, for which the master has no place although it was asked for one. Who came in since
+    /// is asked for next.
+    pub(crate) fn keep_to_places(&self, request: &LeaseRequest, response: &LeaseResponse) {
+        let Some(engine) = self.engine() else {
+            return;
+        };
+        for want in &request.devices {
+            let lent = response.devices.iter();
+            let Some(lent) = lent.filter(|one| one.user_id == want.user_id).next_back() else {
+                continue;
+            };
+            let Some(user) = self.user(want.user_id) else {
+                continue;
+            };
+            if user.max_devices() > 0 && user.device_count() <= want.wanted {
+                for connection in self.surplus(&user, lent.slots) {
+                    engine.kick_connection(connection);
+                }
+            }
         }
     }
 
@@ -464,14 +517,17 @@ impl UserTable {
         }
     }
 
-    /// Reads anew how far every user's quota goes: whether somebody can be asked has changed.
+    /// Reads anew what was lent to every user: whether somebody can be asked has changed.
     pub(crate) fn refresh_all(&self) {
-        let metered: Vec<u64> = {
+        let lent_to: Vec<u64> = {
             let inner = self.inner.read();
-            let metered = inner.by_id.values().filter(|user| user.is_metered());
-            metered.map(|user| user.id).collect()
+            let users = inner.by_id.values();
+            users
+                .filter(|user| user.is_metered() || user.max_devices() > 0)
+                .map(|user| user.id)
+                .collect()
         };
-        self.refresh(metered);
+        self.refresh(lent_to);
     }
 
     /// Reads anew how far the quota of `users` goes; who is over it is cut off.
@@ -500,11 +556,9 @@ impl UserTable {
         let now = unix_ms(self.clock.now());
         let mut actions = Vec::new();
         let mut inner = self.inner.write();
-        while let Some((at, id)) = inner.due.first().copied() {
-            if at > now {
-                break;
-            }
-            inner.due.pop_first();
+        // What becomes due meanwhile is for the next time.
+        let later = inner.due.split_off(&(now.saturating_add(1), 0));
+        for (_, id) in std::mem::replace(&mut inner.due, later) {
             let Some(user) = inner.by_id.get(&id).cloned() else {
                 continue;
             };
@@ -605,7 +659,7 @@ impl UserTable {
                     }
                 }
                 Action::Devices(user) => {
-                    for connection in self.surplus(&user) {
+                    for connection in self.surplus(&user, user.max_devices()) {
                         engine.kick_connection(connection);
                     }
                 }
@@ -613,9 +667,9 @@ impl UserTable {
         }
     }
 
-    /// Connections of devices beyond what the user may have; the oldest devices stay.
-    fn surplus(&self, user: &User) -> Vec<u64> {
-        let max = usize::try_from(user.max_devices()).unwrap_or(usize::MAX);
+    /// Connections of devices beyond `max`; the oldest devices stay.
+    fn surplus(&self, user: &User, max: u32) -> Vec<u64> {
+        let max = usize::try_from(max).unwrap_or(usize::MAX);
         let live = user.live.lock();
         let mut kept = HashSet::new();
         let beyond = live.iter().filter(|(_, (ip, _))| {

@@ -11,7 +11,7 @@ use std::{
 use hy2_agent_sdk::{
     clock::ManualClock,
     hy2_core::{Client, relay::TcpStream, socket::SocketFactory},
-    hy2_proto::control::rpc::{LeaseRecall, session_response},
+    hy2_proto::control::rpc::{Goodbye, LeaseRecall, session_response},
 };
 
 use tokio::{
@@ -335,6 +335,160 @@ async fn places_go_back_when_devices_leave_and_stay_without_a_master() {
     for client in [again, other] {
         client.expect("a place").close().await;
     }
+}
+
+/// Waits until all of a user's quota is with the master again.
+async fn all_back(world: &World, quota: u64) {
+    until("all of the quota is back", || {
+        world.master.shared.quotas.lock().left.get(&1) == Some(&quota)
+    })
+    .await;
+}
+
+/// More than the minute after which a slice goes back.
+const IDLE: Duration = Duration::from_secs(61);
+
+#[tokio::test]
+async fn a_slice_goes_back_of_who_does_not_come_back_after_a_restart() {
+    let quota = 64 << 20;
+    let mut world = metered(quota, 1 << 20).await;
+    world.start().await;
+    world.client(ALICE).await.close().await;
+    world.shutdown().await;
+    assert!(world.master.shared.quotas.lock().left[&1] < quota);
+    let clock = Arc::new(ManualClock::new(SystemTime::now()));
+    let ticking = Arc::clone(&clock);
+    *world.master.shared.clock.lock() = Arc::clone(&clock) as _;
+    let agent = world.start_with(|builder| builder.clock(ticking)).await;
+    // From then on it has the master's time.
+    until("a session", || {
+        agent.link().borrow().connected_since().is_some()
+    })
+    .await;
+    clock.advance(IDLE);
+    all_back(&world, quota).await;
+}
+
+#[tokio::test]
+async fn a_slice_goes_back_of_who_had_no_place_for_a_device() {
+    let quota = 64 << 20;
+    let mut world = metered(quota, 1 << 20).await;
+    {
+        let mut desired = world.master.shared.desired.lock();
+        desired.users.get_mut(&1).expect("there").max_devices = 1;
+    }
+    let clock = Arc::new(ManualClock::new(SystemTime::now()));
+    let ticking = Arc::clone(&clock);
+    *world.master.shared.clock.lock() = Arc::clone(&clock) as _;
+    world.start_with(|builder| builder.clock(ticking)).await;
+    world.master.acked(1).await;
+    world.is_refused(ALICE).await;
+    assert!(world.master.shared.quotas.lock().left[&1] < quota);
+    clock.advance(IDLE);
+    all_back(&world, quota).await;
+}
+
+#[tokio::test]
+async fn a_slice_goes_back_whose_idle_minute_was_over_while_the_master_was_away() {
+    let quota = 64 << 20;
+    let mut world = metered(quota, 1 << 20).await;
+    let clock = Arc::new(ManualClock::new(SystemTime::now()));
+    let ticking = Arc::clone(&clock);
+    *world.master.shared.clock.lock() = Arc::clone(&clock) as _;
+    let agent = world.start_with(|builder| builder.clock(ticking)).await;
+    world.master.acked(1).await;
+    let alice = world.client(ALICE).await;
+    world.master.stop().await;
+    until("no session", || {
+        agent.link().borrow().connected_since().is_none()
+    })
+    .await;
+    alice.close().await;
+    until("nobody is here", || agent.sessions().is_empty()).await;
+    clock.advance(IDLE);
+    // Looked at meanwhile, in vain.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    world.master.resume().await;
+    all_back(&world, quota).await;
+}
+
+#[tokio::test]
+async fn what_was_on_its_way_back_when_the_session_ended_goes_back_in_the_next() {
+    let quota = 64 << 20;
+    let mut world = metered(quota, 1 << 20).await;
+    let clock = Arc::new(ManualClock::new(SystemTime::now()));
+    let ticking = Arc::clone(&clock);
+    *world.master.shared.clock.lock() = Arc::clone(&clock) as _;
+    let agent = world.start_with(|builder| builder.clock(ticking)).await;
+    world.master.acked(1).await;
+    world.client(ALICE).await.close().await;
+    until("nobody is here", || agent.sessions().is_empty()).await;
+    let held = &world.master.shared.hold_leases;
+    held.send_replace(true);
+    clock.advance(IDLE);
+    until("a request", || held.receiver_count() > 0).await;
+    // The session ends, not the connection under it.
+    let goodbye = session_response::Event::Goodbye(Goodbye {
+        retry_after: None,
+        reason: "a restart".to_owned(),
+        retired: false,
+    });
+    let sessions = world.master.shared.seen.borrow().sessions;
+    world.master.send(goodbye).await;
+    world
+        .master
+        .until_seen("the next", |seen| seen.sessions > sessions)
+        .await;
+    world.master.shared.hold_leases.send_replace(false);
+    all_back(&world, quota).await;
+}
+
+#[tokio::test]
+async fn places_of_devices_that_are_gone_after_a_restart_go_back() {
+    let mut world = World::with_users(&[]).await;
+    let mut entry = user(1, ALICE);
+    entry.max_devices = 1;
+    world.master.shared.desired.lock().users.insert(1, entry);
+    world.master.shared.quotas.lock().places.insert(1, 1);
+    world.start().await;
+    let alice = world.client(ALICE).await;
+    world.shutdown().await;
+    drop(alice);
+    assert_eq!(world.master.shared.quotas.lock().lent[&1], 1);
+    world.start().await;
+    until("the place is back", || {
+        world.master.shared.quotas.lock().lent[&1] == 0
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn devices_for_which_the_master_has_no_place_any_more_are_cut_the_newest_first() {
+    let mut world = World::with_users(&[]).await;
+    let mut entry = user(1, ALICE);
+    entry.max_devices = 4;
+    world.master.shared.desired.lock().users.insert(1, entry);
+    world.master.shared.quotas.lock().places.insert(1, 2);
+    let agent = world.start().await;
+    let base = world.client_config(ALICE);
+    let from = |last: u8| {
+        let mut config = base.clone();
+        config.socket_factory = Some(Arc::new(From([127, 0, 0, last].into())));
+        Client::connect(config)
+    };
+    let first = soon("connect", from(1)).await.expect("a place");
+    let second = soon("connect", from(2)).await.expect("a place");
+    // Two are within the new limit, but one of them is in use elsewhere.
+    world.master.shared.quotas.lock().places.insert(1, 1);
+    world
+        .master
+        .publish_acked(|desired| {
+            desired.users.get_mut(&1).expect("there").max_devices = 3;
+        })
+        .await;
+    until("one is left", || agent.sessions().len() == 1).await;
+    assert!(agent.sessions()[0].remote.starts_with("127.0.0.1:"));
+    drop((first, second));
 }
 
 #[tokio::test]
