@@ -106,6 +106,13 @@ words!(
     }
 );
 
+impl ObservedState {
+    /// Tells whether the node has a session, as far as is known: one that refuses what it should run has, and serves.
+    pub fn is_connected(self) -> bool {
+        matches!(self, Self::Online | Self::Suspect | Self::Error)
+    }
+}
+
 words!(
     /// What a node says of its proxy server.
     EngineState {

@@ -13,7 +13,7 @@ use super::nodes::node_record;
 use super::regions::check_region;
 use super::{FieldIssue, Record, Service, ServiceError, record};
 use crate::auth::access::Access;
-use crate::domain::{NodeId, ObservedState, RegionId, Timestamp};
+use crate::domain::{NodeId, RegionId, Timestamp};
 use crate::store::certificates::{self, CertificateRow, NewToken, TokenRow};
 use crate::store::leases;
 use crate::store::nodes::{self, NodeRow};
@@ -208,10 +208,7 @@ impl Service {
         let now = self.now();
         let mut tx = self.store().begin().await?;
         let node = nodes::get(&mut tx, id).await?;
-        if matches!(
-            node.observed_state,
-            ObservedState::Online | ObservedState::Suspect
-        ) {
+        if node.observed_state.is_connected() {
             let detail = "the node is connected: what its users leave comes back by itself";
             return Err(ServiceError::conflict("node_connected", detail));
         }

@@ -12,7 +12,7 @@ use super::page::{Page, PageRequest};
 use super::regions::check_region;
 use super::{FieldIssue, Record, Service, ServiceError, record};
 use crate::auth::access::Access;
-use crate::domain::{DesiredState, NodeId, ObservedState, RegionId};
+use crate::domain::{DesiredState, NodeId, RegionId};
 use crate::store::config_list;
 use crate::store::node_list::{self, NodeFilter};
 use crate::store::nodes::{self, NodeChange, NodeRow};
@@ -245,10 +245,7 @@ impl Service {
         let now = self.now();
         let mut tx = self.store().begin().await?;
         let node = nodes::get_for_update(&mut tx, id).await?;
-        let connected = matches!(
-            node.observed_state,
-            ObservedState::Online | ObservedState::Suspect
-        );
+        let connected = node.observed_state.is_connected();
         let serving = !matches!(
             node.desired_state,
             DesiredState::Maintenance | DesiredState::Disabled

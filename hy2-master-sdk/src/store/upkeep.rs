@@ -32,7 +32,7 @@ pub async fn renew_manifests(
     older_than: Timestamp,
     now: Timestamp,
 ) -> Result<usize, StoreError> {
-    const SQL: &str = "select id from vps_nodes where desired_at < $1 and observed_state in ('online', 'suspect') \
+    const SQL: &str = "select id from vps_nodes where desired_at < $1 and observed_state in ('online', 'suspect', 'error') \
                        order by id limit 200";
     let due = on!(tx, |ex| sqlx::query_scalar::<_, NodeId>(SQL)
         .bind(older_than)

@@ -76,9 +76,11 @@ on_both! {
             nodes::set_observed_state(&mut tx, node, state, "", fleet.master.now()).await.unwrap();
             tx.commit().await.unwrap();
         };
-        for here in [ObservedState::Online, ObservedState::Suspect] {
+        for here in [ObservedState::Online, ObservedState::Suspect, ObservedState::Error] {
             seen(here).await;
             assert_eq!(owner.post(&path, &Value::Null).await.problem(409), "node_connected");
+            let deleted = owner.delete(&format!("/api/v1/nodes/{node}")).await;
+            assert_eq!(deleted.problem(409), "node_serving");
             assert_eq!(store.open_leases(Some(ann), 10).await.unwrap().len(), 1, "it is still lent");
         }
         seen(ObservedState::Offline).await;
