@@ -95,7 +95,7 @@ pub(crate) enum LinkError {
     #[error(
         "the pin is not of this master's authority: it was exchanged after the token was made, or this is another master"
     )]
-    Pin(#[source] Box<LinkError>),
+    Pin(#[source] Box<Self>),
     #[error("the node is not enrolled and no token is configured")]
     NoToken,
     #[error("storage")]

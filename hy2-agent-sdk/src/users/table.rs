@@ -464,8 +464,8 @@ impl UserTable {
             return;
         };
         for want in &request.devices {
-            let lent = response.devices.iter();
-            let Some(lent) = lent.filter(|one| one.user_id == want.user_id).next_back() else {
+            let mut lent = response.devices.iter();
+            let Some(lent) = lent.rfind(|one| one.user_id == want.user_id) else {
                 continue;
             };
             let Some(user) = self.user(want.user_id) else {

@@ -231,7 +231,7 @@ impl Listener {
         };
         let stream = PeerStream::new(stream, peer, open, permit);
         if reverse {
-            let identity = identity.ok_or(refusal.unwrap_or("no client certificate"))?;
+            let identity = identity.ok_or_else(|| refusal.unwrap_or("no client certificate"))?;
             self.core.reverse.accept(identity.node, stream).await?;
             return Ok(None);
         }
