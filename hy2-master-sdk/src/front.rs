@@ -178,6 +178,8 @@ impl Front {
             public_url: config.public_url,
             targets: config.targets,
             authenticator: config.authenticator,
+            keep_hourly: master.config().keep_hourly,
+            keep_daily: master.config().keep_daily,
         });
         // Before anything is made: a start that fails later would keep the first password to itself.
         let api_listener = bind(config.api).await?;

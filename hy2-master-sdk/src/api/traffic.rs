@@ -31,7 +31,8 @@ struct SpanQuery {
     user_id: Option<i64>,
     /// Only through this node.
     node_id: Option<i64>,
-    /// From this hour on; absent: a day before `to`.
+    /// From this hour on; absent: a day before `to`. Hours are kept 90 days and whole days (UTC) two years, those of users
+    /// and those of nodes; what reaches further back than it can be answered from is refused.
     from: Option<Moment>,
     /// Before this hour; absent: until now.
     to: Option<Moment>,

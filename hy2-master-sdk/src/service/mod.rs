@@ -29,6 +29,7 @@ pub mod webhooks;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::Value;
 use url::Url;
@@ -83,6 +84,10 @@ pub struct Parts {
     pub targets: TargetPolicy,
     /// Recognises administrators by other means than the master's own.
     pub authenticator: Option<Arc<dyn Authenticator>>,
+    /// How long hourly traffic is kept.
+    pub keep_hourly: Duration,
+    /// How long daily traffic is kept.
+    pub keep_daily: Duration,
 }
 
 impl fmt::Debug for Parts {
@@ -116,6 +121,11 @@ impl Service {
     #[must_use]
     pub fn now(&self) -> Timestamp {
         self.inner.parts.clock.now()
+    }
+
+    /// Returns how long hourly and daily traffic is kept.
+    fn traffic_kept(&self) -> (Duration, Duration) {
+        (self.inner.parts.keep_hourly, self.inner.parts.keep_daily)
     }
 
     /// Returns the rate limiter.

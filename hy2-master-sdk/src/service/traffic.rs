@@ -1,5 +1,7 @@
 //! Traffic, live connections, and what can be done about them at once.
 
+use std::time::Duration;
+
 use serde::Serialize;
 use serde_json::json;
 use utoipa::ToSchema;
@@ -10,7 +12,7 @@ use super::user_rules::check_rates;
 use super::{FieldIssue, Record, Service, ServiceError, record};
 use crate::auth::access::Access;
 use crate::domain::{NodeId, Timestamp, UserId};
-use crate::store::traffic_report::{self, Bucket, TopUser, TrafficFilter};
+use crate::store::traffic_report::{self, Bucket, Detail, TopUser, TrafficFilter};
 
 /// Longest time that one question may cover.
 const MAX_SPAN: i64 = 400 * Timestamp::DAY;
@@ -29,7 +31,7 @@ pub struct TrafficView {
     pub tx_bytes: i64,
     /// From targets to clients.
     pub rx_bytes: i64,
-    /// Billed bytes; only without a span of time.
+    /// Billed bytes, with what imported users had used elsewhere; only without a span of time.
     pub billed_bytes: Option<i64>,
     /// Bytes set aside because nobody knows whose they are; only where everybody's is asked for.
     pub quarantined_bytes: Option<i64>,
@@ -151,6 +153,7 @@ impl Service {
             });
         }
         let filter = self.filter(access, query)?;
+        self.check_kept(filter, Detail::Days)?;
         let sums = traffic_report::sums(self.store(), filter).await?;
         Ok(TrafficView {
             tx_bytes: sums.tx,
@@ -186,7 +189,9 @@ impl Service {
                 "too many steps; ask for less or by day",
             ));
         }
-        Ok(traffic_report::series(self.store(), filter, step).await?)
+        let detail = if by_day { Detail::Days } else { Detail::Hours };
+        self.check_kept(filter, detail)?;
+        Ok(traffic_report::series(self.store(), filter, by_day).await?)
     }
 
     /// Returns who used most.
@@ -207,6 +212,7 @@ impl Service {
             self.user(access, user).await?;
         }
         let filter = self.filter(access, query)?;
+        self.check_kept(filter, Detail::Users)?;
         Ok(traffic_report::top(self.store(), filter, i64::from(limit)).await?)
     }
 
@@ -371,5 +377,30 @@ impl Service {
             from,
             to,
         })
+    }
+
+    /// Refuses what reaches further back than what it would be answered from: less than all would be given for all.
+    fn check_kept(&self, filter: TrafficFilter, detail: Detail) -> Result<(), ServiceError> {
+        let now = self.now();
+        let (hours, days) = self.traffic_kept();
+        let span = filter.span(detail);
+        let is_gone = |first: Option<Timestamp>, kept| first.is_some_and(|at| at < now.minus(kept));
+        let in_days = |kept: Duration| kept.as_secs() / 86_400;
+        if is_gone(filter.first_hour(span), hours) {
+            let why = match (detail, span.first_day()) {
+                (Detail::Hours, _) => "ask by day for more",
+                (_, Some(_)) => "before that let it begin and end at a midnight (UTC)",
+                _ => {
+                    "before that only whole days (UTC) of users or of a node are, not those of users through a node"
+                }
+            };
+            let message = format!("hours are kept {} days; {why}", in_days(hours));
+            return Err(ServiceError::invalid("from", message));
+        }
+        if is_gone(span.first_day(), days) {
+            let message = format!("days are kept {} days", in_days(days));
+            return Err(ServiceError::invalid("from", message));
+        }
+        Ok(())
     }
 }

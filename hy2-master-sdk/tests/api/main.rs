@@ -27,4 +27,5 @@ mod rights;
 mod round_trip;
 mod spent;
 mod subscriptions;
+mod traffic;
 mod webhooks;

@@ -5,11 +5,13 @@ use std::time::Duration;
 use hy2_master_sdk::domain::Timestamp;
 use hy2_master_sdk::store::StoreError;
 use hy2_master_sdk::store::assignments;
+use hy2_master_sdk::store::traffic_report::{self, Sums, TrafficFilter};
 use hy2_master_sdk::store::users;
 use uuid::Uuid;
 
 use crate::backend::Backend;
 use crate::rows::{NOW, assign, batch, node, user};
+use crate::upkeep::execute;
 
 pub(crate) async fn batches_count_once_in_every_order_and_number_of_deliveries(backend: &Backend) {
     let store = &backend.store;
@@ -257,4 +259,98 @@ pub(crate) async fn the_multiplier_bills_and_a_reset_never_takes_counters_back(b
     store.ingest(&batch, NOW).await.unwrap();
     let row = store.user(ann).await.unwrap();
     assert_eq!((row.billed, row.used()), (600, 300));
+}
+
+pub(crate) async fn days_answer_what_hours_are_kept_no_more_for(backend: &Backend) {
+    let store = &backend.store;
+    let (one, two) = (node(store, "one").await, node(store, "two").await);
+    let (ann, bob) = (user(store, "ann").await, user(store, "bob").await);
+    for node in [one, two] {
+        assign(store, ann, node).await;
+        assign(store, bob, node).await;
+    }
+    let day = |number: i64| NOW.day().plus_days(number);
+    let hour = |number: i64, hours: i64| Timestamp(day(number).0 + hours * Timestamp::HOUR);
+    let mut spools = [0; 2];
+    let mut send = async |at: Timestamp, on: usize, rows: &[(i64, i64, i64)]| {
+        spools[on] += 1;
+        let spool = Uuid::from_u128(on as u128);
+        let mut batch = batch([one, two][on], spool, spools[on], spools[on], rows);
+        batch.at = at;
+        assert!(store.ingest(&batch, NOW.plus_days(9)).await.unwrap().added);
+    };
+    send(hour(0, 23), 0, &[(ann.0, 1, 1)]).await;
+    send(hour(1, 3), 0, &[(ann.0, 10, 0), (bob.0, 7, 0)]).await;
+    send(hour(2, 5), 1, &[(ann.0, 100, 0)]).await;
+    send(hour(3, 1), 1, &[(ann.0, 1_000, 5)]).await;
+    // Days 1 and 2 are there as days only.
+    let whole = TrafficFilter {
+        from: hour(0, 22),
+        to: hour(3, 2),
+        ..TrafficFilter::default()
+    };
+    let of = |user| TrafficFilter {
+        user: Some(user),
+        ..whole
+    };
+    let on = |node| TrafficFilter {
+        node: Some(node),
+        ..whole
+    };
+    let ask = async || {
+        let mut sums = Vec::new();
+        for filter in [whole, of(ann), of(bob), on(one), on(two)] {
+            sums.push(traffic_report::sums(store, filter).await.unwrap());
+        }
+        let mut days = Vec::new();
+        for filter in [whole, on(one)] {
+            let series = traffic_report::series(store, filter, true).await.unwrap();
+            days.push(
+                series
+                    .iter()
+                    .map(|day| (day.at, day.tx, day.rx))
+                    .collect::<Vec<_>>(),
+            );
+        }
+        let top = traffic_report::top(store, whole, 9).await.unwrap();
+        let top: Vec<_> = top
+            .iter()
+            .map(|user| (user.user_id, user.tx, user.rx))
+            .collect();
+        (sums, days, top)
+    };
+    let before = ask().await;
+    let sum = |tx, rx| Sums { tx, rx };
+    let want = [
+        sum(1_118, 6),
+        sum(1_111, 6),
+        sum(7, 0),
+        sum(18, 1),
+        sum(1_100, 5),
+    ];
+    assert_eq!(before.0, want);
+    let days = [
+        (day(0), 1, 1),
+        (day(1), 17, 0),
+        (day(2), 100, 0),
+        (day(3), 1_000, 5),
+    ];
+    assert_eq!(before.1, [days.to_vec(), days[..2].to_vec()]);
+    assert_eq!(before.2, [(ann, 1_111, 6), (bob, 7, 0)]);
+    execute(store, "delete from traffic_hourly where tx in (10, 7, 100)").await;
+    assert_eq!(ask().await, before);
+    // Hours are what they are, and so is what only they know.
+    let hours = traffic_report::series(store, whole, false).await.unwrap();
+    assert_eq!(
+        hours.iter().map(|hour| hour.at).collect::<Vec<_>>(),
+        [hour(0, 23), hour(3, 1)]
+    );
+    let both = TrafficFilter {
+        node: Some(two),
+        ..of(ann)
+    };
+    assert_eq!(
+        traffic_report::sums(store, both).await.unwrap(),
+        sum(1_000, 5)
+    );
 }

@@ -70,6 +70,7 @@ on_both!(
     webhooks::what_nobody_takes_is_given_up_and_told_once_for_each_webhook,
     webhooks::deliveries_of_an_older_schema_are_tried_for_their_day,
     users::a_plan_that_ends_is_followed_by_the_next_without_a_gap,
+    accounting::days_answer_what_hours_are_kept_no_more_for,
     pools::who_was_taken_off_a_node_stays_off_until_somebody_assigns_it,
     nodes::silence_makes_a_node_suspect_then_offline_and_a_heartbeat_brings_it_back,
     upkeep::a_lease_has_one_holder_and_an_old_token_writes_nothing,
