@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use super::driver::TaskError;
 use crate::core::Core;
-use crate::domain::{AssignmentSource, NodeId, ObservedState, PlanId, UserId};
+use crate::domain::{AssignmentSource, NodeId, ObservedState, PlanId, Timestamp, UserId};
 use crate::plan::assign::{Candidate, Need, choose};
 use crate::store::assignments::{self, Move, NewAssignment};
 use crate::store::cluster::{self, Fence};
-use crate::store::{StoreError, due, pools, users};
+use crate::store::{StoreError, Tx, due, pools, users};
 
 /// Limits users whose quota is used up: those whose counters grew here, and now and then all.
 pub(super) async fn quotas(core: Arc<Core>, fence: Option<Fence>) -> Result<(), TaskError> {
@@ -50,44 +50,82 @@ async fn over(
     Ok(over.len())
 }
 
-/// Makes every user's status what time says, batch by batch.
-pub(super) async fn limits(core: Arc<Core>, fence: Option<Fence>) -> Result<(), TaskError> {
-    loop {
-        let now = core.now();
-        let mut tx = core.store.begin().await?;
-        if let Some(fence) = &fence {
-            cluster::check_fence(&mut tx, fence).await?;
+/// What time does to users, in this order: new periods before quotas, so that who has a new one is not limited by the old.
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    PeriodsAhead,
+    Periods,
+    Holds,
+    NextPlans,
+    Expiry,
+    TimeAgain,
+    QuotaAgain,
+}
+
+impl Step {
+    const ALL: [Self; 7] = [
+        Self::PeriodsAhead,
+        Self::Periods,
+        Self::Holds,
+        Self::NextPlans,
+        Self::Expiry,
+        Self::TimeAgain,
+        Self::QuotaAgain,
+    ];
+
+    /// Takes the step with one batch of users; returns who changed.
+    async fn take(self, tx: &mut Tx, now: Timestamp) -> Result<Vec<UserId>, StoreError> {
+        match self {
+            Self::PeriodsAhead => due::periods_ahead(tx, now).await,
+            Self::Periods => {
+                let renewed = due::periods(tx, now).await?;
+                anew(tx, renewed, "a new period", now).await
+            }
+            Self::Holds => due::holds(tx, now).await,
+            Self::NextPlans => {
+                let followed = due::next_plans(tx, now).await?;
+                anew(tx, followed, "the next plan", now).await
+            }
+            Self::Expiry => due::expiry(tx, now).await,
+            Self::TimeAgain => due::time_again(tx, now).await,
+            Self::QuotaAgain => due::quota_again(tx, now).await,
         }
-        // New periods before quotas: who has a new one is not limited by the old.
-        let renewed = due::periods(&mut tx, now).await?;
-        users::lock(&mut tx, &renewed).await?;
-        for user in &renewed {
-            users::reset_traffic(&mut tx, *user, "a new period", "system", now).await?;
-        }
-        due::tell_renewed(&mut tx, &renewed, now).await?;
-        let started = due::holds(&mut tx, now).await?;
-        let followed = due::next_plans(&mut tx, now).await?;
-        for user in &followed {
-            users::reset_traffic(&mut tx, *user, "the next plan", "system", now).await?;
-        }
-        due::tell_renewed(&mut tx, &followed, now).await?;
-        let expired = due::expiry(&mut tx, now).await?;
-        let freed = due::quota_again(&mut tx, now).await?;
-        let changed = renewed.len() + started.len() + followed.len() + expired.len() + freed.len();
-        if changed == 0 {
-            tx.rollback().await?;
-            return Ok(());
-        }
-        tx.commit().await?;
-        tracing::info!(
-            renewed = renewed.len(),
-            started = started.len(),
-            followed = followed.len(),
-            expired = expired.len(),
-            freed = freed.len(),
-            "users changed by time"
-        );
     }
+}
+
+/// Starts the quotas of users anew, and tells of it.
+async fn anew(
+    tx: &mut Tx,
+    users: Vec<UserId>,
+    reason: &str,
+    now: Timestamp,
+) -> Result<Vec<UserId>, StoreError> {
+    for user in &users {
+        users::reset_traffic(tx, *user, reason, "system", now).await?;
+    }
+    due::tell_renewed(tx, &users, now).await?;
+    Ok(users)
+}
+
+/// Makes every user's status what time says, batch by batch. Each step is a transaction of its own: with the users of one
+/// it locks their nodes, and whoever changes users locks these before nodes.
+pub(super) async fn limits(core: Arc<Core>, fence: Option<Fence>) -> Result<(), TaskError> {
+    for step in Step::ALL {
+        loop {
+            let now = core.now();
+            let mut tx = core.store.begin().await?;
+            if let Some(fence) = &fence {
+                cluster::check_fence(&mut tx, fence).await?;
+            }
+            let changed = step.take(&mut tx, now).await?.len();
+            tx.commit().await?;
+            if changed == 0 {
+                break;
+            }
+            tracing::info!(users = changed, step = ?step, "users changed by time");
+        }
+    }
+    Ok(())
 }
 
 /// Gives nodes to users who have too few, and takes users off nodes that they leave for these.

@@ -1,6 +1,7 @@
 //! What time and traffic do to users: expiry, quotas, the end of a hold, new periods; and who still
 //! needs a node. Each function changes at most one batch; the caller repeats it while there is more. Of what changed
-//! there are events, in the same transaction.
+//! there are events, in the same transaction. Each locks its users before it locks a node: in PostgreSQL a transaction
+//! that calls two of them waits in a circle with whoever changes a user.
 
 use std::collections::HashMap;
 
@@ -179,6 +180,27 @@ async fn by_user(
     Ok(by_user)
 }
 
+/// Makes a query for users `u` lock what it finds, in PostgreSQL, each as it is by then: both texts, that for PostgreSQL
+/// first. On SQLite a transaction that writes is alone anyway.
+macro_rules! locking {
+    ($sql:literal) => {
+        (concat!($sql, " for no key update of u"), $sql)
+    };
+}
+
+/// Runs a query of [`locking!`] with a moment as `$1`.
+async fn due_by(
+    tx: &mut Tx,
+    (postgres, sqlite): (&'static str, &'static str),
+    now: Timestamp,
+) -> Result<Vec<UserId>, StoreError> {
+    let sql = if tx.is_postgres() { postgres } else { sqlite };
+    Ok(on!(tx, |ex| sqlx::query_scalar::<_, UserId>(sql)
+        .bind(now)
+        .fetch_all(ex)
+        .await)?)
+}
+
 /// How long before the end of a plan the next one begins: nodes end a user's connections on time by themselves.
 const AHEAD: i64 = 60_000;
 
@@ -189,12 +211,15 @@ const AHEAD: i64 = 60_000;
 ///
 /// The store fails.
 pub async fn next_plans(tx: &mut Tx, now: Timestamp) -> Result<Vec<UserId>, StoreError> {
-    const DUE: &str = "select u.id, u.expires_at, n.id, n.duration_days from users u join plans p on p.id = u.plan_id \
-                       join plans n on n.id = p.next_plan_id where u.status in ('active', 'limited') \
-                       and u.expires_at <= $1 order by u.id limit 500";
+    const DUE: (&str, &str) = locking!(
+        "select u.id, u.expires_at, n.id, n.duration_days from users u join plans p on p.id = u.plan_id \
+         join plans n on n.id = p.next_plan_id where u.status in ('active', 'limited') \
+         and u.expires_at <= $1 order by u.id limit 500"
+    );
     const SQL: &str = "update users set plan_id = $2, expires_at = $3, rev = rev + 1, updated_at = $4 where id = $1";
     type Due = (UserId, Timestamp, PlanId, Option<i64>);
-    let due = on!(tx, |ex| sqlx::query_as::<_, Due>(DUE)
+    let sql = if tx.is_postgres() { DUE.0 } else { DUE.1 };
+    let due = on!(tx, |ex| sqlx::query_as::<_, Due>(sql)
         .bind(Timestamp(now.0.saturating_add(AHEAD)))
         .fetch_all(ex)
         .await)?;
@@ -220,27 +245,40 @@ pub async fn next_plans(tx: &mut Tx, now: Timestamp) -> Result<Vec<UserId>, Stor
     Ok(users)
 }
 
-/// Lets users expire whose time is over, and brings those back who were given more.
+/// Lets users expire whose time is over, before a hold began too.
 ///
 /// # Errors
 ///
 /// The store fails.
 pub async fn expiry(tx: &mut Tx, now: Timestamp) -> Result<Vec<UserId>, StoreError> {
-    const OVER: &str = "select id from users where status in ('active', 'limited') and expires_at <= $1 \
-                        order by id limit 1000";
-    let over = on!(tx, |ex| sqlx::query_scalar::<_, UserId>(OVER)
-        .bind(now)
-        .fetch_all(ex)
-        .await)?;
-    let over = set_status(tx, &over, UserStatus::Expired, TIME_IS_OVER, now).await?;
-    const BACK: &str = "select id from users where status = 'expired' and (expires_at is null or expires_at > $1) \
-                        order by id limit 1000";
-    let back = on!(tx, |ex| sqlx::query_scalar::<_, UserId>(BACK)
-        .bind(now)
-        .fetch_all(ex)
-        .await)?;
-    let back = set_status(tx, &back, UserStatus::Active, "", now).await?;
-    Ok([over, back].concat())
+    const OVER: (&str, &str) = locking!(
+        "select u.id from users u where u.status in ('active', 'limited', 'on_hold') and u.expires_at <= $1 \
+         order by u.id limit 1000"
+    );
+    let over = due_by(tx, OVER, now).await?;
+    set_status(tx, &over, UserStatus::Expired, TIME_IS_OVER, now).await
+}
+
+/// Brings expired users back who were given more time: on hold who never started.
+///
+/// # Errors
+///
+/// The store fails.
+pub async fn time_again(tx: &mut Tx, now: Timestamp) -> Result<Vec<UserId>, StoreError> {
+    const STARTED: (&str, &str) = locking!(
+        "select u.id from users u where u.status = 'expired' and (u.expires_at is null or u.expires_at > $1) \
+         and (u.hold_duration_ms is null or u.activated_at is not null) order by u.id limit 1000"
+    );
+    const HELD: (&str, &str) = locking!(
+        "select u.id from users u where u.status = 'expired' and (u.expires_at is null or u.expires_at > $1) \
+         and u.hold_duration_ms is not null and u.activated_at is null order by u.id limit 1000"
+    );
+    let started = due_by(tx, STARTED, now).await?;
+    if !started.is_empty() {
+        return set_status(tx, &started, UserStatus::Active, "", now).await;
+    }
+    let held = due_by(tx, HELD, now).await?;
+    set_status(tx, &held, UserStatus::OnHold, "", now).await
 }
 
 /// Limits users whose quota is used up: of all, or of those whose counters grew.
@@ -253,20 +291,26 @@ pub async fn used_up(
     among: Option<&[UserId]>,
     now: Timestamp,
 ) -> Result<Vec<UserId>, StoreError> {
-    const ALL: &str = "select u.id from users u join user_counters c on c.user_id = u.id \
-        left join plans p on p.id = u.plan_id where u.status = 'active' \
-        and c.billed - c.base_billed >= coalesce(u.quota_bytes, p.quota_bytes) order by u.id limit 1000";
+    const ALL: (&str, &str) = locking!(
+        "select u.id from users u join user_counters c on c.user_id = u.id \
+         left join plans p on p.id = u.plan_id where u.status = 'active' \
+         and c.billed - c.base_billed >= coalesce(u.quota_bytes, p.quota_bytes) order by u.id limit 1000"
+    );
     let over = match among {
-        None => on!(tx, |ex| sqlx::query_scalar::<_, UserId>(ALL)
-            .fetch_all(ex)
-            .await)?,
+        None => {
+            let sql = if tx.is_postgres() { ALL.0 } else { ALL.1 };
+            on!(tx, |ex| sqlx::query_scalar::<_, UserId>(sql)
+                .fetch_all(ex)
+                .await)?
+        }
         Some(users) => {
             let ids = users.iter().map(|user| user.0).collect::<Vec<_>>();
             match tx.connection() {
                 Connection::Pg(tx) => {
                     const SQL: &str = "select u.id from users u join user_counters c on c.user_id = u.id \
                         left join plans p on p.id = u.plan_id where u.id = any($1) and u.status = 'active' \
-                        and c.billed - c.base_billed >= coalesce(u.quota_bytes, p.quota_bytes) order by u.id";
+                        and c.billed - c.base_billed >= coalesce(u.quota_bytes, p.quota_bytes) order by u.id \
+                        for no key update of u";
                     sqlx::query_scalar(SQL)
                         .bind(ids)
                         .fetch_all(&mut **tx)
@@ -294,42 +338,63 @@ pub async fn used_up(
 ///
 /// The store fails.
 pub async fn quota_again(tx: &mut Tx, now: Timestamp) -> Result<Vec<UserId>, StoreError> {
-    const BACK: &str = "select u.id from users u join user_counters c on c.user_id = u.id \
-        left join plans p on p.id = u.plan_id where u.status = 'limited' \
-        and (coalesce(u.quota_bytes, p.quota_bytes) is null \
-        or c.billed - c.base_billed < coalesce(u.quota_bytes, p.quota_bytes)) order by u.id limit 1000";
-    let back = on!(tx, |ex| sqlx::query_scalar::<_, UserId>(BACK)
+    const BACK: (&str, &str) = locking!(
+        "select u.id from users u join user_counters c on c.user_id = u.id \
+         left join plans p on p.id = u.plan_id where u.status = 'limited' \
+         and (coalesce(u.quota_bytes, p.quota_bytes) is null \
+         or c.billed - c.base_billed < coalesce(u.quota_bytes, p.quota_bytes)) order by u.id limit 1000"
+    );
+    let sql = if tx.is_postgres() { BACK.0 } else { BACK.1 };
+    let back = on!(tx, |ex| sqlx::query_scalar::<_, UserId>(sql)
         .fetch_all(ex)
         .await)?;
     set_status(tx, &back, UserStatus::Active, "", now).await
 }
 
-/// Starts the clock of users on hold who have connected, or whose time to do so is over.
+/// Starts the clock of users on hold who have connected, or whose time to do so is over: it runs from when they were
+/// seen, whenever a node told of it. An end of their own that is earlier stays.
 ///
 /// # Errors
 ///
 /// The store fails.
 pub async fn holds(tx: &mut Tx, now: Timestamp) -> Result<Vec<UserId>, StoreError> {
-    const DUE: &str = "select u.id from users u join user_counters c on c.user_id = u.id where u.status = 'on_hold' \
-                       and (c.online_at is not null or u.hold_deadline <= $1) order by u.id limit 1000";
-    let due = on!(tx, |ex| sqlx::query_scalar::<_, UserId>(DUE)
+    const DUE: (&str, &str) = locking!(
+        "select u.id, u.created_at, c.online_at, u.hold_duration_ms, u.expires_at from users u \
+         join user_counters c on c.user_id = u.id where u.status = 'on_hold' \
+         and (c.online_at is not null or u.hold_deadline <= $1) order by u.id limit 1000"
+    );
+    const SQL: &str = "update users set status = 'active', status_reason = '', activated_at = $2, \
+                       period_started_at = $2, expires_at = $3, rev = rev + 1, updated_at = $4 where id = $1";
+    type Due = (
+        UserId,
+        Timestamp,
+        Option<Timestamp>,
+        Option<i64>,
+        Option<Timestamp>,
+    );
+    let sql = if tx.is_postgres() { DUE.0 } else { DUE.1 };
+    let due = on!(tx, |ex| sqlx::query_as::<_, Due>(sql)
         .bind(now)
         .fetch_all(ex)
         .await)?;
-    const SQL: &str = "update users set status = 'active', activated_at = $2, \
-                       expires_at = case when hold_duration_ms is null then expires_at else $2 + hold_duration_ms end, \
-                       rev = rev + 1, updated_at = $2 where id = $1 and status = 'on_hold'";
-    for user in &due {
+    let mut users = Vec::new();
+    for (user, made, seen, length, own_end) in due {
+        // A node's clock that is behind takes no time away from before there was such a user.
+        let start = seen.unwrap_or(now).max(made).min(now);
+        let end = length.map(|ms| Timestamp(start.0.saturating_add(ms)));
         on!(tx, |ex| sqlx::query(SQL)
-            .bind(*user)
+            .bind(user)
+            .bind(start)
+            .bind(end.into_iter().chain(own_end).min())
             .bind(now)
             .execute(ex)
             .await
             .rows())?;
+        users.push(user);
     }
-    touch(tx, &due, now).await?;
-    tell(tx, &due, "user.activated", now).await?;
-    Ok(due)
+    touch(tx, &users, now).await?;
+    tell(tx, &users, "user.activated", now).await?;
+    Ok(users)
 }
 
 /// Returns users whose quota starts anew: their period began before the present one.
@@ -338,21 +403,49 @@ pub async fn holds(tx: &mut Tx, now: Timestamp) -> Result<Vec<UserId>, StoreErro
 ///
 /// The store fails.
 pub async fn periods(tx: &mut Tx, now: Timestamp) -> Result<Vec<UserId>, StoreError> {
-    const SQL: &str = "select u.id from users u join plans p on p.id = u.plan_id \
-                       where p.period = $1 and u.period_started_at < $2 and u.status in ('active', 'limited') \
-                       order by u.id limit 500";
-    let mut due = Vec::new();
+    const DUE: (&str, &str) = locking!(
+        "select u.id from users u join plans p on p.id = u.plan_id where p.period = $1 \
+         and u.period_started_at < $2 and u.status in ('active', 'limited') order by u.id limit 500"
+    );
+    let sql = if tx.is_postgres() { DUE.0 } else { DUE.1 };
     for period in QuotaPeriod::ALL {
         let Some(start) = period_start(*period, now) else {
             continue;
         };
-        due.extend(on!(tx, |ex| sqlx::query_scalar::<_, UserId>(SQL)
+        let due = on!(tx, |ex| sqlx::query_scalar::<_, UserId>(sql)
             .bind(*period)
             .bind(start)
             .fetch_all(ex)
-            .await)?);
+            .await)?;
+        // Those of other periods come next: users are locked in one order.
+        if !due.is_empty() {
+            return Ok(due);
+        }
     }
-    Ok(due)
+    Ok(Vec::new())
+}
+
+/// Lets periods begin now that would begin later, and gives nothing for it: a clock that was ahead set them, and there
+/// would be no new one until then.
+///
+/// # Errors
+///
+/// The store fails.
+pub async fn periods_ahead(tx: &mut Tx, now: Timestamp) -> Result<Vec<UserId>, StoreError> {
+    const AHEAD: (&str, &str) = locking!(
+        "select u.id from users u where u.period_started_at > $1 and u.deleted_at is null order by u.id limit 1000"
+    );
+    const SQL: &str = "update users set period_started_at = $2 where id = $1";
+    let users = due_by(tx, AHEAD, now).await?;
+    for user in &users {
+        on!(tx, |ex| sqlx::query(SQL)
+            .bind(*user)
+            .bind(now)
+            .execute(ex)
+            .await
+            .rows())?;
+    }
+    Ok(users)
 }
 
 /// Returns when the period that contains `now` began: a quota counted from before that starts anew.

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use hy2_master_sdk::domain::ObservedState;
 use hy2_master_sdk::store::cluster::Lease;
-use hy2_master_sdk::store::{events, nodes};
+use hy2_master_sdk::store::{Db, events, nodes};
 use serde_json::{Value, json};
+use sqlx::Connection as _;
 use uuid::Uuid;
 
-use crate::harness::{Client, on_both};
+use crate::harness::{Client, Fleet, on_both};
 
 async fn user(owner: &Client, at: &str) -> Value {
     owner.get(at).await.expect(200)
@@ -183,4 +184,63 @@ on_both! {
         assert_eq!(nodes_of(&bob).await, [four]);
         fleet.stop().await;
     }
+}
+
+/// Who changes a user locks the user and then its nodes. What time does must not hold a node while it waits for another
+/// user: the two would wait for each other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_time_does_to_one_user_keeps_nobodys_node_from_another() {
+    let fleet = Fleet::postgres().await;
+    let owner = fleet.owner().await;
+    let node = fleet.node("ny").await;
+    let daily = json!({"name": "daily", "quota_bytes": 1_000, "period": "day"});
+    let daily = owner.post("/api/v1/plans", &daily).await.expect(201)["id"].clone();
+    let ann = json!({"username": "ann", "plan_id": daily, "node_ids": [node.0]});
+    make(&owner, &ann).await;
+    let bob =
+        json!({"username": "bob", "expires_at": "2027-01-16T08:00:00Z", "node_ids": [node.0]});
+    make(&owner, &bob).await;
+    let Db::Pg(pool) = fleet.master.store().db() else {
+        panic!("PostgreSQL")
+    };
+    let mut tx = pool.begin().await.unwrap();
+    let bob = "update users set rev = rev where username = 'bob' returning id";
+    let bob: i64 = sqlx::query_scalar(bob).fetch_one(&mut *tx).await.unwrap();
+    // Ann's new day and bob's end are due at once.
+    fleet.clock.advance(Duration::from_secs(2 * 86_400));
+    fleet
+        .until("somebody waits for bob", async || {
+            let waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' \
+                           and datname = current_database()";
+            let waiting: i64 = sqlx::query_scalar(waiting).fetch_one(pool).await.unwrap();
+            (waiting > 0).then_some(())
+        })
+        .await;
+    // The node is free, but for moments: whoever waits for bob does not hold it.
+    let free = "select id from vps_nodes where id = $1 for no key update nowait";
+    let mut got = false;
+    for _ in 0..40 {
+        let mut inner = tx.begin().await.unwrap();
+        got = sqlx::query(free)
+            .bind(node.0)
+            .execute(&mut *inner)
+            .await
+            .is_ok();
+        if got {
+            inner.commit().await.unwrap();
+            break;
+        }
+        inner.rollback().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(got, "the node is held by who waits for bob");
+    tx.commit().await.unwrap();
+    fleet
+        .until("bob's time is over", async || {
+            let status = "select status from users where id = $1";
+            let query = sqlx::query_scalar::<_, String>(status).bind(bob);
+            (query.fetch_one(pool).await.unwrap() == "expired").then_some(())
+        })
+        .await;
+    fleet.stop().await;
 }

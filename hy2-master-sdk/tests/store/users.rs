@@ -159,7 +159,7 @@ pub(crate) async fn time_and_traffic_change_users_and_bring_them_back(backend: &
     let metered = user_with(store, "metered", |user| user.quota_bytes = Some(100)).await;
     let held = user_with(store, "held", |user| {
         user.status = UserStatus::OnHold;
-        user.hold_duration_ms = Some(1_000);
+        user.hold_duration_ms = Some(60_000);
     })
     .await;
     for user in [expiring, metered, held] {
@@ -185,7 +185,7 @@ pub(crate) async fn time_and_traffic_change_users_and_bring_them_back(backend: &
     assert!(store.node(node).await.unwrap().desired_rev > before);
     assert_eq!(
         store.user(held).await.unwrap().expires_at,
-        Some(Timestamp(later.0 + 1_000))
+        Some(Timestamp(NOW.0 + 60_000))
     );
     // More time, a higher quota: both are back.
     let mut tx = store.begin().await.unwrap();
@@ -370,11 +370,137 @@ pub(crate) async fn a_plan_that_ends_is_followed_by_the_next_without_a_gap(backe
     assert_eq!(statuses(store, [trial, short]).await, ["active", "expired"]);
 }
 
+pub(crate) async fn a_hold_begins_when_the_user_was_seen_and_its_period_with_it(backend: &Backend) {
+    let store = &backend.store;
+    let node = node(store, "one").await;
+    execute(
+        store,
+        "insert into plans (name, period, created_at, updated_at) values ('m', 'month', 1, 1)",
+    )
+    .await;
+    let held = user_with(store, "held", |user| {
+        user.status = UserStatus::OnHold;
+        user.hold_duration_ms = Some(10 * Timestamp::DAY);
+        user.plan_id = Some(PlanId(1));
+    })
+    .await;
+    assign(store, held, node).await;
+    let seen = NOW.plus_days(40);
+    let mut late = batch(node, Uuid::from_u128(1), 1, 1, &[(held.0, 5, 0)]);
+    late.rows[0].seen = seen;
+    let told = seen.plus(Duration::from_secs(3_600));
+    store.ingest(&late, told).await.unwrap();
+    run_due(store, told).await;
+    let row = store.user(held).await.unwrap();
+    assert_eq!(row.status, UserStatus::Active);
+    assert_eq!(
+        (row.activated_at, row.period_started_at, row.expires_at),
+        (Some(seen), seen, Some(seen.plus_days(10)))
+    );
+    // The month of the hold, not that in which the user was made.
+    let mut tx = store.begin().await.unwrap();
+    assert_eq!(due::periods(&mut tx, told).await.unwrap(), []);
+}
+
+pub(crate) async fn a_hold_with_an_end_of_its_own_ends(backend: &Backend) {
+    let store = &backend.store;
+    let node = node(store, "one").await;
+    let end = NOW.plus_days(3);
+    let held = |name| {
+        user_with(store, name, move |user| {
+            user.status = UserStatus::OnHold;
+            user.hold_duration_ms = Some(30 * Timestamp::DAY);
+            user.expires_at = Some(end);
+        })
+    };
+    let (seen, never) = (held("seen").await, held("never").await);
+    assign(store, seen, node).await;
+    store
+        .ingest(
+            &batch(node, Uuid::from_u128(1), 1, 1, &[(seen.0, 5, 0)]),
+            NOW,
+        )
+        .await
+        .unwrap();
+    run_due(store, NOW).await;
+    assert_eq!(statuses(store, [seen, never]).await, ["active", "on_hold"]);
+    assert_eq!(
+        store.user(seen).await.unwrap().expires_at,
+        Some(end),
+        "the earlier of the two"
+    );
+    run_due(store, end).await;
+    assert_eq!(statuses(store, [seen, never]).await, ["expired", "expired"]);
+    // With more time, who never started is on hold again.
+    let mut tx = store.begin().await.unwrap();
+    let more = UserChange {
+        expires_at: Some(Some(end.plus_days(9))),
+        ..UserChange::default()
+    };
+    for user in [seen, never] {
+        users::update(&mut tx, user, None, &more, end)
+            .await
+            .unwrap();
+    }
+    tx.commit().await.unwrap();
+    for _ in 0..2 {
+        run_due(store, end).await;
+    }
+    assert_eq!(statuses(store, [seen, never]).await, ["active", "on_hold"]);
+}
+
+pub(crate) async fn a_period_of_a_clock_that_was_ahead_begins_now_and_gives_nothing(
+    backend: &Backend,
+) {
+    let store = &backend.store;
+    let node = node(store, "one").await;
+    execute(
+        store,
+        "insert into plans (name, period, created_at, updated_at) values ('d', 'day', 1, 1)",
+    )
+    .await;
+    let ann = user_with(store, "ann", |user| user.plan_id = Some(PlanId(1))).await;
+    assign(store, ann, node).await;
+    store
+        .ingest(
+            &batch(node, Uuid::from_u128(1), 1, 1, &[(ann.0, 5, 0)]),
+            NOW,
+        )
+        .await
+        .unwrap();
+    let mut tx = store.begin().await.unwrap();
+    let ahead = NOW.plus_days(900);
+    users::reset_traffic(&mut tx, ann, "a new period", "system", ahead)
+        .await
+        .unwrap();
+    tx.commit().await.unwrap();
+    store
+        .ingest(
+            &batch(node, Uuid::from_u128(1), 2, 2, &[(ann.0, 7, 0)]),
+            NOW,
+        )
+        .await
+        .unwrap();
+    let mut tx = store.begin().await.unwrap();
+    assert_eq!(due::periods_ahead(&mut tx, NOW).await.unwrap(), [ann]);
+    assert_eq!(due::periods_ahead(&mut tx, NOW).await.unwrap(), []);
+    assert_eq!(due::periods(&mut tx, NOW).await.unwrap(), []);
+    tx.commit().await.unwrap();
+    let row = store.user(ann).await.unwrap();
+    assert_eq!((row.period_started_at, row.used()), (NOW, 7));
+    let mut tx = store.begin().await.unwrap();
+    assert_eq!(
+        due::periods(&mut tx, NOW.plus_days(1)).await.unwrap(),
+        [ann]
+    );
+}
+
 async fn run_due(store: &Store, now: Timestamp) {
     let mut tx = store.begin().await.unwrap();
     due::holds(&mut tx, now).await.unwrap();
     due::next_plans(&mut tx, now).await.unwrap();
     due::expiry(&mut tx, now).await.unwrap();
+    due::time_again(&mut tx, now).await.unwrap();
     due::quota_again(&mut tx, now).await.unwrap();
     due::used_up(&mut tx, None, now).await.unwrap();
     tx.commit().await.unwrap();
