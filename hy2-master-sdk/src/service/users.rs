@@ -46,6 +46,15 @@ pub struct ListUsers {
     pub page: PageRequest,
     /// Which users. The owner is set by the access.
     pub filter: UserFilter,
+/// What a user brings who was one elsewhere.
+#[derive(Debug, Default)]
+pub(super) struct Past {
+    /// Why the user is made disabled.
+    pub(super) disabled: Option<String>,
+    /// Billed bytes used of the quota in the present period.
+    pub(super) used: i64,
+}
+
     /// In which order.
     pub sort: UserSort,
     /// Backwards.
@@ -110,7 +119,10 @@ impl Service {
         let now = self.now();
         check_user(&new, "")?;
         let mut tx = self.store().begin().await?;
-        let row = self.create_user_in(&mut tx, access, &new, now).await?;
+        let past = Past::default();
+        let row = self
+            .create_user_in(&mut tx, access, &new, &past, now)
+            .await?;
         if let Some(owner) = access.owner() {
             check_reseller_room(&mut tx, owner).await?;
         }
@@ -132,6 +144,7 @@ impl Service {
             None => None,
         };
         if let Some(owner) = access.owner() {
+        past: &Past,
             check_reseller_user(tx, owner, new.quota_bytes, plan.as_ref()).await?;
         }
         let end = plan.and_then(|plan| plan.end(now));
@@ -151,10 +164,10 @@ impl Service {
             username: new.username.clone(),
             admin_id: Some(access.caller().admin).filter(|admin| admin.0 > 0),
             plan_id: new.plan_id.map(PlanId),
-            status: if on_hold {
-                UserStatus::OnHold
-            } else {
-                UserStatus::Active
+            status: match past.disabled {
+                Some(_) => UserStatus::Disabled,
+                None if on_hold => UserStatus::OnHold,
+                None => UserStatus::Active,
             },
             seed_enc: secrets.seed_enc,
             credential_enc: chosen.as_ref().map(|chosen| chosen.seal(self.vault(), uid)),
@@ -183,7 +196,11 @@ impl Service {
             note: new.note.clone(),
             tags: new.tags.clone(),
         };
-        let row = users::create(tx, &user, now).await?;
+        let mut row = users::create(tx, &user, now).await?;
+        if past.disabled.is_some() || past.used > 0 {
+            let reason = past.disabled.as_deref().unwrap_or_default();
+            row = users::set_past(tx, row.id, reason, past.used).await?;
+        }
         if !new.node_ids.is_empty() && access.owner().is_some() {
             return Err(ServiceError::invalid(
                 "node_ids",

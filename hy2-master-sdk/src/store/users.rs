@@ -246,6 +246,34 @@ pub async fn create(tx: &mut Tx, user: &NewUser, now: Timestamp) -> Result<UserR
 /// [`StoreError::NotFound`].
 pub async fn get(tx: &mut Tx, id: UserId) -> Result<UserRow, StoreError> {
     on!(tx, |ex| sqlx::query_as::<_, UserRow>(GET)
+/// Gives a user who was made in this transaction the reason of the status, and what was used of the quota elsewhere.
+///
+/// # Errors
+///
+/// [`StoreError::NotFound`].
+pub(crate) async fn set_past(
+    tx: &mut Tx,
+    id: UserId,
+    reason: &str,
+    used: i64,
+) -> Result<UserRow, StoreError> {
+    const REASON: &str = "update users set status_reason = $2 where id = $1";
+    on!(tx, |ex| sqlx::query(REASON)
+        .bind(id)
+        .bind(reason)
+        .execute(ex)
+        .await
+        .rows())?;
+    const USED: &str = "update user_counters set billed = billed + $2 where user_id = $1";
+    on!(tx, |ex| sqlx::query(USED)
+        .bind(id)
+        .bind(used)
+        .execute(ex)
+        .await
+        .rows())?;
+    get(tx, id).await
+}
+
         .bind(id)
         .fetch_optional(ex)
         .await)?
@@ -489,16 +517,15 @@ pub(super) fn fold(name: &str) -> String {
     name.chars().flat_map(char::to_lowercase).collect()
 }
 
-/// Returns whether a user that is not deleted has this name.
+/// Returns the note of the user with a name, if there is one that is not deleted.
 ///
 /// # Errors
 ///
 /// The store fails.
-pub async fn name_is_taken(tx: &mut Tx, username: &str) -> Result<bool, StoreError> {
-    const SQL: &str = "select id from users where username = $1 and deleted_at is null";
-    let found = on!(tx, |ex| sqlx::query_scalar::<_, UserId>(SQL)
+pub async fn note_of(tx: &mut Tx, username: &str) -> Result<Option<String>, StoreError> {
+    const SQL: &str = "select note from users where username = $1 and deleted_at is null";
+    Ok(on!(tx, |ex| sqlx::query_scalar::<_, String>(SQL)
         .bind(username)
         .fetch_optional(ex)
-        .await)?;
-    Ok(found.is_some())
+        .await)?)
 }

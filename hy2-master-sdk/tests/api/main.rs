@@ -11,6 +11,7 @@ mod events;
 mod grpc;
 mod harness;
 mod hostile;
+mod imports;
 mod obfuscation;
 #[path = "../support/postgres.rs"]
 mod postgres;

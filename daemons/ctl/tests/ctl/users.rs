@@ -267,7 +267,11 @@ async fn users_come_from_files_and_go_into_files() {
         "users", "import", &marzban, "--format", "marzban", "--plan", "basic",
     ]);
     assert_eq!(report["created"], 1);
-    assert_eq!(ctl.json(&["users", "show", "mia"])["quota_bytes"], 4_000);
+    let mia = ctl.json(&["users", "show", "mia"]);
+    assert_eq!(
+        (&mia["quota_bytes"], &mia["used_bytes"]),
+        (&json!(5_000), &json!(1_000))
+    );
     let settings =
         json!({"clients": [{"email": "xu", "enable": true, "totalGB": 0, "expiryTime": 0}]});
     let three =

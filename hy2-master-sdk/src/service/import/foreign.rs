@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::value::{number_of, row_of, whole};
-use super::{Row, is_status, left};
+use super::{Row, is_status, limit};
 use crate::domain::Timestamp;
 use crate::service::ServiceError;
 use crate::service::moment::Moment;
@@ -68,7 +68,8 @@ impl MarzbanUser {
             expires_at: seconds(self.expire),
             // What does not fit is refused with the rest that is too long; left out, it would be no end at all.
             hold_duration_s: hold.map(|seconds| u32::try_from(seconds).unwrap_or(u32::MAX)),
-            quota_bytes: left(self.data_limit, self.used_traffic.unwrap_or(0)),
+            quota_bytes: limit(self.data_limit),
+            used_bytes: self.used_traffic,
             renewal: self
                 .data_limit_reset_strategy
                 .filter(|strategy| strategy != "no_reset")
@@ -186,7 +187,8 @@ impl ThreeXUiClient {
             expires_at: (time > 0).then_some(Moment(Timestamp(time))),
             // What does not fit is refused with the rest that is too long; left out, it would be no end at all.
             hold_duration_s: hold.map(|seconds| u32::try_from(seconds).unwrap_or(u32::MAX)),
-            quota_bytes: left(self.total_gb, used),
+            quota_bytes: limit(self.total_gb),
+            used_bytes: Some(used),
             renewal: days.map(|days| ("reset", format!("{days} days"))),
             max_devices: self.limit_ip.filter(|limit| *limit > 0),
             note: self.comment.filter(|note| !note.is_empty()),

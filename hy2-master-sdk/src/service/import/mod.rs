@@ -1,9 +1,10 @@
 //! Users from elsewhere: CSV and JSON of ours, exports of Marzban and of 3x-ui.
 //!
-//! Limits, ends and names come along; credentials do not: each user gets new ones, and a new
-//! subscription. Used traffic is taken off a quota of the user's own; what was used of a plan's is not known here.
+//! Limits, ends, names and what was used of the quota come along; credentials do not: each user gets new ones, and a
+//! new subscription.
 
 mod foreign;
+mod names;
 mod ours;
 mod value;
 
@@ -14,20 +15,24 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use self::foreign::{MarzbanExport, MarzbanUser, read_three_x_ui};
+use self::names::{Names, spelt};
 use self::ours::{check_json, csv_of, json_of, own, read_csv};
 use self::value::{row_of, whole, whole_u32};
 use super::moment::Moment;
 use super::page::{MAX_SIZE, PageRequest};
 use super::regions::no_region;
 use super::user_rules::{check_reseller_room, check_user};
-use super::users::{CreateUser, ListUsers, UserView};
+use super::users::{CreateUser, ListUsers, Past, UserView};
 use super::{FieldIssue, Service, ServiceError};
 use crate::auth::access::Access;
 use crate::domain::{RegionId, UserStatus};
-use crate::store::{regions, users};
+use crate::store::regions;
 
 /// Most users of one import.
 pub const MAX_USERS: usize = 10_000;
+
+/// Most bytes that a user comes with as used, 1 PiB: sums of all users have room for them.
+const MAX_USED: i64 = 1 << 50;
 
 /// Most rows that are named in a report.
 const MAX_NAMED: usize = 200;
@@ -74,7 +79,8 @@ pub struct ImportReport {
     pub created: usize,
     /// Names that exist already, or twice in the export.
     pub skipped: Vec<String>,
-    /// Names that had to be changed, as `old -> new`: letters that are not allowed became `-`.
+    /// Names that had to be changed, as `old -> new`: letters that are not allowed became `-`, and who would have had
+    /// somebody else's name by that has `-2` behind it, or `-3` and so on. The old name is in the note if that was empty.
     pub renamed: Vec<String>,
     /// Rows that are not valid, and why.
     pub failed: Vec<FieldIssue>,
@@ -135,6 +141,24 @@ struct Row {
     wrong: Option<(String, String)>,
 }
 
+/// A user to be made.
+#[derive(Debug)]
+struct Arrival {
+    /// Which row.
+    at: usize,
+    /// The name as it came.
+    name: String,
+    user: CreateUser,
+    past: Past,
+}
+
+impl Arrival {
+    /// Returns whether the name is another here, and not only without outer spaces.
+    fn is_renamed(&self) -> bool {
+        spelt(&self.name) != self.name.trim()
+    }
+}
+
 impl Service {
     /// Makes the users of an export that do not exist yet, all at once or, with an error, none. With `dry_run` nothing
     /// changes, and the report or the error is the one that there would be.
@@ -161,8 +185,8 @@ impl Service {
             .into_iter()
             .map(|(id, code)| (code, id))
             .collect();
+        let now = self.now();
         let mut report = ImportReport::default();
-        let mut seen = std::collections::HashSet::new();
         let mut wanted = Vec::new();
         for (at, mut row) in rows.into_iter().enumerate() {
             if let Some((field, why)) = row.wrong.take() {
@@ -174,6 +198,10 @@ impl Service {
             if let Some((field, what)) = row.left_out.take() {
                 let issue = FieldIssue::new(format!("users[{at}].{field}"), what);
                 report.ignored.push(issue);
+            }
+            // A hold of somebody whose time is over would never start.
+            if row.expires_at.is_some_and(|end| end.0 <= now) {
+                row.hold_duration_s = None;
             }
             let name = row.username.clone();
             if let Some((field, period)) = row.renewal.clone().filter(|_| import.plan_id.is_none())
@@ -190,26 +218,29 @@ impl Service {
                 },
                 None => None,
             };
-            let (mut user, disabled, renamed) = shape(row, import.plan_id);
+            let (mut user, past) = shape(row, import.plan_id);
             user.home_region_id = home;
             if let Err(ServiceError::Invalid(issues)) = check_user(&user, &format!("users[{at}]."))
             {
                 report.failed.extend(issues);
                 continue;
             }
-            if !seen.insert(user.username.clone()) {
-                report.skipped.push(match renamed {
-                    true => format!("{name} -> {}", user.username),
-                    false => name,
-                });
+            if past.used > MAX_USED {
+                let message = format!("must be at most {MAX_USED} (1 PiB)");
+                let issue = FieldIssue::new(format!("users[{at}].used_bytes"), message);
+                report.failed.push(issue);
                 continue;
             }
-            if renamed {
-                report.renamed.push(format!("{name} -> {}", user.username));
-            }
-            wanted.push((at, user, disabled));
+            wanted.push(Arrival {
+                at,
+                name,
+                user,
+                past,
+            });
         }
-        self.make_all(access, &wanted, dry_run, &mut report).await?;
+        // Who can have the name as it is has it.
+        wanted.sort_by_key(Arrival::is_renamed);
+        self.make_all(access, wanted, dry_run, &mut report).await?;
         report.counts = ImportCounts {
             skipped: report.skipped.len(),
             renamed: report.renamed.len(),
@@ -227,26 +258,33 @@ impl Service {
     async fn make_all(
         &self,
         access: Access<'_>,
-        wanted: &[(usize, CreateUser, bool)],
+        wanted: Vec<Arrival>,
         dry_run: bool,
         report: &mut ImportReport,
     ) -> Result<(), ServiceError> {
         let now = self.now();
         let mut tx = self.store().begin().await?;
-        for (at, user, disabled) in wanted {
-            if users::name_is_taken(&mut tx, &user.username).await? {
-                report.skipped.push(user.username.clone());
+        let mut names = Names::default();
+        for mut one in wanted {
+            let Some(free) = names.take(&mut tx, &one).await? else {
+                report.skipped.push(match one.is_renamed() {
+                    true => format!("{} -> {}", one.name, one.user.username),
+                    false => one.name,
+                });
                 continue;
+            };
+            one.user.username = free;
+            if one.user.username != one.name {
+                let renamed = format!("{} -> {}", one.name, one.user.username);
+                report.renamed.push(renamed);
             }
-            let made = self.create_user_in(&mut tx, access, user, now).await;
-            let row = made.map_err(|error| error.within(&format!("users[{at}].")))?;
-            if *disabled {
-                let change = users::UserChange {
-                    status: Some(UserStatus::Disabled),
-                    ..users::UserChange::default()
-                };
-                users::update(&mut tx, row.id, None, &change, now).await?;
+            if one.is_renamed() && one.user.note.is_empty() {
+                one.user.note = names::as_note(&one.name);
             }
+            let made = self.create_user_in(&mut tx, access, &one.user, &one.past, now);
+            let at = one.at;
+            made.await
+                .map_err(|error| error.within(&format!("users[{at}].")))?;
             report.created += 1;
         }
         if let Some(owner) = access.owner()
@@ -338,34 +376,26 @@ fn is_status(word: &str) -> bool {
     known.any(|status| status.as_str() == word)
 }
 
-/// Returns what is left of a quota; a user who has used all of it keeps a byte, because no quota
-/// would be no limit.
-fn left(quota: Option<i64>, used: i64) -> Option<i64> {
-    quota
-        .filter(|quota| *quota > 0)
-        .map(|quota| quota.saturating_sub(used.max(0)).max(1))
+/// Returns a quota of another program: 0 is none.
+fn limit(quota: Option<i64>) -> Option<i64> {
+    quota.filter(|quota| *quota > 0)
 }
 
-/// Makes a user of a row: the user, whether it is disabled, whether its name was changed.
-fn shape(row: Row, plan_id: Option<i64>) -> (CreateUser, bool, bool) {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || "._@-".contains(c);
-    let name: String = row
-        .username
-        .trim()
-        .chars()
-        .map(|c| if allowed(c) { c } else { '-' })
-        .take(64)
-        .collect();
-    let renamed = name != row.username;
+/// Makes a user of a row, and what it was before.
+fn shape(row: Row, plan_id: Option<i64>) -> (CreateUser, Past) {
     // Who is let in no more for a reason that did not come along is not let in again by moving.
-    let disabled = match row.status.as_deref() {
-        Some("disabled") => true,
-        Some("expired") => row.expires_at.is_none(),
-        Some("limited") => row.quota_bytes.is_none(),
-        _ => false,
+    let reason = match row.status.as_deref() {
+        Some("disabled") => Some("disabled"),
+        Some("expired") if row.expires_at.is_none() => Some("expired"),
+        Some("limited") if row.quota_bytes.is_none() => Some("limited"),
+        _ => None,
+    };
+    let past = Past {
+        disabled: reason.map(|status| format!("{status} where the user came from")),
+        used: row.used_bytes.unwrap_or(0).max(0),
     };
     let user = CreateUser {
-        username: name,
+        username: spelt(&row.username),
         plan_id: plan_id.or(row.plan_id),
         expires_at: row.expires_at,
         hold_duration_s: row.hold_duration_s,
@@ -380,7 +410,7 @@ fn shape(row: Row, plan_id: Option<i64>) -> (CreateUser, bool, bool) {
         tags: row.tags,
         ..CreateUser::default()
     };
-    (user, disabled, renamed)
+    (user, past)
 }
 
 #[cfg(test)]
@@ -391,7 +421,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn marzban_users_keep_name_end_and_what_is_left() {
+    fn marzban_users_keep_name_end_quota_and_what_was_used() {
         let data = json!({"total": 3, "users": [
             {"username": "ann", "status": "active", "expire": 1_900_000_000, "data_limit": 100,
              "used_traffic": 30, "proxies": {"vless": {"id": "x"}}, "note": "n"},
@@ -400,13 +430,17 @@ mod tests {
              "used_traffic": 9, "on_hold_expire_duration": 86400},
         ]});
         let rows = read(ImportFormat::Marzban, data).unwrap();
-        assert_eq!(rows[0].quota_bytes, Some(70));
+        assert_eq!(
+            (rows[0].quota_bytes, rows[0].used_bytes),
+            (Some(100), Some(30))
+        );
         assert_eq!(
             rows[0].expires_at,
             Some(Moment(Timestamp(1_900_000_000_000)))
         );
         assert_eq!((rows[1].expires_at, rows[1].quota_bytes), (None, None));
-        assert!(shape(rows[1].clone(), None).1, "disabled");
+        let is_out = |row: &Row| shape(row.clone(), None).1.disabled.is_some();
+        assert!(is_out(&rows[1]), "disabled");
         for (status, end, quota, out) in [
             ("expired", None, Some(1), true),
             ("expired", Some(Moment(Timestamp(1))), None, false),
@@ -420,11 +454,11 @@ mod tests {
                 quota_bytes: quota,
                 ..rows[0].clone()
             };
-            assert_eq!(shape(row, None).1, out, "{status}");
+            assert_eq!(is_out(&row), out, "{status}");
         }
         assert_eq!(
             (rows[2].hold_duration_s, rows[2].quota_bytes),
-            (Some(86_400), Some(1))
+            (Some(86_400), Some(5))
         );
     }
 
@@ -442,21 +476,25 @@ mod tests {
              "clientStats": [{"email": "ann/1", "up": 100, "down": 200}]},
         ]});
         let rows = read(ImportFormat::ThreeXUi, data).unwrap();
-        let (cy, disabled, _) = shape(rows[0].clone(), None);
-        assert_eq!((cy.username.as_str(), disabled), ("cy", true));
+        let (cy, past) = shape(rows[0].clone(), None);
+        let reason = Some("disabled where the user came from");
+        assert_eq!(
+            (cy.username.as_str(), past.disabled.as_deref()),
+            ("cy", reason)
+        );
         let renewal = Some(("reset", "30 days".to_owned()));
         assert_eq!((&rows[0].renewal, &rows[1].renewal), (&renewal, &None));
-        let (ann, disabled, renamed) = shape(rows[1].clone(), Some(7));
+        let (ann, past) = shape(rows[1].clone(), Some(7));
+        assert_eq!((ann.username.as_str(), past.disabled), ("ann-1", None));
         assert_eq!(
-            (ann.username.as_str(), renamed, disabled),
-            ("ann-1", true, false)
+            (ann.quota_bytes, past.used, ann.max_devices, ann.plan_id),
+            (Some(1000), 300, Some(2), Some(7))
         );
+        let (bob, past) = shape(rows[2].clone(), None);
         assert_eq!(
-            (ann.quota_bytes, ann.max_devices, ann.plan_id),
-            (Some(700), Some(2), Some(7))
+            (bob.hold_duration_s, past.disabled.is_some()),
+            (Some(86_400), true)
         );
-        let (bob, disabled, _) = shape(rows[2].clone(), None);
-        assert_eq!((bob.hold_duration_s, disabled), (Some(86_400), true));
     }
 
     #[test]
@@ -548,11 +586,10 @@ mod tests {
             "quota_bytes": 100, "used_bytes": 100, "tx_bytes": 60, "rev": 4}]),
         )
         .unwrap();
-        let (ann, _, _) = shape(rows[0].clone(), None);
+        let (ann, past) = shape(rows[0].clone(), None);
         assert_eq!(
-            (ann.plan_id, ann.telegram_id, ann.quota_bytes),
-            (Some(3), Some(9), Some(1)),
-            "a byte is left: none would be no limit"
+            (ann.plan_id, ann.telegram_id, ann.quota_bytes, past.used),
+            (Some(3), Some(9), Some(100), 100)
         );
         for (row, part) in [
             (

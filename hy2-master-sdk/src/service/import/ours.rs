@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::value::{NO_LENGTH, failed, whole_of};
-use super::{Row, is_status, left};
+use super::{Row, is_status};
 use crate::domain::RegionId;
 use crate::service::ServiceError;
 use crate::service::users::UserView;
@@ -173,7 +173,7 @@ pub(super) fn split(text: &str) -> Vec<String> {
     tags
 }
 
-/// Checks rows of our own, and takes what was used off the quotas.
+/// Checks rows of our own.
 pub(super) fn own(mut rows: Vec<Row>) -> Result<Vec<Row>, ServiceError> {
     for (at, row) in rows.iter_mut().enumerate() {
         if let Some(status) = &row.status
@@ -182,18 +182,11 @@ pub(super) fn own(mut rows: Vec<Row>) -> Result<Vec<Row>, ServiceError> {
             let message = format!("users[{at}].status: there is no status {status:?}");
             return Err(ServiceError::invalid("data", message));
         }
-        match row.used_bytes {
-            Some(used) if used < 0 && row.wrong.is_none() => {
-                *row = failed("used_bytes".to_owned(), "must not be negative".to_owned());
-            }
-            // A quota that is none is refused with the rest, not taken for no limit.
-            Some(used) if used > 0 && row.quota_bytes.is_some_and(|quota| quota > 0) => {
-                row.quota_bytes = left(row.quota_bytes, used);
-            }
-            _ => {}
+        if row.used_bytes.is_some_and(|used| used < 0) && row.wrong.is_none() {
+            *row = failed("used_bytes".to_owned(), "must not be negative".to_owned());
         }
-        // Who has started has an end instead.
-        if row.expires_at.is_some() {
+        // Who has started has an end instead; who has not may have one beside it.
+        if row.expires_at.is_some() && row.status.as_deref() != Some("on_hold") {
             row.hold_duration_s = None;
         }
     }

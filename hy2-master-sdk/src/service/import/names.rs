@@ -1,0 +1,111 @@
+//! Names of users from elsewhere, as they can be here.
+
+use std::collections::HashMap;
+
+use super::Arrival;
+use crate::service::ServiceError;
+use crate::store::{Tx, users};
+
+/// Most bytes of a name.
+const MAX_NAME: usize = 64;
+
+/// Most bytes of a note.
+const MAX_NOTE: usize = 2_000;
+
+/// Most users whose names become one and the same; more are passed over.
+const MAX_ALIKE: usize = 1_000;
+
+/// Returns a name with `-` for each letter that is not allowed.
+pub(super) fn spelt(name: &str) -> String {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "._@-".contains(c);
+    let letters = name.trim().chars();
+    letters
+        .map(|c| if allowed(c) { c } else { '-' })
+        .take(MAX_NAME)
+        .collect()
+}
+
+/// Returns a name as a note has it.
+pub(super) fn as_note(name: &str) -> String {
+    let mut note = name.trim().replace('\0', "");
+    note.truncate(note.floor_char_boundary(MAX_NOTE));
+    note
+}
+
+/// Who has a name.
+enum Holder {
+    /// A row of this import, by its own name.
+    Row(String),
+    /// A user that was there, with this note.
+    Stored(String),
+}
+
+/// The names that are taken, as far as somebody asked for them.
+#[derive(Default)]
+pub(super) struct Names(HashMap<String, Holder>);
+
+impl Names {
+    /// Takes a free name for a user: its own, or, where that is the changed name of somebody else, one with a number
+    /// behind it. `None` if the user is there already.
+    ///
+    /// # Errors
+    ///
+    /// The store fails.
+    pub(super) async fn take(
+        &mut self,
+        tx: &mut Tx,
+        one: &Arrival,
+    ) -> Result<Option<String>, ServiceError> {
+        let own = one.name.trim();
+        for number in 1..=MAX_ALIKE {
+            let name = numbered(&one.user.username, number);
+            if !self.0.contains_key(&name)
+                && let Some(note) = users::note_of(tx, &name).await?
+            {
+                self.0.insert(name.clone(), Holder::Stored(note));
+            }
+            let is_same = match self.0.get(&name) {
+                None => {
+                    self.0.insert(name.clone(), Holder::Row(own.to_owned()));
+                    return Ok(Some(name));
+                }
+                Some(Holder::Row(other)) => other == own,
+                // An import before this one, or somebody by hand, made it.
+                Some(Holder::Stored(note)) => {
+                    !one.is_renamed() || *note == one.user.note || *note == as_note(own)
+                }
+            };
+            if is_same {
+                return Ok(None);
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Returns a name with a number behind it but for the first, within the length of names.
+fn numbered(name: &str, number: usize) -> String {
+    if number == 1 {
+        return name.to_owned();
+    }
+    let number = format!("-{number}");
+    // A name is ASCII by now.
+    let kept = name.len().min(MAX_NAME - number.len());
+    format!("{}{number}", name.get(..kept).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_spelt_and_numbered_within_their_length() {
+        assert_eq!(spelt(" \u{646}\u{627}\u{645} "), "---");
+        assert_eq!(spelt("ann/1"), "ann-1");
+        let long = "a".repeat(70);
+        assert_eq!(numbered(&spelt(&long), 1).len(), 64);
+        let numbered = numbered(&spelt(&long), 17);
+        assert_eq!((numbered.len(), &numbered[60..]), (64, "a-17"));
+        assert_eq!(as_note(&"\u{646}".repeat(1_500)).len(), 2_000);
+    }
+}
