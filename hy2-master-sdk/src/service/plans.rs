@@ -89,6 +89,7 @@ pub struct CreatePlan {
     #[schema(value_type = String, default = "none")]
     pub period: QuotaPeriod,
     /// How many days the access of a user lasts who is given the plan, if no end of the user's own is set; 1 to 36500.
+    /// Absent: who comes from a plan that has some has no end any more, also where this plan follows that one.
     #[serde(default)]
     pub duration_days: Option<i64>,
     /// Devices at once.
@@ -159,7 +160,7 @@ pub struct UpdatePlan {
     #[serde(deserialize_with = "present")]
     #[schema(value_type = Option<i64>)]
     pub next_plan_id: Option<Option<i64>>,
-    /// Whether it is offered no more.
+    /// Whether it is offered no more: who has it keeps it, nobody else is given it but by `next_plan_id`.
     pub archived: Option<bool>,
 }
 

@@ -372,6 +372,11 @@ pub(super) fn to_store(
         }
         (status, _) => status,
     };
+    // Whose hold has not begun is on hold again: active, they would have no end.
+    let status = match status {
+        Some(UserStatus::Active) if old.waits() => Some(UserStatus::OnHold),
+        status => status,
+    };
     Ok(UserChange {
         username: change.username,
         admin_id: None,

@@ -30,7 +30,7 @@ pub struct UserView {
     pub admin_id: Option<i64>,
     /// When access ends.
     pub expires_at: Option<Moment>,
-    /// On hold: how long access lasts from the first connection on, in seconds.
+    /// On hold: how long access lasts from the first connection on, in seconds; never beyond `expires_at`.
     pub hold_duration_s: Option<i64>,
     /// Bytes in a period.
     pub quota_bytes: Option<i64>,
@@ -108,14 +108,14 @@ impl From<UserRow> for UserView {
 pub struct CreateUser {
     /// 1 to 64 of letters, digits and `._@-`.
     pub username: String,
-    /// Plan.
+    /// Plan, not an archived one.
     pub plan_id: Option<i64>,
     /// Home region: nodes in it come first when the assignment task looks for some, and all but the last
     /// are of it while there are enough.
     pub home_region_id: Option<i64>,
     /// When access ends.
     pub expires_at: Option<Moment>,
-    /// Access lasts so many seconds from the first connection on; 36500 days at most.
+    /// Access lasts so many seconds from the first connection on, and not beyond `expires_at`; 36500 days at most.
     pub hold_duration_s: Option<u32>,
     /// Bytes in a period.
     pub quota_bytes: Option<i64>,
@@ -156,11 +156,13 @@ impl std::fmt::Debug for CreateUser {
 pub struct UpdateUser {
     /// New name.
     pub username: Option<String>,
-    /// `active` or `disabled`.
+    /// `active` or `disabled`. Who is let in again whose hold has not begun is `on_hold` again.
     #[schema(value_type = Option<String>)]
     pub status: Option<UserStatus>,
-    /// Plan. To one with pools the user moves: nodes outside these are left for nodes in them, as soon as there are some;
-    /// assignments by hand stay.
+    /// Plan, not an archived one. Access ends as the new one says, if `expires_at` is not given: after its
+    /// `duration_days`; or, if it has none, never for who comes from a plan that has some, and otherwise as before. To one
+    /// with pools the user moves: nodes outside these are left for nodes in them, as soon as there are some; assignments by
+    /// hand stay.
     #[serde(deserialize_with = "present")]
     #[schema(value_type = Option<i64>)]
     pub plan_id: Option<Option<i64>>,

@@ -35,17 +35,17 @@ async fn plan_of(tx: &mut Tx, id: i64) -> Result<PlanRow, ServiceError> {
         Err(StoreError::NotFound(_)) => {
             Err(ServiceError::invalid("plan_id", "there is no such plan"))
         }
-        found => Ok(found?),
+        found => {
+            let plan = found?;
+            if plan.archived_at.is_some() {
+                let message = "the plan is archived: only who has it keeps it";
+                return Err(ServiceError::invalid("plan_id", message));
+            }
+            Ok(plan)
+        }
     }
 }
 
-/// Which users to list.
-#[derive(Debug, Clone, Default)]
-pub struct ListUsers {
-    /// Which page.
-    pub page: PageRequest,
-    /// Which users. The owner is set by the access.
-    pub filter: UserFilter,
 /// What a user brings who was one elsewhere.
 #[derive(Debug, Default)]
 pub(super) struct Past {
@@ -55,6 +55,13 @@ pub(super) struct Past {
     pub(super) used: i64,
 }
 
+/// Which users to list.
+#[derive(Debug, Clone, Default)]
+pub struct ListUsers {
+    /// Which page.
+    pub page: PageRequest,
+    /// Which users. The owner is set by the access.
+    pub filter: UserFilter,
     /// In which order.
     pub sort: UserSort,
     /// Backwards.
@@ -137,6 +144,7 @@ impl Service {
         tx: &mut Tx,
         access: Access<'_>,
         new: &CreateUser,
+        past: &Past,
         now: Timestamp,
     ) -> Result<UserRow, ServiceError> {
         let plan = match new.plan_id {
@@ -144,7 +152,6 @@ impl Service {
             None => None,
         };
         if let Some(owner) = access.owner() {
-        past: &Past,
             check_reseller_user(tx, owner, new.quota_bytes, plan.as_ref()).await?;
         }
         let end = plan.and_then(|plan| plan.end(now));
@@ -262,10 +269,14 @@ impl Service {
             if let Some(owner) = access.owner() {
                 check_reseller_plan(&mut tx, owner, &plan).await?;
             }
-            let end = plan.end(now);
-            let is_free = change.expires_at.is_none() && old.status != UserStatus::OnHold;
-            if let (Some(end), true) = (end, is_free) {
-                change.expires_at = Some(Some(Moment(end)));
+            let is_free = change.expires_at.is_none() && !old.waits();
+            // An end goes with the plan that it came from, as where a plan follows another.
+            let goes = match old.plan_id {
+                Some(old) => plans::get_in(&mut tx, old).await?.duration_days.is_some(),
+                None => false,
+            };
+            if is_free && (plan.duration_days.is_some() || goes) {
+                change.expires_at = Some(plan.end(now).map(Moment));
             }
         }
         check_region(&mut tx, "home_region_id", change.home_region_id.flatten()).await?;

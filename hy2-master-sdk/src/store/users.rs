@@ -55,6 +55,13 @@ impl UserRow {
     pub fn used(&self) -> i64 {
         (self.billed - self.base_billed).max(0)
     }
+
+    /// Returns whether a hold has not begun, also of who may not connect meanwhile.
+    pub fn waits(&self) -> bool {
+        let is_out = matches!(self.status, UserStatus::Disabled | UserStatus::Expired);
+        let has_hold = self.hold_duration_ms.is_some() && self.activated_at.is_none();
+        self.status == UserStatus::OnHold || (is_out && has_hold)
+    }
 }
 
 /// The columns of a [`UserRow`], from `users u left join user_counters c`.
@@ -239,13 +246,6 @@ pub async fn create(tx: &mut Tx, user: &NewUser, now: Timestamp) -> Result<UserR
     get(tx, id).await
 }
 
-/// Returns a user as the transaction sees it.
-///
-/// # Errors
-///
-/// [`StoreError::NotFound`].
-pub async fn get(tx: &mut Tx, id: UserId) -> Result<UserRow, StoreError> {
-    on!(tx, |ex| sqlx::query_as::<_, UserRow>(GET)
 /// Gives a user who was made in this transaction the reason of the status, and what was used of the quota elsewhere.
 ///
 /// # Errors
@@ -274,6 +274,13 @@ pub(crate) async fn set_past(
     get(tx, id).await
 }
 
+/// Returns a user as the transaction sees it.
+///
+/// # Errors
+///
+/// [`StoreError::NotFound`].
+pub async fn get(tx: &mut Tx, id: UserId) -> Result<UserRow, StoreError> {
+    on!(tx, |ex| sqlx::query_as::<_, UserRow>(GET)
         .bind(id)
         .fetch_optional(ex)
         .await)?

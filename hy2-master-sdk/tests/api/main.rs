@@ -10,6 +10,7 @@ mod enumeration;
 mod events;
 mod grpc;
 mod harness;
+mod holds;
 mod hostile;
 mod imports;
 mod obfuscation;
