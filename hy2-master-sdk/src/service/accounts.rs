@@ -123,7 +123,14 @@ impl Service {
         let now = self.now();
         let step = match (&admin.totp_enc, &login.code) {
             (None, _) => None,
-            (Some(_), None) => return Err(ServiceError::CodeRequired),
+            (Some(_), None) => {
+                self.audit_login("login_code_required", &admin.username, origin, "no code")
+                    .await?;
+                // The password was no guess, and the code is none yet: the next request brings it.
+                limiter.give_back(ratelimit::LOGIN, &pair).await;
+                limiter.give_back(ratelimit::LOGIN_ACCOUNT, &name).await;
+                return Err(ServiceError::CodeRequired);
+            }
             (Some(sealed), Some(code)) => {
                 let factor = self.open_factor(&admin, sealed)?;
                 let Some(step) = factor.check(code, now.0 / 1_000, admin.totp_last_step) else {
@@ -154,7 +161,13 @@ impl Service {
             expires_at: now.plus(SESSION_IDLE),
             revoked_at: None,
         };
-        admins::insert_session(&mut tx, &session).await?;
+        if !admins::insert_session(&mut tx, &session, admin.session_epoch).await? {
+            // Meanwhile the password, or what the account may do, was changed, and that ended every session.
+            drop(tx);
+            self.audit_login("login_failed", &admin.username, origin, "account changed")
+                .await?;
+            return Err(ServiceError::WrongCredentials);
+        }
         let entry = login_entry("login", &admin.username, origin, None, now);
         audit::append(&mut tx, &entry).await?;
         tx.commit().await?;

@@ -43,7 +43,7 @@ impl Service {
     ///
     /// The store fails.
     pub async fn api_tokens(&self, access: Access<'_>) -> Result<Vec<ApiTokenRow>, ServiceError> {
-        Ok(api_tokens::list(self.store(), access.owner(), 1_000).await?)
+        Ok(api_tokens::list(self.store(), access.owner(), self.now(), 1_000).await?)
     }
 
     /// Makes an API token of the caller.
@@ -73,7 +73,7 @@ impl Service {
             created_at: now,
         };
         let mut tx = self.store().begin().await?;
-        if api_tokens::count(&mut tx, row.admin_id).await? >= MAX_API_TOKENS {
+        if api_tokens::count(&mut tx, row.admin_id, now).await? >= MAX_API_TOKENS {
             let detail = format!("an administrator has at most {MAX_API_TOKENS} tokens");
             return Err(ServiceError::conflict("too_many_tokens", detail));
         }

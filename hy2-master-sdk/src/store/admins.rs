@@ -424,12 +424,33 @@ pub async fn delete(tx: &mut Tx, id: AdminId, rev: i64) -> Result<(), StoreError
     stale_unless(changed, rev)
 }
 
-/// Opens a session.
+/// Opens a session, if the administrator is active and still at `epoch`; returns whether it is open. Otherwise what the
+/// login was judged by has changed since it was read.
 ///
 /// # Errors
 ///
 /// The database refuses.
-pub async fn insert_session(tx: &mut Tx, session: &SessionRow) -> Result<(), StoreError> {
+pub async fn insert_session(
+    tx: &mut Tx,
+    session: &SessionRow,
+    epoch: i64,
+) -> Result<bool, StoreError> {
+    // First, because it waits for whoever is changing the account, and then sees what they have written: they in turn
+    // end the sessions that they find.
+    let held = on!(tx, |ex| {
+        sqlx::query(
+        "update admins set last_login_at = $2 where id = $1 and session_epoch = $3 and status = 'active'"
+    )
+    .bind(session.admin_id)
+    .bind(session.created_at)
+    .bind(epoch)
+    .execute(ex)
+    .await
+    .map(|done| done.rows_affected())
+    })?;
+    if held == 0 {
+        return Ok(false);
+    }
     on!(tx, |ex| sqlx::query(
         "insert into admin_sessions (id, admin_id, refresh_hash, address, user_agent, created_at, \
          refreshed_at, expires_at) values ($1, $2, $3, $4, $5, $6, $6, $7)",
@@ -444,15 +465,7 @@ pub async fn insert_session(tx: &mut Tx, session: &SessionRow) -> Result<(), Sto
     .execute(ex)
     .await
     .map(drop))?;
-    on!(tx, |ex| sqlx::query(
-        "update admins set last_login_at = $2 where id = $1"
-    )
-    .bind(session.admin_id)
-    .bind(session.created_at)
-    .execute(ex)
-    .await
-    .map(drop))?;
-    Ok(())
+    Ok(true)
 }
 
 /// Returns a session, ended or not.

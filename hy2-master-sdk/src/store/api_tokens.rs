@@ -74,7 +74,7 @@ pub async fn find(store: &Store, id: Uuid) -> Result<Option<ApiTokenRow>, StoreE
     Ok(row)
 }
 
-/// Lists tokens that are in force, of one administrator or of all.
+/// Lists tokens that are in force: neither revoked nor over, of one administrator or of all.
 ///
 /// # Errors
 ///
@@ -82,30 +82,35 @@ pub async fn find(store: &Store, id: Uuid) -> Result<Option<ApiTokenRow>, StoreE
 pub async fn list(
     store: &Store,
     admin: Option<AdminId>,
+    now: Timestamp,
     limit: i64,
 ) -> Result<Vec<ApiTokenRow>, StoreError> {
     let rows = on!(read store, |ex| sqlx::query_as(
         "select id, admin_id, name, prefix, secret_hash, scopes, cidrs, expires_at, last_used_at, \
          revoked_at, created_at from api_tokens where revoked_at is null \
-         and ($1 is null or admin_id = $1) order by created_at desc, id limit $2",
+         and (expires_at is null or expires_at > $2) and ($1 is null or admin_id = $1) \
+         order by created_at desc, id limit $3",
     )
     .bind(admin)
+    .bind(now)
     .bind(limit)
     .fetch_all(ex)
     .await)?;
     Ok(rows)
 }
 
-/// Returns how many tokens of an administrator are in force.
+/// Returns how many tokens of an administrator are in force: neither revoked nor over.
 ///
 /// # Errors
 ///
 /// The database refuses.
-pub async fn count(tx: &mut Tx, admin: AdminId) -> Result<i64, StoreError> {
+pub async fn count(tx: &mut Tx, admin: AdminId, now: Timestamp) -> Result<i64, StoreError> {
     let (count,): (i64,) = on!(tx, |ex| sqlx::query_as(
-        "select count(*) from api_tokens where admin_id = $1 and revoked_at is null",
+        "select count(*) from api_tokens where admin_id = $1 and revoked_at is null \
+         and (expires_at is null or expires_at > $2)",
     )
     .bind(admin)
+    .bind(now)
     .fetch_one(ex)
     .await)?;
     Ok(count)

@@ -5,9 +5,10 @@ use std::time::Duration;
 use base64::Engine;
 use hy2_master_sdk::auth::totp::SecondFactor;
 use hy2_master_sdk::domain::{AdminId, Clock};
+use hy2_master_sdk::store::admins;
 use serde_json::{Value, json};
 
-use crate::harness::{Client, Fleet, OWN_PASSWORD, on_both};
+use crate::harness::{Client, Fleet, OWN_PASSWORD, START, on_both};
 
 on_both! {
     async fn a_session_is_opened_used_and_closed(fleet) {
@@ -135,6 +136,54 @@ on_both! {
         fleet.stop().await;
     }
 
+    async fn a_login_under_way_does_not_outlive_a_change_of_the_password(fleet) {
+        let owner = fleet.owner().await;
+        let id = owner.get("/api/v1/auth/me").await.expect(200)["id"].as_i64().unwrap();
+        let store = fleet.master.store();
+        let mut change = store.begin().await.unwrap();
+        // The old hash, so that what the login read is right, and all that counts is that it was written.
+        let hash = admins::get_in(&mut change, AdminId(id)).await.unwrap().password_hash;
+        admins::set_password(&mut change, AdminId(id), &hash, false, START).await.unwrap();
+        let login = json!({"username": "admin", "password": fleet.owner_password()});
+        let client = fleet.client();
+        let late = tokio::spawn(async move { client.post("/api/v1/auth/login", &login).await });
+        // Wherever the login is by then, the password is another than the one it was judged by, or it has not begun.
+        fleet
+            .until("the password was checked", async || {
+                (fleet.front.service().passwords().checks() > 1).then_some(())
+            })
+            .await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        change.commit().await.unwrap();
+        assert_eq!(late.await.unwrap().problem(401), "wrong_credentials");
+        let entries = async || {
+            let now = fleet.owner().await;
+            let page = now.get("/api/v1/audit?action=login_failed").await.expect(200);
+            page["items"].as_array().filter(|items| !items.is_empty()).cloned()
+        };
+        let entries = fleet.until("it is in the audit log", entries).await;
+        assert_eq!(entries[0]["after"]["reason"], "account changed");
+        fleet.stop().await;
+    }
+
+    async fn tokens_that_are_over_are_not_counted_and_not_listed(fleet) {
+        let owner = fleet.owner().await;
+        let ends = (START.0 + 60_000) / 1_000;
+        let ends = time::OffsetDateTime::from_unix_timestamp(ends).unwrap();
+        let ends = ends.format(&time::format_description::well_known::Rfc3339).unwrap();
+        let short = json!({"name": "ci", "scopes": ["users:read"], "expires_at": ends});
+        for _ in 0..50 {
+            owner.post("/api/v1/api-tokens", &short).await.expect(201);
+        }
+        assert_eq!(owner.post("/api/v1/api-tokens", &short).await.problem(409), "too_many_tokens");
+        fleet.clock.advance(Duration::from_secs(61));
+        let new = json!({"name": "next", "scopes": ["users:read"]});
+        owner.post("/api/v1/api-tokens", &new).await.expect(201);
+        let listed = owner.get("/api/v1/api-tokens").await.expect(200);
+        assert_eq!(listed["items"].as_array().unwrap().len(), 1);
+        fleet.stop().await;
+    }
+
     async fn a_second_factor_is_asked_for_and_no_code_opens_two_sessions(fleet) {
         let owner = fleet.owner().await;
         let begun = owner.post("/api/v1/auth/totp", &Value::Null).await.expect(200);
@@ -154,6 +203,19 @@ on_both! {
         let client = fleet.client();
         let answer = client.post("/api/v1/auth/login", &login(None)).await;
         assert_eq!(answer.problem(401), "totp_required");
+        // That is a login which waits for its code: it is noted, and no try is lost.
+        for _ in 0..6 {
+            let answer = client.post("/api/v1/auth/login", &login(None)).await;
+            assert_eq!(answer.problem(401), "totp_required");
+        }
+        fleet
+            .until("it is in the audit log", async || {
+                let page = owner.get("/api/v1/audit?action=login_code_required").await.expect(200);
+                let entries = page["items"].as_array().unwrap();
+                assert!(entries.iter().all(|entry| entry["actor"] == "admin"));
+                (entries.len() == 7).then_some(())
+            })
+            .await;
         // The code that confirmed is spent.
         let answer = client.post("/api/v1/auth/login", &login(Some(code(0)))).await;
         assert_eq!(answer.problem(401), "wrong_credentials");
