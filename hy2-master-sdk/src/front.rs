@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{ConnectInfo, Request};
 use axum::response::Response;
 use axum::{Router, middleware};
 use futures_util::future::BoxFuture;
@@ -30,6 +29,7 @@ use crate::domain::{Clock, NodeId, Timestamp, UserId};
 use crate::events::{self, EventHub, EventSink, Sealer};
 use crate::ratelimit::RateLimiter;
 use crate::secrets::Vault;
+use crate::serve::{self, Limits};
 use crate::service::admins::Credentials;
 use crate::service::fleet::{NodeLogError, NodeLogLine, NodeSession, Reach};
 use crate::service::system::{KEYS_READ_EVERY, keep_token_keys, load_api_keys};
@@ -37,7 +37,7 @@ use crate::service::{Fleet, Parts, Service, ServiceError};
 use crate::store::{Store, Topic};
 use crate::subscription;
 use crate::targets::TargetPolicy;
-use crate::tls::{Listener, ListenerTls, PeerAddress};
+use crate::tls::ListenerTls;
 use crate::webhook::Deliverer;
 
 /// How long a node may take to carry out a command.
@@ -77,6 +77,9 @@ pub struct FrontConfig {
     pub event_sink: Option<Arc<dyn EventSink>>,
     /// What `/metrics` shows.
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    /// Whether a store without administrators gets a first owner ([`Front::first_admin`]). Not for a start that nobody
+    /// reads the password of.
+    pub make_first_admin: bool,
 }
 
 impl std::fmt::Debug for FrontConfig {
@@ -117,6 +120,7 @@ impl FrontConfig {
             authenticator: None,
             event_sink: None,
             metrics: Arc::new(String::new),
+            make_first_admin: true,
         }
     }
 }
@@ -184,7 +188,10 @@ impl Front {
         // Before anything is made: a start that fails later would keep the first password to itself.
         let api_listener = bind(config.api).await?;
         let public_listener = bind(config.public).await?;
-        let first_admin = service.bootstrap_admins().await?;
+        let first_admin = match config.make_first_admin {
+            true => service.bootstrap_admins().await?,
+            false => None,
+        };
         let hub = EventHub::default();
         let stop = master.shutdown_token().child_token();
         let mut tasks = JoinSet::new();
@@ -342,44 +349,21 @@ fn serve(
     stop: &CancellationToken,
 ) -> SocketAddr {
     let encrypted = tls.is_some();
-    let router = router
-        .layer(middleware::map_request(note_peer))
-        .layer(middleware::map_response(move |mut response: Response| {
-            if encrypted {
-                let headers = response.headers_mut();
-                headers.insert(header::STRICT_TRANSPORT_SECURITY, HSTS);
-            }
-            std::future::ready(response)
-        }));
-    let listener = Listener::new(listener, tls);
-    let service = router.into_make_service_with_connect_info::<PeerAddress>();
-    let (told, stop) = (stop.clone(), stop.clone());
-    tasks.spawn(async move {
-        let serving = axum::serve(listener, service).with_graceful_shutdown(told.cancelled_owned());
-        let late = async {
-            stop.cancelled().await;
-            tokio::time::sleep(Duration::from_secs(3)).await;
-        };
-        tokio::select! {
-            served = async { serving.await } => {
-                if let Err(error) = served {
-                    tracing::error!(%error, %bound, "a listener failed");
-                }
-            }
-            // Streams of events never finish by themselves.
-            () = late => {}
+    let router = router.layer(middleware::map_response(move |mut response: Response| {
+        if encrypted {
+            let headers = response.headers_mut();
+            headers.insert(header::STRICT_TRANSPORT_SECURITY, HSTS);
         }
-    });
+        std::future::ready(response)
+    }));
+    tasks.spawn(serve::serve(
+        listener,
+        tls,
+        router,
+        stop.clone(),
+        Limits::default(),
+    ));
     bound
-}
-
-/// Tells routers where a connection comes from, in the form that any listener of axum gives.
-async fn note_peer(mut request: Request) -> Request {
-    if let Some(ConnectInfo(peer)) = request.extensions().get::<ConnectInfo<PeerAddress>>() {
-        let address = ConnectInfo(peer.0);
-        request.extensions_mut().insert(address);
-    }
-    request
 }
 
 /// Browsers come back over TLS only, for a year.

@@ -52,6 +52,7 @@ pub mod redis;
 pub mod rotation;
 pub mod rpc;
 pub mod secrets;
+mod serve;
 pub mod service;
 mod signers;
 pub mod store;

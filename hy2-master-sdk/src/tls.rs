@@ -1,13 +1,9 @@
 //! TLS on the ports for people and programs, with a certificate that can change while it is in use.
 
 use std::fmt;
-use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use axum::extract::connect_info::Connected;
-use axum::serve::IncomingStream;
 use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
 use rustls::server::{ClientHello, ResolvesServerCert};
@@ -16,16 +12,9 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
-use tokio_rustls::TlsAcceptor;
+use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_rustls::server::TlsStream;
-
-/// How long a handshake may take.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Handshakes that may be under way at once; others wait in the system's queue.
-const MAX_HANDSHAKES: usize = 256;
 
 /// A certificate and its key cannot be used.
 #[derive(Debug, Error)]
@@ -74,6 +63,11 @@ impl ListenerTls {
         })
     }
 
+    /// Returns what handshakes go by.
+    pub(crate) fn config(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.config)
+    }
+
     /// Replaces the certificate: handshakes from here on show the new one, connections stay.
     ///
     /// # Errors
@@ -116,89 +110,38 @@ impl ResolvesServerCert for Current {
     }
 }
 
-/// A port, with TLS or without.
-pub(crate) struct Listener {
-    tcp: TcpListener,
-    tls: Option<ListenerTls>,
-    handshakes: JoinSet<Option<(TlsStream<TcpStream>, SocketAddr)>>,
+/// A connection, with TLS or without. It holds its place until it is dropped, whoever has it by then.
+pub(crate) struct Stream {
+    either: Either,
+    _place: OwnedSemaphorePermit,
 }
 
-impl Listener {
-    pub(crate) fn new(tcp: TcpListener, tls: Option<ListenerTls>) -> Self {
-        Self {
-            tcp,
-            tls,
-            handshakes: JoinSet::new(),
-        }
-    }
-}
-
-impl axum::serve::Listener for Listener {
-    type Io = Stream;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Stream, SocketAddr) {
-        loop {
-            tokio::select! {
-                // Cancel safe: a connection is accepted or stays in the backlog.
-                accepted = self.tcp.accept(), if self.handshakes.len() < MAX_HANDSHAKES => {
-                    let (stream, address) = match accepted {
-                        Ok(accepted) => accepted,
-                        Err(error) => {
-                            // Out of files, or a connection that is gone already.
-                            tracing::debug!(%error, "cannot accept a connection");
-                            tokio::time::sleep(Duration::from_millis(50)).await;
-                            continue;
-                        }
-                    };
-                    let _ = stream.set_nodelay(true);
-                    let Some(tls) = &self.tls else {
-                        return (Stream::Plain(stream), address);
-                    };
-                    let acceptor = TlsAcceptor::from(Arc::clone(&tls.config));
-                    self.handshakes.spawn(async move {
-                        let shaking = acceptor.accept(stream);
-                        let shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, shaking).await;
-                        Some((shaken.ok()?.ok()?, address))
-                    });
-                }
-                // Cancel safe: a finished handshake is taken or stays.
-                Some(shaken) = self.handshakes.join_next() => {
-                    if let Ok(Some((stream, address))) = shaken {
-                        return (Stream::Tls(Box::new(stream)), address);
-                    }
-                    metrics::counter!("hy2_master_handshakes_failed_total").increment(1);
-                }
-            }
-        }
-    }
-
-    fn local_addr(&self) -> std::io::Result<SocketAddr> {
-        self.tcp.local_addr()
-    }
-}
-
-/// Where a connection comes from.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct PeerAddress(pub(crate) SocketAddr);
-
-impl Connected<IncomingStream<'_, Listener>> for PeerAddress {
-    fn connect_info(stream: IncomingStream<'_, Listener>) -> Self {
-        Self(*stream.remote_addr())
-    }
-}
-
-/// A connection, with TLS or without.
-pub(crate) enum Stream {
+enum Either {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
 }
 
+impl Stream {
+    pub(crate) const fn plain(stream: TcpStream, place: OwnedSemaphorePermit) -> Self {
+        Self {
+            either: Either::Plain(stream),
+            _place: place,
+        }
+    }
+
+    pub(crate) fn tls(stream: TlsStream<TcpStream>, place: OwnedSemaphorePermit) -> Self {
+        Self {
+            either: Either::Tls(Box::new(stream)),
+            _place: place,
+        }
+    }
+}
+
 macro_rules! either {
     ($self:ident, $poll:ident $(, $argument:expr)*) => {
-        match $self.get_mut() {
-            Stream::Plain(stream) => std::pin::Pin::new(stream).$poll($($argument),*),
-            Stream::Tls(stream) => std::pin::Pin::new(&mut **stream).$poll($($argument),*),
+        match &mut $self.get_mut().either {
+            Either::Plain(stream) => std::pin::Pin::new(stream).$poll($($argument),*),
+            Either::Tls(stream) => std::pin::Pin::new(&mut **stream).$poll($($argument),*),
         }
     };
 }
@@ -235,9 +178,9 @@ impl AsyncWrite for Stream {
     }
 
     fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Plain(stream) => stream.is_write_vectored(),
-            Self::Tls(stream) => stream.is_write_vectored(),
+        match &self.either {
+            Either::Plain(stream) => stream.is_write_vectored(),
+            Either::Tls(stream) => stream.is_write_vectored(),
         }
     }
 }

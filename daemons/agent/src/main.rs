@@ -15,7 +15,8 @@ use std::{
 use anyhow::{Context, bail};
 use clap::Parser;
 use hy2_agent_sdk::{
-    Agent, AgentConfig, config::Enrolment, link::LinkState, logs::LogRing, report::PanicCount,
+    Agent, AgentConfig, config::Enrolment, identity::Identity, link::LinkState, logs::LogRing,
+    report::PanicCount,
 };
 use hy2_daemon_runtime::{
     Exposition, Signal, Signals, logging, on_panic, raise_descriptor_limit, service,
@@ -72,7 +73,14 @@ async fn serve(config: AgentConfig, logs: LogRing, flags: &Run) -> anyhow::Resul
     let agent = Agent::builder(config).logs(logs).panics(panics);
     let agent = agent.spawn().await?;
     let stop = tokio_util::sync::CancellationToken::new();
-    let exposing = metrics.map(|metrics| tokio::spawn(metrics.run(stop.clone())));
+    let handle = agent.handle();
+    let exposing = metrics.map(|metrics| {
+        let metrics = metrics.ready_when(move || {
+            let serves = status::serves(&handle.status().borrow());
+            async move { serves }
+        });
+        tokio::spawn(metrics.run(stop.clone()))
+    });
     service::ready();
     let watchdog = service::watchdog();
     // What can change comes from the master: SIGHUP is ignored.
@@ -95,6 +103,14 @@ async fn enrol(mut config: AgentConfig, flags: &Enrol) -> anyhow::Result<()> {
         read_token(&flags.token_file)?.as_str(),
         flags.ca_pin.parse().context("--ca-pin")?,
     ));
+    let folder = config.data_dir.clone();
+    if folder.exists() && Identity::open(&folder)?.credentials().is_some() {
+        bail!(
+            "{} is enrolled already, and the token was not used: `run` goes on with what is there; another node, or one \
+             that was deleted or revoked, needs an empty dataDir",
+            folder.display()
+        );
+    }
     let agent = Agent::spawn(config).await?;
     let mut link = agent.handle().link();
     let up = timeout(

@@ -6,9 +6,10 @@ use anyhow::Context;
 use hy2_agent_sdk::{
     AgentConfig,
     hy2_proto::control::rpc::{
-        GetInfoRequest, GetStatsRequest, GetStatsResponse, NodeInfo,
+        EngineState, GetInfoRequest, GetStatsRequest, GetStatsResponse, NodeInfo,
         node_manager_client::NodeManagerClient,
     },
+    reconcile::Status,
 };
 use hyper_util::rt::TokioIo;
 use tokio::{net::UnixStream, time::timeout};
@@ -86,5 +87,14 @@ fn engine(info: &NodeInfo) -> String {
     match &*info.reason {
         "" => state,
         reason => format!("{state} ({reason})"),
+    }
+}
+
+/// Whether the agent lets users in; otherwise in a word what does not.
+pub(crate) fn serves(status: &Status) -> Result<(), &'static str> {
+    match status.engine {
+        EngineState::Serving => Ok(()),
+        EngineState::Draining => Err("closed"),
+        _ => Err("engine"),
     }
 }

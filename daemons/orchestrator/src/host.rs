@@ -78,6 +78,8 @@ async fn quiet(config: &Config) -> anyhow::Result<(Master, Front)> {
     let master = config.master().start().await?;
     let mut settings = config.front();
     (settings.api, settings.public) = (None, None);
+    // Its password would be seen by nobody: `run` makes it.
+    settings.make_first_admin = false;
     let front = Front::start(&master, settings).await?;
     Ok((master, front))
 }

@@ -124,6 +124,13 @@ async fn serve(config: &Config, flags: &Run) -> anyhow::Result<()> {
         "running"
     );
     let stop = master.shutdown_token();
+    let service = front.service().clone();
+    let exposition = exposition.map(|figures| {
+        figures.ready_when(move || {
+            let service = service.clone();
+            async move { service.is_ready().await.then_some(()).ok_or("store") }
+        })
+    });
     let exposing =
         exposition.map(|figures| AbortOnDropHandle::new(tokio::spawn(figures.run(stop))));
     service::ready();

@@ -1,6 +1,6 @@
 //! Figures for Prometheus on an address of their own: `/metrics`, `/healthz`, `/readyz`.
 
-use std::{convert::Infallible, io, net::SocketAddr, time::Duration};
+use std::{convert::Infallible, fmt, io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
 use http_body_util::Full;
 use hyper::{
@@ -25,11 +25,23 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often the recorder tidies its histograms.
 const UPKEEP: Duration = Duration::from_secs(5);
 
+/// Finds out whether the process can do its work; otherwise says in a word what is missing.
+type Check =
+    Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<(), &'static str>> + Send>> + Send + Sync>;
+
 /// Serves the process's figures.
-#[derive(Debug)]
 pub struct Exposition {
     listener: TcpListener,
     recorder: PrometheusHandle,
+    check: Option<Check>,
+}
+
+impl fmt::Debug for Exposition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exposition")
+            .field("listener", &self.listener)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Exposition {
@@ -42,7 +54,21 @@ impl Exposition {
     pub fn install(address: SocketAddr) -> anyhow::Result<Self> {
         let listener = bind(address)?;
         let recorder = PrometheusBuilder::new().install_recorder()?;
-        Ok(Self { listener, recorder })
+        Ok(Self {
+            listener,
+            recorder,
+            check: None,
+        })
+    }
+
+    /// Has `/readyz` ask `check`: 503 with its word when it fails. Without one, a process that runs is ready.
+    #[must_use]
+    pub fn ready_when<F>(mut self, check: impl Fn() -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Result<(), &'static str>> + Send + 'static,
+    {
+        self.check = Some(Arc::new(move || Box::pin(check())));
+        self
     }
 
     /// Returns the bound address.
@@ -72,10 +98,12 @@ impl Exposition {
             };
             match accepted {
                 Ok((stream, _)) => {
-                    let recorder = self.recorder.clone();
+                    let (recorder, check) = (self.recorder.clone(), self.check.clone());
                     let service = service_fn(move |request| {
-                        let response = answer(&recorder, &request);
-                        async move { Ok::<_, Infallible>(response) }
+                        let (recorder, check) = (recorder.clone(), check.clone());
+                        async move {
+                            Ok::<_, Infallible>(answer(&recorder, check.as_ref(), &request).await)
+                        }
                     });
                     readers.spawn(async move {
                         let served = http1::Builder::new()
@@ -135,6 +163,7 @@ impl Recorder {
         Ok(Exposition {
             listener: bind(address)?,
             recorder: self.handle.clone(),
+            check: None,
         })
     }
 
@@ -150,11 +179,24 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(listener)
 }
 
-fn answer(recorder: &PrometheusHandle, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+async fn answer(
+    recorder: &PrometheusHandle,
+    check: Option<&Check>,
+    request: &Request<Incoming>,
+) -> Response<Full<Bytes>> {
     let (status, text) = match (request.method(), request.uri().path()) {
         (&Method::GET | &Method::HEAD, "/metrics") => (StatusCode::OK, recorder.render()),
-        // It runs; an agent serves this from when it is ready on.
-        (&Method::GET | &Method::HEAD, "/healthz" | "/readyz") => (StatusCode::OK, "ok\n".into()),
+        (&Method::GET | &Method::HEAD, "/healthz") => (StatusCode::OK, "ok\n".into()),
+        (&Method::GET | &Method::HEAD, "/readyz") => {
+            let checked = match check {
+                Some(check) => check().await,
+                None => Ok(()),
+            };
+            match checked {
+                Ok(()) => (StatusCode::OK, "ok\n".into()),
+                Err(missing) => (StatusCode::SERVICE_UNAVAILABLE, format!("{missing}\n")),
+            }
+        }
         (_, "/metrics" | "/healthz" | "/readyz") => (StatusCode::METHOD_NOT_ALLOWED, String::new()),
         _ => (StatusCode::NOT_FOUND, String::new()),
     };
@@ -167,6 +209,8 @@ fn answer(recorder: &PrometheusHandle, request: &Request<Incoming>) -> Response<
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
         net::TcpStream,
@@ -188,6 +232,12 @@ mod tests {
         let exposition = Exposition::install(([127, 0, 0, 1], 0).into()).expect("install");
         let address = exposition.local_addr().expect("bound");
         let stop = CancellationToken::new();
+        let ready = Arc::new(AtomicBool::new(true));
+        let asked = Arc::clone(&ready);
+        let exposition = exposition.ready_when(move || {
+            let ready = asked.load(Relaxed);
+            async move { ready.then_some(()).ok_or("store") }
+        });
         let running = tokio::spawn(exposition.run(stop.clone()));
         metrics::describe_counter!("hy2_test_things_total", "Things.");
         metrics::counter!("hy2_test_things_total").increment(3);
@@ -201,6 +251,12 @@ mod tests {
             let answer = get(address, &format!("GET {path}")).await;
             assert!(answer.ends_with("\r\n\r\nok\n"), "{answer}");
         }
+        ready.store(false, Relaxed);
+        let answer = get(address, "GET /readyz").await;
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        assert!(answer.ends_with("\r\n\r\nstore\n"), "{answer}");
+        let answer = get(address, "GET /healthz").await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
         assert!(
             get(address, "POST /metrics")
                 .await

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use axum::extract::{ConnectInfo, Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue, header};
 use ipnet::IpNet;
 
 use super::ApiState;
@@ -14,12 +14,13 @@ use super::ApiState;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ClientAddress(pub IpAddr);
 
-/// Puts the client's address into the request.
+/// Puts the client's address into the request, and the host that is asked into its place.
 pub(crate) async fn note_address(
     State(state): State<ApiState>,
     mut request: Request,
     next: Next,
 ) -> Response {
+    note_host(&mut request);
     let peer = request
         .extensions()
         .get::<ConnectInfo<SocketAddr>>()
@@ -29,6 +30,19 @@ pub(crate) async fn note_address(
         request.extensions_mut().insert(ClientAddress(address));
     }
     next.run(request).await
+}
+
+/// Writes the host that is asked into `Host` where the request has it elsewhere: HTTP/2 names it in `:authority` alone
+/// (RFC 9113, section 8.3.1).
+fn note_host(request: &mut Request) {
+    if request.headers().contains_key(header::HOST) {
+        return;
+    }
+    let authority = request.uri().authority();
+    let host = authority.map(|of| of.as_str().rsplit('@').next().unwrap_or_default());
+    if let Some(Ok(host)) = host.map(HeaderValue::from_str) {
+        request.headers_mut().insert(header::HOST, host);
+    }
 }
 
 /// Returns the last address of `X-Forwarded-For` that no trusted proxy added itself; the peer if it
@@ -71,6 +85,28 @@ mod tests {
         }
         let trusted: Vec<IpNet> = trusted.iter().map(|net| net.parse().unwrap()).collect();
         client_address(peer.parse().unwrap(), &headers, &trusted).to_string()
+    }
+
+    #[test]
+    fn the_host_is_that_of_the_authority_where_there_is_no_other() {
+        let noted = |uri: &str, host: Option<&str>| {
+            let mut request = Request::get(uri);
+            if let Some(host) = host {
+                request = request.header(header::HOST, host);
+            }
+            let mut request = request.body(axum::body::Body::empty()).unwrap();
+            note_host(&mut request);
+            let host = request.headers().get(header::HOST);
+            host.map(|host| host.to_str().unwrap().to_owned())
+        };
+        let host = |text: &str| Some(text.to_owned());
+        assert_eq!(
+            noted("https://a.example:8081/x", None),
+            host("a.example:8081")
+        );
+        assert_eq!(noted("https://a@b.example/", None), host("b.example"));
+        assert_eq!(noted("/x", Some("c.example")), host("c.example"));
+        assert_eq!(noted("/x", None), None);
     }
 
     #[test]

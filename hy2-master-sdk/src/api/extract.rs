@@ -48,16 +48,15 @@ pub(crate) struct Body<T, const MAX: usize = MAX_JSON>(pub T);
 impl<T: DeserializeOwned, const MAX: usize> FromRequest<ApiState> for Body<T, MAX> {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, _state: &ApiState) -> Result<Self, Problem> {
+    async fn from_request(request: Request, state: &ApiState) -> Result<Self, Problem> {
         if !is_json(request.headers()) {
             let title = "Not JSON";
             let detail = "the body has to be application/json";
             let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
             return Err(Problem::new(status, "not_json", title, detail));
         }
-        let bytes = axum::body::to_bytes(request.into_body(), MAX)
-            .await
-            .map_err(|_| too_large(MAX))?;
+        let (parts, body) = request.into_parts();
+        let bytes = state.intake.read(&parts.extensions, body, MAX).await?;
         if has_nul(&bytes) {
             return Err(Problem::malformed("texts must not contain NUL"));
         }

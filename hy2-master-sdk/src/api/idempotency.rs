@@ -14,7 +14,6 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::ApiState;
-use super::extract::too_large;
 use super::keyed::{Claimed, End, Held};
 use super::problem::Problem;
 use crate::auth::access::Caller;
@@ -66,8 +65,9 @@ pub(crate) async fn replay(
         return Problem::malformed(detail).into_response();
     };
     let (parts, body) = request.into_parts();
-    let Ok(body) = to_bytes(body, MAX_BODY).await else {
-        return too_large(MAX_BODY).into_response();
+    let body = match state.intake.read(&parts.extensions, body, MAX_BODY).await {
+        Ok(body) => body,
+        Err(problem) => return problem.into_response(),
     };
     let path = parts.uri.path_and_query().map(|at| at.as_str());
     let hash = hash([

@@ -23,6 +23,7 @@ mod events;
 mod extract;
 pub(crate) mod grpc;
 mod idempotency;
+mod intake;
 mod keyed;
 mod linger;
 mod nodes;
@@ -54,8 +55,10 @@ use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::ToSchema;
 
 pub(crate) use self::address::client_address;
+use self::intake::{Intake, Turn};
 pub(crate) use self::keyed::Keyed;
 use self::problem::Problem;
+pub(crate) use self::system::readiness;
 use crate::events::EventHub;
 use crate::service::page::Page;
 use crate::service::{Service, ServiceError};
@@ -68,6 +71,7 @@ pub struct ApiState {
     trusted_proxies: Arc<[IpNet]>,
     metrics: Arc<dyn Fn() -> String + Send + Sync>,
     keyed: Keyed,
+    intake: Intake,
 }
 
 impl ApiState {
@@ -84,6 +88,7 @@ impl ApiState {
             trusted_proxies: trusted_proxies.into(),
             metrics: Arc::new(metrics),
             keyed: Keyed::new(CancellationToken::new()),
+            intake: Intake::default(),
         }
     }
 
@@ -240,12 +245,20 @@ async fn harden(mut response: Response) -> Response {
     response
 }
 
-/// Serves a request unless too many are at work. A stream counts until it begins.
-async fn in_turn(State(places): State<Arc<Semaphore>>, request: Request, next: Next) -> Response {
-    match places.try_acquire() {
-        Ok(_place) => next.run(request).await,
-        Err(_) => Problem::busy().into_response(),
-    }
+/// Serves a request unless too many are at work. A stream counts until it begins, a request not while its body comes.
+async fn in_turn(
+    State(places): State<Arc<Semaphore>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let turn = match Turn::begin(&places) {
+        Ok(turn) => turn,
+        Err(problem) => return problem.into_response(),
+    };
+    request.extensions_mut().insert(turn.clone());
+    let response = next.run(request).await;
+    turn.leave();
+    response
 }
 
 async fn in_time(request: Request, next: Next) -> Response {

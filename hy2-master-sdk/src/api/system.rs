@@ -1,7 +1,6 @@
 //! Settings, the audit log, the document, health and metrics.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -18,13 +17,11 @@ use super::extract::{Auth, Body, IfMatch, Params, Path, Tagged};
 use super::problem::Problem;
 use super::{ApiState, Items, PageOf, errors};
 use crate::auth::access::Operation;
+use crate::service::Service;
 use crate::service::moment::SecretText;
 use crate::service::page::PageRequest;
 use crate::service::system::{AuditView, SettingView};
 use crate::store::audit::AuditFilter;
-
-/// How long the store may take to say that it is there.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 pub(super) fn router() -> OpenApiRouter<ApiState> {
     OpenApiRouter::new()
@@ -75,10 +72,14 @@ pub(super) fn health() -> Router<ApiState> {
 }
 
 async fn ready(State(state): State<ApiState>) -> Response {
-    let asked = tokio::time::timeout(PATIENCE, state.service.store().cluster()).await;
-    match asked {
-        Ok(Ok(_)) => "ready\n".into_response(),
-        Ok(Err(_)) | Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "store\n").into_response(),
+    readiness(&state.service).await
+}
+
+/// Says whether the store is there.
+pub(crate) async fn readiness(service: &Service) -> Response {
+    match service.is_ready().await {
+        true => "ready\n".into_response(),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "store\n").into_response(),
     }
 }
 

@@ -100,15 +100,43 @@ impl fmt::Debug for Parts {
 
 struct Inner {
     parts: Parts,
+    /// Whether the store answered, and when it was asked last.
+    ready: tokio::sync::Mutex<Option<(tokio::time::Instant, bool)>>,
 }
+
+/// How long the store may take to say that it is there.
+const READY_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long its answer is good for everybody who asks.
+const READY_FOR: Duration = Duration::from_secs(1);
 
 impl Service {
     /// Puts the parts together.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
         Self {
-            inner: Arc::new(Inner { parts }),
+            inner: Arc::new(Inner {
+                parts,
+                ready: tokio::sync::Mutex::default(),
+            }),
         }
+    }
+
+    /// Returns whether the store answers within two seconds. Asked often, it looks once a second: anybody may ask.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn is_ready(&self) -> bool {
+        let mut ready = self.inner.ready.lock().await;
+        let known = ready.filter(|(at, _)| at.elapsed() < READY_FOR);
+        if let Some((_, answers)) = known {
+            return answers;
+        }
+        let asked = tokio::time::timeout(READY_PATIENCE, self.store().cluster()).await;
+        let answers = matches!(asked, Ok(Ok(_)));
+        *ready = Some((tokio::time::Instant::now(), answers));
+        answers
     }
 
     /// Returns the store.

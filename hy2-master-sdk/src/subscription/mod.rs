@@ -24,7 +24,7 @@ use serde::Serialize;
 
 use self::formats::Format;
 use self::servers::Subscription;
-use crate::api::client_address;
+use crate::api::{client_address, readiness};
 use crate::ratelimit::{self, address_key};
 use crate::service::moment::Moment;
 use crate::service::{Service, ServiceError};
@@ -55,9 +55,14 @@ pub fn router(service: Service, trusted_proxies: Vec<IpNet>) -> Router {
         .route("/sub/{token}", get(by_client))
         .route("/sub/{token}/{format}", get(by_format))
         .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
         .fallback(|| async { unknown() })
         .method_not_allowed_fallback(|| async { unknown() })
         .with_state(state)
+}
+
+async fn ready(State(state): State<PublicState>) -> Response {
+    readiness(&state.service).await
 }
 
 async fn by_client(

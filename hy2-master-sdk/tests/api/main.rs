@@ -8,6 +8,7 @@ mod contract;
 mod embedding;
 mod enumeration;
 mod events;
+mod front;
 mod grpc;
 mod harness;
 mod holds;

@@ -8,7 +8,7 @@ mod fields;
 use std::collections::BTreeMap;
 use std::pin::Pin;
 
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::extract::{self, State};
 use axum::middleware::{self, Next};
 use axum::{Router, response};
@@ -24,6 +24,7 @@ use self::convert::{
 };
 use super::ApiState;
 use super::events::Feed;
+use super::problem::Problem;
 use crate::auth::access::{Caller, Operation};
 use crate::domain::{DesiredState, NodeId, QuotaPeriod, RegionId, Timestamp, UserId};
 use crate::service::ServiceError;
@@ -67,20 +68,33 @@ async fn to_the_end(
     request: extract::Request,
     next: Next,
 ) -> response::Response {
-    // Read before: who does not send all of it holds no place.
     let (parts, body) = request.into_parts();
-    let Ok(body) = to_bytes(body, MAX_FRAME).await else {
-        return Status::out_of_range("the message is too large").into_http();
+    // Who is nobody is told that first, and nothing of theirs is read.
+    if parts.extensions.get::<Caller>().is_none() {
+        return status(ServiceError::Unauthenticated).into_http();
+    }
+    // Read before: who does not send all of it holds no place.
+    let body = match state.intake.read(&parts.extensions, body, MAX_FRAME).await {
+        Ok(body) => body,
+        Err(problem) => return told(unread(&problem), problem).into_http(),
     };
-    // Who is nobody is told that first.
-    let known = parts.extensions.get::<Caller>().is_some();
-    if known && let Some(issue) = fields::wrong(parts.uri.path(), &body) {
+    if let Some(issue) = fields::wrong(parts.uri.path(), &body) {
         return status(ServiceError::Invalid(vec![issue])).into_http();
     }
     let request = extract::Request::from_parts(parts, Body::from(body));
     match state.keyed.finish(next.run(request)).await {
         Ok(response) => response,
         Err(problem) => told(Code::Unavailable, problem).into_http(),
+    }
+}
+
+/// Why a message was not read.
+const fn unread(problem: &Problem) -> Code {
+    match problem.status {
+        408 => Code::DeadlineExceeded,
+        413 => Code::OutOfRange,
+        503 => Code::Unavailable,
+        _ => Code::Cancelled,
     }
 }
 
