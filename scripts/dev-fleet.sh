@@ -74,22 +74,47 @@ backup() {
 }
 
 restore() {
-    local file=${1:-} count
+    local file=${1:-} count old=$dir/before-restore server='' key=$dir/master.key
     [ -f "$file" ] || fail "name the file: make db-restore BACKUP=file"
+    [ ! -f "$file.key" ] || key=$file.key
+    # While the fleet still runs: a file that does not open, or a key that is not the backup's, changes nothing.
+    (umask 077 && mkdir -p "$old" && : >"$old/orchestrator.yaml")
+    awk -v key="$(realpath "$key")" '$1 == "keyFile:" { $0 = "keyFile: " key } { print }' \
+        "$dir/orchestrator.yaml" >"$old/orchestrator.yaml"
+    "$target/debug/hy2-orchestrator" restore -c "$old/orchestrator.yaml" --in "$file" --check || {
+        rm -rf "$old"
+        fail "$file cannot be restored; nothing is changed"
+    }
     count=$(wc -l <"$dir/nodes")
     stop_one orchestrator
-    # A restore wants an empty database, so that it cannot destroy one by mistake.
+    # A restore wants an empty database, so that it cannot destroy one by mistake. The old one is put aside until the
+    # new one is there.
+    cp -p "$dir/master.key" "$old/master.key"
     if [ "${mode:-}" = full ]; then
-        local url
-        url=$(awk '$1 == "database:" { print $2 }' "$dir/orchestrator.yaml")
-        psql -q "${url%/*}/postgres" -c 'drop database hy2 with (force)' -c 'create database hy2'
+        server=$(awk '$1 == "database:" { print $2 }' "$dir/orchestrator.yaml")
+        server=${server%/*}/postgres
+        psql -q "$server" -c 'drop database if exists hy2_old with (force)' \
+            -c "select pg_terminate_backend(pid) from pg_stat_activity where datname = 'hy2'" \
+            -c 'alter database hy2 rename to hy2_old' -c 'create database hy2' >/dev/null
     else
-        rm -f "$dir"/fleet.db*
+        mv "$dir"/fleet.db* "$old/"
     fi
-    [ ! -f "$file.key" ] || cp "$file.key" "$dir/master.key"
-    "$target/debug/hy2-orchestrator" restore -c "$dir/orchestrator.yaml" --in "$file"
+    cmp -s "$key" "$dir/master.key" || cp "$key" "$dir/master.key"
+    if ! "$target/debug/hy2-orchestrator" restore -c "$dir/orchestrator.yaml" --in "$file"; then
+        if [ -n "$server" ]; then
+            psql -q "$server" -c 'drop database hy2 with (force)' -c 'alter database hy2_old rename to hy2'
+        else
+            rm -f "$dir"/fleet.db*
+            mv "$old"/fleet.db* "$dir/"
+        fi
+        cp -p "$old/master.key" "$dir/master.key"
+        start_orchestrator
+        fail "$file was not restored; the fleet is as it was"
+    fi
     start_orchestrator
     wait_for "the nodes" serving "$count"
+    [ -z "$server" ] || psql -q "$server" -c 'drop database hy2_old with (force)'
+    rm -rf "$old"
     echo "Restored from $file; $count nodes are back."
 }
 

@@ -66,6 +66,9 @@ expect "2 agents are serving" make -s scale-agents COUNT=2
 backup=$HY2_DEV_DIR/kept.backup
 expect "Wrote" make -s db-backup BACKUP="$backup"
 refuse "name the file" make -s db-restore
+head -c 600 "$backup" >"$backup.cut"
+refuse "nothing is changed" make -s db-restore BACKUP="$backup.cut"
+expect "master connected" make -s health
 expect "2 nodes are back" make -s db-restore BACKUP="$backup"
 expect "master connected" make -s health
 
