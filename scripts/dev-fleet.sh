@@ -108,6 +108,7 @@ restore() {
             mv "$old"/fleet.db* "$dir/"
         fi
         cp -p "$old/master.key" "$dir/master.key"
+        rm -rf "$old"
         start_orchestrator
         fail "$file was not restored; the fleet is as it was"
     fi
