@@ -19,10 +19,9 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Args)]
 pub(crate) struct Common {
-    /// Which profile to use
-    #[arg(long, global = true, value_name = "NAME", default_value = "default")]
-    #[arg(env = "HY2CTL_PROFILE")]
-    pub(crate) profile: String,
+    /// Which profile to use, whatever else the environment says; default: HY2CTL_PROFILE, or "default"
+    #[arg(long, global = true, value_name = "NAME")]
+    pub(crate) profile: Option<String>,
 
     /// File of profiles; default: hy2/ctl.json under the account's configuration
     #[arg(long, global = true, value_name = "FILE", env = "HY2CTL_PROFILES")]
@@ -35,6 +34,21 @@ pub(crate) struct Common {
     /// Do not ask before something is destroyed
     #[arg(short, long, global = true)]
     pub(crate) yes: bool,
+}
+
+impl Common {
+    /// Returns the name of the profile to use.
+    pub(crate) fn profile(&self) -> String {
+        let given = self.profile.clone();
+        given
+            .or_else(|| from_environment("HY2CTL_PROFILE"))
+            .unwrap_or_else(|| "default".to_owned())
+    }
+}
+
+/// Returns a variable of the environment, if it has a value.
+pub(crate) fn from_environment(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 #[derive(Debug, Subcommand)]

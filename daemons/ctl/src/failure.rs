@@ -86,6 +86,9 @@ pub(crate) enum Failure {
     /// Standard output is gone.
     #[error("cannot write to standard output: {0}")]
     Output(#[source] io::Error),
+    /// A program on this host failed, and has said why itself.
+    #[error("failed")]
+    Said,
     /// Anything else on this side.
     #[error("{0:#}")]
     Local(#[from] anyhow::Error),
@@ -94,7 +97,7 @@ pub(crate) enum Failure {
 impl Failure {
     pub(crate) const fn exit_code(&self) -> u8 {
         match self {
-            Self::Output(_) | Self::Local(_) => 1,
+            Self::Output(_) | Self::Said | Self::Local(_) => 1,
             Self::Usage(_) => 2,
             Self::NotLoggedIn(_) => 3,
             Self::NotFound(_) => 4,
@@ -120,7 +123,7 @@ impl Failure {
             Self::NotFound(_) => "not_found",
             Self::Unreachable(_) => "unreachable",
             Self::Broken(_) => "broken",
-            Self::Output(_) | Self::Local(_) => "local",
+            Self::Output(_) | Self::Said | Self::Local(_) => "local",
         };
         serde_json::json!({"code": code, "detail": self.to_string()})
     }

@@ -35,6 +35,7 @@ async fn main() -> ExitCode {
         Err(Failure::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => {
             ExitCode::SUCCESS
         }
+        Err(failure @ Failure::Said) => ExitCode::from(failure.exit_code()),
         Err(failure) => {
             output.failure(&failure);
             ExitCode::from(failure.exit_code())

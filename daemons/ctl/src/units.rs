@@ -108,9 +108,11 @@ fn scaled(text: &str, units: &[(&str, u64)], divisor: u64) -> Result<Value, ()> 
     }
     let scale = 10_u128.pow(u32::try_from(part.len()).map_err(|_| ())?);
     let part: u128 = part.parse().map_err(|_| ())?;
-    let total =
-        (u128::from(whole) * scale + part) * u128::from(*factor) / scale / u128::from(divisor);
-    i64::try_from(total)
+    // At most 2^64 times 10^9, and a unit may be 2^40: more than fits.
+    let total = (u128::from(whole) * scale + part)
+        .checked_mul(u128::from(*factor))
+        .ok_or(())?;
+    i64::try_from(total / scale / u128::from(divisor))
         .map(|total| json!(total))
         .map_err(|_| ())
 }
@@ -184,6 +186,7 @@ mod tests {
             "1.GB",
             "99999999999TB",
             "1.1234567890GB",
+            "18446744073709551615.000000001TiB",
         ] {
             assert!(bytes(text).is_err(), "{text}");
         }

@@ -52,7 +52,7 @@ pub(crate) struct Login {
 impl Login {
     pub(crate) async fn run(self, common: &Common, output: &Output) -> Result<(), Failure> {
         let profiles = Profiles::at(common.profiles.clone())?;
-        let known = profiles.find(&common.profile)?.unwrap_or_default();
+        let known = profiles.find(&common.profile())?.unwrap_or_default();
         let url = match self.url {
             Some(url) => url,
             None if known.url.is_empty() => ask::text("address of the orchestrator", "--url")?,
@@ -77,7 +77,7 @@ impl Login {
             profile.api_token = Some(ask::secret("token", Some(file), "", false)?.to_string());
             let me = Client::new(&profile, None)?.get("/auth/me", &[]).await?;
             profile.username = me["username"].as_str().map(str::to_owned);
-            profiles.put(&common.profile, profile)?;
+            profiles.put(&common.profile(), profile)?;
             return greet(output, &me);
         }
         let username = match self.username.or_else(|| known.username.filter(|_| same)) {
@@ -121,14 +121,14 @@ async fn log_in(
     };
     profile.username = Some(username.to_owned());
     profile.session = client.session();
-    profiles.put(&common.profile, profile)?;
+    profiles.put(&common.profile(), profile)?;
     Ok(answer["admin"].clone())
 }
 
 /// Ends the session and forgets the profile, also when the orchestrator does not answer.
 pub(crate) async fn log_out(common: &Common, output: &Output) -> Result<(), Failure> {
     let profiles = Profiles::at(common.profiles.clone())?;
-    let name = common.profile.clone();
+    let name = common.profile();
     let Some(profile) = profiles.find(&name)? else {
         return Err(Failure::NotLoggedIn(format!("there is no profile {name}")));
     };
@@ -172,7 +172,7 @@ pub(crate) struct Passwd {
 impl Passwd {
     pub(crate) async fn run(self, common: &Common, output: &Output) -> Result<(), Failure> {
         let profiles = Profiles::at(common.profiles.clone())?;
-        let name = common.profile.clone();
+        let name = common.profile();
         let profile = profiles
             .find(&name)?
             .filter(|profile| profile.session.is_some());

@@ -4,10 +4,10 @@ use std::{
     fs,
     io::Write,
     path::PathBuf,
-    process::{Command, ExitCode},
+    process::{Command, Stdio},
 };
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use clap::Args;
 use http::Method;
 use http_body_util::BodyExt;
@@ -118,7 +118,7 @@ pub(crate) struct Restore {
 }
 
 impl Restore {
-    pub(crate) fn run(self, common: &Common) -> Result<ExitCode, Failure> {
+    pub(crate) fn run(self, common: &Common, output: &Output) -> Result<(), Failure> {
         if !self.check {
             let what = format!(
                 "Restore {} into the store of this host",
@@ -146,12 +146,30 @@ impl Restore {
         if self.check {
             command.arg("--check");
         }
-        let status = command
-            .status()
-            .with_context(|| format!("cannot run {}", program.display()))?;
-        match status.code() {
-            Some(0) => Ok(ExitCode::SUCCESS),
-            _ => Ok(ExitCode::FAILURE),
+        let running = || format!("cannot run {}", program.display());
+        if !output.is_json() {
+            let status = command.status().with_context(running)?;
+            return match status.success() {
+                true => Ok(()),
+                // It has said why.
+                false => Err(Failure::Said),
+            };
         }
+        let ran = command
+            .stdin(Stdio::inherit())
+            .output()
+            .with_context(running)?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        if !ran.status.success() {
+            let said = text(&ran.stderr);
+            let said = said.strip_prefix("hy2-orchestrator: ").unwrap_or(&said);
+            return Err(Failure::Local(match said.is_empty() {
+                true => anyhow!("hy2-orchestrator ended with {}", ran.status),
+                false => anyhow!("{said}"),
+            }));
+        }
+        let file = self.input.display().to_string();
+        let answer = json!({"file": file, "restored": !self.check, "said": text(&ran.stdout)});
+        output.done(&answer, "")
     }
 }

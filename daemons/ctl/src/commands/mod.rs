@@ -20,7 +20,7 @@ use clap::{Args, CommandFactory};
 use serde_json::{Map, Value, json};
 
 use crate::{
-    cli::{Cli, Command, Common},
+    cli::{Cli, Command, Common, from_environment},
     client::{Client, Keeper},
     failure::Failure,
     output::{Column, Output},
@@ -36,7 +36,7 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> Result<ExitCode, Failure> 
             clap_complete::generate(shell, &mut Cli::command(), "hy2ctl", &mut script);
             output.line(String::from_utf8_lossy(&script).trim_end())?;
         }
-        Command::Restore(restore) => return restore.run(common),
+        Command::Restore(restore) => restore.run(common, output)?,
         Command::Version => version(common, output).await?,
         Command::Login(login) => login.run(common, output).await?,
         Command::Logout => account::log_out(common, output).await?,
@@ -59,29 +59,46 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> Result<ExitCode, Failure> 
     Ok(ExitCode::SUCCESS)
 }
 
-/// Returns the way to the orchestrator: `HY2CTL_URL` and `HY2CTL_TOKEN`, or the profile.
+/// Returns the way to the orchestrator: the profile that `--profile` names, or else `HY2CTL_URL` and `HY2CTL_TOKEN`, or
+/// else the profile.
 fn client(common: &Common) -> Result<Client, Failure> {
-    let given = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    if let (Some(url), Some(token)) = (given("HY2CTL_URL"), given("HY2CTL_TOKEN")) {
-        let ca = given("HY2CTL_CA")
+    let [url, token] = ["HY2CTL_URL", "HY2CTL_TOKEN"].map(|name| match common.profile {
+        Some(_) => None,
+        None => from_environment(name),
+    });
+    if token.is_some() && url.is_none() {
+        let detail = "HY2CTL_TOKEN is set and HY2CTL_URL is not: set both, or name a --profile";
+        return Err(Failure::Usage(detail.to_owned()));
+    }
+    if let (Some(url), Some(token)) = (&url, token) {
+        let ca = from_environment("HY2CTL_CA")
             .map(|file| account::read_ca(file.as_ref()))
             .transpose()?;
         let profile = Profile {
-            url,
+            url: url.clone(),
             ca,
-            pin: given("HY2CTL_CA_PIN"),
+            pin: from_environment("HY2CTL_CA_PIN"),
             api_token: Some(token),
             ..Profile::default()
         };
         return Client::new(&profile, None);
     }
     let profiles = Profiles::at(common.profiles.clone())?;
-    let name = common.profile.clone();
+    let name = common.profile();
     let profile = profiles.find(&name)?.ok_or_else(|| {
         Failure::NotLoggedIn(format!(
             "there is no profile {name}: hy2ctl login --url URL"
         ))
     })?;
+    // A login takes its address from there as well: alone it says no more than where that was.
+    if let Some(url) =
+        url.filter(|url| url.trim_end_matches('/') != profile.url.trim_end_matches('/'))
+    {
+        return Err(Failure::Usage(format!(
+            "HY2CTL_URL is {url}, HY2CTL_TOKEN is not set, and the profile {name} is of {}: set both, or name a --profile",
+            profile.url
+        )));
+    }
     Client::new(&profile, Some(Keeper { profiles, name }))
 }
 

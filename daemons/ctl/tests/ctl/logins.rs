@@ -175,6 +175,24 @@ async fn passwords_second_factors_and_api_tokens_are_managed() {
         .with("HY2CTL_URL", &url)
         .with("HY2CTL_TOKEN", token.trim());
     assert_eq!(ci.json(&["users", "list"])["items"], json!([]));
+    // Who names a profile means it, and half of the two is no answer to where.
+    assert_eq!(ci.run(&["whoami"]).code, 0);
+    let named = ci.run(&["--profile", "none", "whoami"]);
+    assert_eq!(named.code, 3);
+    assert!(named.stderr.contains("no profile none"), "{}", named.stderr);
+    let half = ctl.with("HY2CTL_TOKEN", token.trim()).run(&["whoami"]);
+    assert_eq!(half.code, 2);
+    assert!(half.stderr.contains("HY2CTL_URL"), "{}", half.stderr);
+    let elsewhere = ctl
+        .with("HY2CTL_URL", "http://127.0.0.1:9")
+        .run(&["whoami"]);
+    assert_eq!(elsewhere.code, 2);
+    assert!(
+        elsewhere.stderr.contains("HY2CTL_TOKEN"),
+        "{}",
+        elsewhere.stderr
+    );
+    ctl.with("HY2CTL_URL", &url).run(&["whoami"]).ok();
     let denied = ci.run(&["nodes", "list"]);
     assert_eq!(denied.code, 3);
     let file = fleet.file("token", &token);

@@ -170,6 +170,25 @@ fn a_restore_calls_the_orchestrator_of_the_host() {
     assert_eq!(called.code, 1);
     let expected = "--config /etc/o.yaml restore --in x.backup with a passphrase for backups\n";
     assert_eq!(called.stdout, expected);
+    assert_eq!(called.stderr, "", "the orchestrator says why");
+    let arguments = ["--json", "--yes", "restore", "--in", "x.backup"];
+    let refused = ctl.run(&arguments);
+    assert_eq!((refused.code, &*refused.stdout), (1, ""));
+    let failure: Value = serde_json::from_str(&refused.stderr).unwrap();
+    assert_eq!(failure["code"], "local");
+    fs::write(&host, "#!/bin/sh\necho 7 rows\n").unwrap();
+    let done = ctl.json(&["--yes", "restore", "--in", "x.backup"]);
+    let expected = json!({"file": "x.backup", "restored": true, "said": "7 rows"});
+    assert_eq!(done, expected);
+    fs::write(
+        &host,
+        "#!/bin/sh\necho hy2-orchestrator: it is not empty >&2\nexit 1\n",
+    )
+    .unwrap();
+    let refused = ctl.run(&arguments);
+    let failure: Value = serde_json::from_str(&refused.stderr).unwrap();
+    assert_eq!(failure["detail"], "it is not empty");
+    fs::write(&host, "#!/bin/sh\necho \"$@\"\n").unwrap();
     let checked = ctl.run(&["restore", "--in", "x.backup", "--check"]);
     assert!(
         checked.stdout.contains("--in x.backup --check"),
