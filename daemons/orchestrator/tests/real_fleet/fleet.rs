@@ -301,6 +301,23 @@ impl Fleet {
             "{name}: {}",
             String::from_utf8_lossy(&ended.stderr)
         );
+        // No token is used on a folder that is enrolled; any text will do for one.
+        let again = Command::new(binary("hy2-agent"))
+            .args(["enrol", "-c"])
+            .arg(&config)
+            .args(["--ca-pin", issued["ca_pin"].as_str().expect("a pin")])
+            .arg("--token-file")
+            .arg(&config)
+            .kill_on_drop(true)
+            .output();
+        let again = crate::soon("a second enrolment", again)
+            .await
+            .expect("ends");
+        let said = String::from_utf8_lossy(&again.stderr);
+        assert!(
+            !again.status.success() && said.contains("is enrolled already"),
+            "{name}: {said}"
+        );
         let nodes = self.rest.get("/nodes").await;
         let all = nodes["items"].as_array().expect("a list");
         let found = all.iter().find(|node| node["name"] == name);
