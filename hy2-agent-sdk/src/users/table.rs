@@ -465,7 +465,7 @@ impl UserTable {
         };
         for want in &request.devices {
             let mut lent = response.devices.iter();
-            let Some(lent) = lent.rfind(|one| one.user_id == want.user_id) else {
+            let Some(lent) = lent.find(|one| one.user_id == want.user_id) else {
                 continue;
             };
             let Some(user) = self.user(want.user_id) else {
