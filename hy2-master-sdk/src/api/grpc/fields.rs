@@ -106,6 +106,8 @@ impl Contract {
     ) -> Option<FieldIssue> {
         let fields = self.messages.get(message)?;
         let depth = depth.checked_sub(1)?;
+        // Groups that are open. The decoder passes over what is in one, whatever it would be elsewhere.
+        let mut groups = 0_usize;
         while !encoded.is_empty() {
             let key = varint(&mut encoded)?;
             let length = match key & 7 {
@@ -115,14 +117,23 @@ impl Contract {
                 }
                 1 => 8,
                 2 => usize::try_from(varint(&mut encoded)?).ok()?,
-                // A group begins or ends. The decoder passes over what is in it; here it is looked at like the rest.
-                3 | 4 => continue,
+                3 => {
+                    groups += 1;
+                    continue;
+                }
+                4 => {
+                    groups = groups.checked_sub(1)?;
+                    continue;
+                }
                 5 => 4,
                 _ => return None,
             };
             let (value, rest) = encoded.split_at_checked(length)?;
             encoded = rest;
-            let Some(field) = fields.get(&(key >> 3)).filter(|_| key & 7 == 2) else {
+            let Some(field) = fields
+                .get(&(key >> 3))
+                .filter(|_| key & 7 == 2 && groups == 0)
+            else {
                 continue;
             };
             let path = format!("{within}{}", field.name);
@@ -255,6 +266,26 @@ mod tests {
             assert_eq!(decoded.note, "\0");
             let note = issue("CreateUser", &message).map(|issue| issue.path);
             assert_eq!(note.as_deref(), Some("note"), "{before:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_in_a_group_is_passed_over_as_by_the_decoder() {
+        let note = |message: &[u8]| {
+            let decoded = pb::CreateUserRequest::decode(message).unwrap();
+            let found = issue("CreateUser", message).map(|issue| issue.path);
+            (decoded.note, found)
+        };
+        // Every field there is, as bytes that are neither a text nor a message.
+        let all: Vec<u8> = (1..16_u8)
+            .flat_map(|number| [number << 3 | 2, 2, 0xff, 0xff])
+            .collect();
+        for inside in [&b"\x52\x01\0"[..], b"\x53\x52\x01\0\x54", &all] {
+            let group = [b"\xfb\x07", inside, b"\xfc\x07"].concat();
+            assert_eq!(note(&group), (String::new(), None), "{group:?}");
+            // What follows is looked at.
+            let before = [&group[..], b"\x52\x01\0"].concat();
+            assert_eq!(note(&before), ("\0".into(), Some("note".into())));
         }
     }
 
