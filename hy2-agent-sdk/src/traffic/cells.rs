@@ -217,6 +217,10 @@ impl Cells {
             at: inner.next,
         };
         inner.next += 1;
+        // Nobody's cell holds nothing, unless the file is damaged: what is there then is not this user's.
+        for word in 1..WORDS {
+            cell.word(word).store(0, Relaxed);
+        }
         cell.word(0).store(user, Release);
         inner.index.insert(user, cell.clone());
         Ok(cell)
@@ -324,6 +328,18 @@ mod tests {
             assert_eq!(cell.spooled(), (1, 2));
         }
         assert_eq!(cells.totals(), (200_010_000, 400_020_000));
+    }
+
+    #[test]
+    fn a_new_user_begins_at_nothing_whatever_the_file_holds() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(Cells::open(folder.path()).unwrap());
+        let path = folder.path().join("cells-0000");
+        let mut file = fs::read(&path).unwrap();
+        file[CELL_BYTES + 8..2 * CELL_BYTES].fill(9);
+        fs::write(&path, file).unwrap();
+        let cell = Cells::open(folder.path()).unwrap().of(7).unwrap();
+        assert_eq!((cell.tx(), cell.rx(), cell.spooled()), (0, 0, (0, 0)));
     }
 
     #[test]
