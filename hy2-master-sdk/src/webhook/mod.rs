@@ -250,20 +250,13 @@ fn settle(row: &mut DeliveryRow, outcome: Result<u16, SendError>, now: Timestamp
     };
     row.response_status = status;
     row.error = Some(error);
-    let next_at = now.plus(pause(row.attempts));
-    if now < row.give_up_at {
-        // The last try is at the end, not before it.
-        row.next_at = next_at.min(row.give_up_at);
-    } else if row.attempts < LEAST_TRIES {
-        // The clock was ahead, or the master away for so long.
-        row.next_at = next_at;
-    } else {
+    if now >= row.give_up_at {
         row.status = "failed".to_owned();
+    } else {
+        // The last try is at the end, not before it.
+        row.next_at = now.plus(pause(row.attempts)).min(row.give_up_at);
     }
 }
-
-/// A delivery has that many tries before it is given up, whatever the time; they take 40 minutes.
-const LEAST_TRIES: i64 = 10;
 
 /// 5 s, 10 s, 20 s … up to an hour.
 fn pause(attempts: i64) -> Duration {
@@ -318,20 +311,6 @@ mod tests {
             (last.status.as_str(), last.error.as_deref()),
             ("failed", Some("cannot connect"))
         );
-    }
-
-    #[test]
-    fn a_clock_that_is_ahead_gives_nothing_up() {
-        let ahead = Timestamp(0).plus(3 * webhooks::TRIED_FOR);
-        for attempts in 1..LEAST_TRIES {
-            let mut row = row(attempts);
-            settle(&mut row, Ok(500), ahead);
-            let next = ahead.plus(pause(attempts));
-            assert_eq!((row.status.as_str(), row.next_at), ("pending", next));
-        }
-        let mut row = row(LEAST_TRIES);
-        settle(&mut row, Ok(500), ahead);
-        assert_eq!(row.status, "failed");
     }
 
     #[test]
