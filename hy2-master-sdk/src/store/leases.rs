@@ -160,6 +160,7 @@ pub async fn grant(
 
 /// Returns the slice that a node was granted and never heard of: the answer was lost. Numbers grow,
 /// so it comes after the one in hand. Granting another would leave this one owed until it expires.
+/// Those of before a restore the node has ended, and asks before it is noted that they are closed.
 async fn granted_unheard(
     tx: &mut Tx,
     node: NodeId,
@@ -169,11 +170,16 @@ async fn granted_unheard(
     const SQL: &str = "select id, granted, expires_at, billing_multiplier from quota_leases \
                        where user_id = $1 and node_id = $2 and id > $3 and consumed = 0 and closed_at is null \
                        and expires_at > $4 order by id limit 1";
+    const EPOCH: &str = "select epoch from cluster where id = 1";
+    let epoch = on!(tx, |ex| sqlx::query_scalar::<_, i64>(EPOCH)
+        .fetch_optional(ex)
+        .await)?;
+    let before = LeaseId(first_of_epoch(epoch.unwrap_or(1)));
     let found = on!(tx, |ex| {
         sqlx::query_as::<_, (LeaseId, i64, Timestamp, i64)>(SQL)
             .bind(want.user)
             .bind(node)
-            .bind(want.lease.unwrap_or(LeaseId(0)))
+            .bind(want.lease.unwrap_or(LeaseId(0)).max(before))
             .bind(now)
             .fetch_optional(ex)
             .await
