@@ -114,6 +114,8 @@ restore() {
     fi
     start_orchestrator
     wait_for "the nodes" serving "$count"
+    # The backup itself says that they serve; the agents know.
+    wait_for "the agents" health
     [ -z "$server" ] || psql -q "$server" -c 'drop database hy2_old with (force)'
     rm -rf "$old"
     echo "Restored from $file; $count nodes are back."
