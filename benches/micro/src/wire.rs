@@ -150,32 +150,50 @@ pub(crate) fn cases() -> Vec<Case> {
         })
         .bytes(4000)
         .items(4),
-        // The slots, the data, the address and, by its order, a joined copy or what makes the data
-        // shared.
-        Case::new("fragments/join in order", || join(&[0, 1, 2, 3]))
+        // The slots, the address and what makes the data shared, and but in order a joined copy.
+        Case::new("fragments/join in order", || join([0, 1, 2, 3]))
+            .bytes(4000)
+            .items(4)
+            .allocates(3.0),
+        Case::new("fragments/join in reverse", || join([3, 2, 1, 0]))
             .bytes(4000)
             .items(4)
             .allocates(4.0),
-        Case::new("fragments/join in reverse", || join(&[3, 2, 1, 0]))
-            .bytes(4000)
-            .items(4)
-            .allocates(5.0),
-        Case::new("fragments/join shuffled", || join(&[2, 0, 3, 1]))
+        Case::new("fragments/join shuffled", || join([2, 0, 3, 1]))
             .bytes(4000)
             .items(4)
             .allocates(4.0),
         Case::new("fragments/join with duplicates", || {
-            join(&[0, 0, 1, 1, 2, 2, 3, 3])
+            join([0, 0, 1, 1, 2, 2, 3, 3])
         })
         .bytes(4000)
         .items(8)
-        .allocates(4.0),
+        .allocates(3.0),
+        Case::new("fragments/join in each of 24 orders", || {
+            let mut joined: Vec<_> = orders().into_iter().map(join).collect();
+            Box::new(move || joined.iter_mut().for_each(|join| join()))
+        })
+        .bytes(24 * 4000)
+        .items(24 * 4)
+        .allocates(23.0 * 4.0 + 3.0),
     ]
+}
+
+/// All orders of four.
+fn orders() -> Vec<[usize; 4]> {
+    let mut orders = Vec::new();
+    for code in 0..256_usize {
+        let order = [code >> 6, code >> 4 & 3, code >> 2 & 3, code & 3];
+        if (0..4).all(|part| order.contains(&part)) {
+            orders.push(order);
+        }
+    }
+    orders
 }
 
 const VALUES: [u64; 4] = [37, 15_293, 494_878_333, 151_288_809_941_952_652];
 
-fn join(order: &'static [usize]) -> Box<dyn FnMut()> {
+fn join<const N: usize>(order: [usize; N]) -> Box<dyn FnMut()> {
     // Two packet numbers in turn, as of a sender that counts.
     let encoded = |packet: u16| {
         let data = payload(4000);
@@ -196,7 +214,7 @@ fn join(order: &'static [usize]) -> Box<dyn FnMut()> {
         turn ^= 1;
         let mut whole = false;
         for at in order {
-            let part = UdpMessage::decode(&messages[turn][*at]).expect("valid");
+            let part = UdpMessage::decode(&messages[turn][at]).expect("valid");
             whole |= black_box(joining.push(&part)).is_some();
         }
         assert!(whole, "joined");
