@@ -97,6 +97,8 @@ pub struct Counters {
     pub offered_packets: u64,
     /// Their UDP payload bytes.
     pub offered_bytes: u64,
+    /// UDP payload bytes of the largest of them.
+    pub largest_bytes: u64,
     /// Datagrams lost at random.
     pub lost_packets: u64,
     /// Datagrams dropped because the buffer was full.
@@ -173,6 +175,7 @@ impl Link {
         let bytes = len as u64;
         self.counters.offered_packets += 1;
         self.counters.offered_bytes += bytes;
+        self.counters.largest_bytes = self.counters.largest_bytes.max(bytes);
         self.record_bin(now, len);
 
         if len > self.config.mtu {

@@ -4,6 +4,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
@@ -13,7 +14,13 @@ use hy2_link_emulator::{
 };
 use serde_json::{Value, json};
 
-use crate::{group::Group, process::Process, reference, scenario::Setup};
+use crate::{
+    group::Group,
+    load,
+    process::Process,
+    reference,
+    scenario::{Setup, Way},
+};
 
 /// Whose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,11 +86,21 @@ pub(crate) struct Connected {
 
 const PASSWORD: &str = "bench-password";
 
+/// What glibc is told about its allocator.
+const TUNABLES: &str = "GLIBC_TUNABLES";
+
+/// Returns what our processes are told about the heap: large pages, as in the services of
+/// `deployments/systemd`, unless the environment says otherwise.
+pub(crate) fn tunables() -> String {
+    std::env::var(TUNABLES).unwrap_or_else(|_| "glibc.malloc.hugetlb=1".to_owned())
+}
+
 impl Surroundings {
     /// Runs this program again, in a role.
     pub(crate) fn ourselves(&self, role: &str) -> Result<Command> {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["ours", role]);
+        command.env(TUNABLES, tunables());
         Ok(command)
     }
 
@@ -231,6 +248,7 @@ impl Surroundings {
             };
             let mut side = self.side(*whose, &Wanted::default())?;
             let mut about = side.facts.take();
+            about["largest_datagrams"] = self.largest_datagrams(*whose)?;
             if let Some(peer) = &self.peer {
                 let (_server, address, _) = self.server(*whose, Setup::default(), None)?;
                 let seen = reference::look_at(Command::new(peer), &address, &Value::Null)?;
@@ -245,11 +263,31 @@ impl Surroundings {
             facts["reference"]["client_socket"] = seen["socket"].clone();
         }
         facts["both"] = json!({
-            "path_mtu_discovery": "up to 1452 bytes of UDP payload",
             "windows": "8 MiB per stream, 20 MiB per connection",
             "counters": "on",
         });
         Ok(facts)
+    }
+
+    /// Bytes of UDP payload of the largest datagram of each direction, once the path's limit has been looked for.
+    fn largest_datagrams(&self, whose: Whose) -> Result<Value> {
+        let link = LinkConfig::clean(1e3, Duration::ZERO, Duration::from_millis(50));
+        let wanted = Wanted {
+            link: Some(Between {
+                up: link,
+                down: link,
+                seed: 1,
+            }),
+            ..Wanted::default()
+        };
+        let side = self.side(whose, &wanted)?;
+        for way in [Way::Down, Way::Up] {
+            load::bulk(side.tcp, way, 16 << 20, 1)?;
+        }
+        let report = side.relay.as_ref().context("no link")?.report();
+        Ok(
+            json!({"from_server": report.down.largest_bytes, "from_client": report.up.largest_bytes}),
+        )
     }
 }
 

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::{
     Arguments, crowd, limit, load, machine, matrix,
-    pair::{Between, Side, Surroundings, Wanted, Whose},
+    pair::{self, Between, Side, Surroundings, Wanted, Whose},
     plot,
     process::Process,
     progress::Progress,
@@ -89,6 +89,7 @@ fn run_in(arguments: &Arguments, scratch: &Path, in_use: f64) -> Result<()> {
     machine["quick"] = arguments.quick.into();
     machine["runs"] = arguments.runs.into();
     machine["threads_of_hy2"] = arguments.threads.into();
+    machine["tunables_of_hy2"] = pair::tunables().into();
     machine["sides"] = around.facts()?;
     println!("{machine:#}");
 

@@ -117,6 +117,11 @@ pub(crate) fn all() -> Vec<Scenario> {
         equal,
         Bar::default(),
     );
+    let equal = Setup {
+        equal: true,
+        ..plain
+    };
+    list.bulk(1, "equal settings, bulk", 1, equal, Bar::default());
     let no_gso = Setup {
         no_gso: true,
         ..plain
@@ -178,6 +183,30 @@ pub(crate) fn all() -> Vec<Scenario> {
                 bar,
             );
         }
+    }
+    for (number, what, load) in [
+        (5, "ping-pong 200 B x50", Load::PingPong { streams: 50 }),
+        (
+            6,
+            "connection per request x50",
+            Load::Requests { at_once: 50 },
+        ),
+        (
+            9,
+            "UDP 200 B, window 128",
+            Load::Udp {
+                size: 200,
+                window: 128,
+            },
+        ),
+    ] {
+        list.add(
+            number,
+            format!("equal settings, {what}"),
+            load,
+            equal,
+            Bar::default(),
+        );
     }
     list.0
 }
