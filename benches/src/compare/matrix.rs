@@ -21,7 +21,7 @@ use crate::{
     load,
     pair::{Between, Surroundings, Wanted, Whose},
     progress::Progress,
-    report::{median, paired, spread},
+    report::{by_line, median, paired, spread},
     scenario::Setup,
 };
 
@@ -279,7 +279,7 @@ pub(crate) fn run(
             "runs": extent.runs, "lanes": extent.lanes, "cells": cells,
         });
         fs::create_dir_all(out)?;
-        fs::write(out.join("matrix.json"), format!("{json:#}\n"))?;
+        fs::write(out.join("matrix.json"), by_line(&json))?;
         fs::write(out.join("matrix.md"), text)?;
     }
     Ok(())

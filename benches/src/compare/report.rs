@@ -231,3 +231,25 @@ pub(crate) fn paired(a: &[f64], b: &[f64]) -> f64 {
     let ratios: Vec<f64> = a.iter().zip(b).map(|(a, b)| a / b).collect();
     median(&ratios)
 }
+
+/// Writes an object with each entry of its lists on a line of its own: they are many, and of many numbers.
+pub(crate) fn by_line(value: &Value) -> String {
+    let mut text = String::from("{");
+    let mut first = true;
+    for (key, value) in value.as_object().into_iter().flatten() {
+        text.push_str(if first { "\n" } else { ",\n" });
+        first = false;
+        let _ = write!(text, "  {}: ", Value::from(key.as_str()));
+        match value.as_array().filter(|list| !list.is_empty()) {
+            Some(list) => {
+                let lines: Vec<String> = list.iter().map(|entry| format!("    {entry}")).collect();
+                let _ = write!(text, "[\n{}\n  ]", lines.join(",\n"));
+            }
+            None => {
+                let _ = write!(text, "{value}");
+            }
+        }
+    }
+    text.push_str("\n}\n");
+    text
+}

@@ -19,7 +19,7 @@ use crate::{
     plot,
     process::Process,
     progress::Progress,
-    report::{Figures, HEAD, Row, Sample},
+    report::{Figures, HEAD, Row, Sample, by_line},
     scenario::{self, Load, Scenario},
 };
 
@@ -334,7 +334,7 @@ fn write(
         "other": other.iter().map(|(_, value)| value).collect::<Vec<_>>(),
         "below_bar": missed,
     });
-    fs::write(out.join("results.json"), format!("{json:#}\n"))?;
+    fs::write(out.join("results.json"), by_line(&json))?;
     let mut text = String::from(
         "# hy2 and the reference, side by side\n\nWritten by `make bench-compare`. Medians of runs \
          that alternate; a ratio is the median of the ratios pair by pair. CPU ratio: the \
