@@ -18,7 +18,7 @@ if [ "${1:-}" != --inside ]; then
         echo "error: the commands of the documents are for root; run this as root." >&2
         exit 1
     }
-    build hy2-orchestrator hy2-agent
+    build hy2-orchestrator hy2-agent hy2ctl
     host=$(mktemp -d)
     trap 'rmdir "$host"' EXIT
     unshare --mount --net --pid --uts --ipc --fork --mount-proc "$0" --inside "$host" "${1:-}"

@@ -75,7 +75,15 @@ impl Login {
         };
         if let Some(file) = &self.token_file {
             profile.api_token = Some(ask::secret("token", Some(file), "", false)?.to_string());
-            let me = Client::new(&profile, None)?.get("/auth/me", &[]).await?;
+            let me = match Client::new(&profile, None)?.get("/auth/me", &[]).await {
+                // It is known, and may not ask whose it is.
+                Err(Failure::Problem(problem)) if problem.code == "forbidden" => {
+                    profiles.put(&common.profile(), profile)?;
+                    let text = "token kept; it has no account:read, so it does not say whose it is";
+                    return output.done(&json!({"kept": true}), text);
+                }
+                me => me?,
+            };
             profile.username = me["username"].as_str().map(str::to_owned);
             profiles.put(&common.profile(), profile)?;
             return greet(output, &me);

@@ -207,6 +207,20 @@ async fn passwords_second_factors_and_api_tokens_are_managed() {
     ]);
     assert_eq!(login.ok(), "logged in as admin (owner)\n");
     assert_eq!(ctl.run(&["--profile", "ci", "users", "list"]).code, 0);
+    // One that may not ask whose it is serves for what it may.
+    let narrow = ["api-tokens", "create", "narrow", "--scope", "users:read"];
+    let narrow = fleet.file("narrow", &ctl.run(&narrow).ok());
+    let kept = ctl.run(&[
+        "--profile",
+        "narrow",
+        "login",
+        "--url",
+        &url,
+        "--token-file",
+        &narrow,
+    ]);
+    assert!(kept.ok().starts_with("token kept"));
+    assert_eq!(ctl.run(&["--profile", "narrow", "users", "list"]).code, 0);
     let id = listed["items"][0]["id"].as_str().unwrap();
     assert_eq!(ctl.run(&["--yes", "api-tokens", "revoke", id]).code, 0);
     assert_eq!(ctl.run(&["--profile", "ci", "users", "list"]).code, 3);
