@@ -16,7 +16,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
 
-use super::{Shared, connection, users::Member};
+use super::{Shared, connection, listeners::Present, users::Member};
 use crate::{
     client::FallbackCongestion,
     congestion::{Algorithm, CongestionHandle, Roused},
@@ -103,7 +103,12 @@ impl Drop for Slot {
 }
 
 /// Accepts the connections of one endpoint until it closes.
-pub(super) async fn run(shared: Arc<Shared>, endpoint: Endpoint, base: ServerBase) {
+pub(super) async fn run(
+    shared: Arc<Shared>,
+    endpoint: Endpoint,
+    base: ServerBase,
+    present: Arc<Present>,
+) {
     let mut connections = JoinSet::new();
     let mut arrivals = Arrivals::new();
     loop {
@@ -111,7 +116,7 @@ pub(super) async fn run(shared: Arc<Shared>, endpoint: Endpoint, base: ServerBas
         tokio::select! {
             incoming = endpoint.accept() => match incoming {
                 Some(incoming) => {
-                    admit(&shared, &base, incoming, &mut arrivals, &mut connections);
+                    admit(&shared, &base, &present, incoming, &mut arrivals, &mut connections);
                 }
                 None => break,
             },
@@ -157,6 +162,7 @@ impl Arrivals {
 fn admit(
     shared: &Arc<Shared>,
     base: &ServerBase,
+    present: &Arc<Present>,
     incoming: Incoming,
     arrivals: &mut Arrivals,
     connections: &mut JoinSet<()>,
@@ -221,13 +227,14 @@ fn admit(
     let connected = Slot::take(&counts.connections);
     let handshake = Slot::take(&counts.handshakes);
     let unauthenticated = Slot::take(&counts.unauthenticated);
-    let shared = Arc::clone(shared);
+    let (shared, present) = (Arc::clone(shared), Arc::clone(present));
     connections.spawn(async move {
         let _connected = connected;
         let established = timeout(shared.config.limits.handshake_timeout, connecting).await;
         drop(handshake);
         match established {
             Ok(Ok(connection)) => {
+                let _entered = present.enter(id, &connection);
                 // Boxed: the handshake's memory is not kept for the connection's life.
                 Box::pin(connection::serve(
                     shared,

@@ -1,6 +1,12 @@
 //! The sockets of a server: added, retired and changed while connections live.
 
-use std::{collections::HashSet, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use quinn::{AsyncUdpSocket, Connection, Endpoint, TokioRuntime};
@@ -13,12 +19,16 @@ use tokio_util::task::TaskTracker;
 use super::{ServerConfig, Shared, accept};
 use crate::{
     error::BindError,
+    event::ConnectionId,
     quic::{self, ResetKey, ServerBase, close},
     socket::{self, Obfuscation, ObfuscationChanger, SocketStats},
 };
 
 /// How long connections under an obfuscation that ends have to hear that they are over.
 const FAREWELL: Duration = Duration::from_secs(1);
+
+/// How long until the connections of a listener that ends are closed again, those among them that were established since.
+const CLOSE_AGAIN: Duration = Duration::from_millis(100);
 
 /// What to listen on.
 pub(super) enum Listen {
@@ -62,6 +72,7 @@ struct Listener {
     endpoint: Endpoint,
     stats: Option<Arc<SocketStats>>,
     obfuscation: Option<ObfuscationChanger>,
+    present: Arc<Present>,
     accepting: AbortHandle,
     /// Closes the listener after its drain; it takes no new client meanwhile.
     retiring: Option<AbortHandle>,
@@ -137,13 +148,20 @@ impl Listeners {
         )
         .map_err(fail)?;
         let bound = endpoint.local_addr().map_err(fail)?;
-        let run = accept::run(Arc::clone(shared), endpoint.clone(), self.base.clone());
+        let present = Arc::<Present>::default();
+        let run = accept::run(
+            Arc::clone(shared),
+            endpoint.clone(),
+            self.base.clone(),
+            Arc::clone(&present),
+        );
         let accepting = self.tasks.spawn(run).abort_handle();
         inner.open.push(Listener {
             asked: address,
             endpoint,
             stats,
             obfuscation,
+            present,
             accepting,
             retiring: None,
         });
@@ -168,16 +186,31 @@ impl Listeners {
         };
         listener.endpoint.set_server_config(None);
         let endpoint = listener.endpoint.clone();
+        let present = Arc::clone(&listener.present);
         let shared = Arc::clone(shared);
         let closing = self.tasks.spawn(async move {
             let _ = timeout(grace, endpoint.wait_idle()).await;
-            endpoint.close(close::OK, b"");
-            // Until the peers were told.
-            let _ = timeout(super::CLOSING_MAX, endpoint.wait_idle()).await;
+            // Its connections, and not the endpoint: that would never take clients again, and until the peers were
+            // told the listener may be wanted back.
+            let told = async {
+                loop {
+                    present.close();
+                    // A handshake may have been under way.
+                    if timeout(CLOSE_AGAIN, endpoint.wait_idle()).await.is_ok() {
+                        break;
+                    }
+                }
+            };
+            let _ = timeout(super::CLOSING_MAX, told).await;
             let mut inner = shared.listeners.inner.lock();
-            inner
-                .open
-                .retain(|one| one.retiring.is_none() || !one.is_at(address));
+            let own = |one: &Listener| {
+                let retiring = one.retiring.as_ref();
+                retiring.is_some_and(|retiring| retiring.id() == tokio::task::id())
+            };
+            if let Some(at) = inner.open.iter().position(own) {
+                let over = inner.open.swap_remove(at);
+                over.endpoint.close(close::OK, b"");
+            }
         });
         listener.retiring = Some(closing.abort_handle());
         true
@@ -288,6 +321,34 @@ impl Listeners {
             listener.stats
         })
         .collect()
+    }
+}
+
+/// The established connections of one listener.
+#[derive(Debug, Default)]
+pub(super) struct Present(Mutex<HashMap<ConnectionId, Connection>>);
+
+impl Present {
+    /// Notes one until the guard is dropped.
+    pub(super) fn enter(self: &Arc<Self>, id: ConnectionId, connection: &Connection) -> Entered {
+        self.0.lock().insert(id, connection.clone());
+        Entered(Arc::clone(self), id)
+    }
+
+    fn close(&self) {
+        for connection in self.0.lock().values() {
+            connection.close(close::OK, b"");
+        }
+    }
+}
+
+/// A connection of a listener.
+#[derive(Debug)]
+pub(super) struct Entered(Arc<Present>, ConnectionId);
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.0.0.lock().remove(&self.1);
     }
 }
 

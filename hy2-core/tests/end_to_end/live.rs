@@ -96,6 +96,28 @@ async fn a_listener_that_is_retired_without_grace_tells_its_clients() {
         .expect("told");
 }
 
+/// A closed connection lingers for three probe timeouts, and its listener with it.
+#[tokio::test]
+async fn a_listener_that_is_wanted_back_while_it_closes_serves() {
+    let (echo, pair) = (Origin::echo().await, Pair::start());
+    let handle = pair.server.handle();
+    let address = pair.server.local_addrs()[0];
+    for _ in 0..10 {
+        let client = pair.client().await;
+        let mut stream = client.tcp(&echo.target()).await.expect("a stream");
+        ping(&mut stream).await;
+        assert!(handle.unlisten(address, Duration::ZERO));
+        timeout(PATIENCE, client.disconnected())
+            .await
+            .expect("told");
+        assert_eq!(handle.listen(address).expect("again"), address);
+    }
+    assert_eq!(handle.local_addrs(), [address]);
+    let client = pair.client().await;
+    let mut stream = client.tcp(&echo.target()).await.expect("a stream");
+    ping(&mut stream).await;
+}
+
 #[tokio::test]
 async fn two_obfuscations_are_understood_until_the_old_one_ends() {
     let salamander = |key: &str| Obfuscation::salamander(key).expect("a key");
