@@ -5,6 +5,7 @@
 //! and rate (`make bars`).
 #![allow(clippy::print_stdout, reason = "the figures are the point")]
 
+mod connecting;
 mod fairness;
 mod flow;
 mod forgotten;
