@@ -417,8 +417,7 @@ impl UserTable {
             let answered = user.asked.load(Acquire) && !awaited;
             if answered || !self.may_wait(user) || user.is_held_too_long(unix_ms(self.clock.now()))
             {
-                actions.push(Action::Kick(user.id));
-                actions.push(Action::LetGo(Arc::clone(user)));
+                actions.push(Action::Stop(Arc::clone(user)));
                 return;
             }
             user.asked.store(true, Release);
@@ -505,6 +504,20 @@ impl UserTable {
             }
         }
         true
+    }
+
+    /// Lets a user go on who was held back, unless what was lent is used up again: relays do not wait for whoever found
+    /// that there is more.
+    fn resume(&self, user: &User) {
+        let known = self.user(user.id);
+        let gone = known.is_none_or(|known| !std::ptr::eq(Arc::as_ptr(&known), user));
+        let mut held = user.held.lock();
+        if (gone || user.has_allowance(self.total(user.id)))
+            && held.take().is_some()
+            && let Some(engine) = self.engine()
+        {
+            engine.hold_user(user.id, false);
+        }
     }
 
     /// Lets a user go on who was held back.
@@ -646,8 +659,9 @@ impl UserTable {
                         engine.kick_user(user.id);
                     }
                 }
+                Action::Stop(user) => self.stop(&user, &*engine),
                 Action::Release(user) => self.leases.release(user, self.total(user)),
-                Action::LetGo(user) => self.let_go(&user),
+                Action::LetGo(user) => self.resume(&user),
                 Action::Limits(user) => engine.set_limits(user.id, user.limits()),
                 Action::Idle(user) => {
                     let live = user.live.lock();
@@ -763,8 +777,15 @@ impl UserTable {
             && !user.stopped.swap(true, AcqRel)
             && let Some(engine) = self.engine()
         {
-            engine.kick_user(user.id);
+            self.stop(user, &*engine);
         }
+    }
+
+    /// Ends a user's connections at the end of the quota. Relays go on with what they have in hand until they are
+    /// over, so the user is held back as well, until there is more.
+    fn stop(&self, user: &User, engine: &dyn Engine) {
+        self.hold_back(user);
+        engine.kick_user(user.id);
     }
 
     pub(crate) fn online(&self) -> u32 {
@@ -805,6 +826,7 @@ enum Action {
     Kick(u64),
     Release(u64),
     Hold(Arc<User>),
+    Stop(Arc<User>),
     LetGo(Arc<User>),
     Limits(Arc<User>),
     Devices(Arc<User>),

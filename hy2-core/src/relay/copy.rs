@@ -49,8 +49,8 @@ const GATHER_MAX: Duration = Duration::from_millis(5);
 /// Counts and limits what a relay moves. Directions are the reference's: `tx` towards the
 /// target, `rx` towards the client.
 ///
-/// `quantum_*` say how much to move at a time; `moved_*` return until when to pause after it, and
-/// then `pause_*` say whether that was long enough.
+/// `quantum_*` say how much to move at a time, 0 for nothing before a pause; `moved_*` return until when to
+/// pause after it, and then `pause_*` say whether that was long enough.
 pub(crate) trait Tally {
     fn quantum_tx(&self) -> usize;
     fn quantum_rx(&self) -> usize;
@@ -230,7 +230,12 @@ impl Inward {
                 return self.keep_reading(cx, recv);
             }
             if !recv.is_empty() {
-                match write_ready(cx, target, recv, tally.quantum_tx()) {
+                let quantum = tally.quantum_tx();
+                if quantum == 0 {
+                    self.pause.until(tally.pause_tx());
+                    continue;
+                }
+                match write_ready(cx, target, recv, quantum) {
                     Poll::Ready(Ok(count)) => {
                         recv.consume(count);
                         self.moved += count as u64;
@@ -349,6 +354,13 @@ impl Outward {
         }
         loop {
             while !self.unsent.is_empty() {
+                // What was read before may have to wait, too.
+                if tally.quantum_rx() == 0 {
+                    self.pause.until(tally.pause_rx());
+                    if self.pause.poll(cx, || tally.pause_rx()).is_pending() {
+                        return self.watch_for_stop(cx, send);
+                    }
+                }
                 let mut chunks = [std::mem::take(&mut self.unsent)];
                 let written = pin!(send.write_chunks(&mut chunks)).poll(cx);
                 let [rest] = chunks;
@@ -362,7 +374,12 @@ impl Outward {
             if self.pause.poll(cx, || tally.pause_rx()).is_pending() {
                 return self.watch_for_stop(cx, send);
             }
-            match self.read(cx, target, tally.quantum_rx()) {
+            let quantum = tally.quantum_rx();
+            if quantum == 0 {
+                self.pause.until(tally.pause_rx());
+                continue;
+            }
+            match self.read(cx, target, quantum) {
                 Poll::Pending => return self.watch_for_stop(cx, send),
                 Poll::Ready(Err(error)) => {
                     return Poll::Ready(Err(RelayError::TargetRead(error)));

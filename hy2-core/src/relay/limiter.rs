@@ -17,6 +17,10 @@ const MIN_BURST: f64 = 65_536.0;
 /// What one mover may move at a time at the slowest rates, in bytes.
 const QUANTUM_MIN: usize = 4096;
 
+/// What one mover may move at a time at most, in bytes: somewhat more than what a full batch has. What waited is in one
+/// piece, of megabytes, and who holds a user back cannot take back what is moved.
+const QUANTUM_MAX: usize = 128 << 10;
+
 /// How long a mover that is held waits before it looks again.
 const HELD_PAUSE: Duration = Duration::from_millis(20);
 
@@ -111,13 +115,14 @@ impl RateLimiter {
         enough
     }
 
-    /// Returns how many bytes to move at most before [`Self::take`]: a twentieth of a second's
-    /// worth. Sockets take megabytes at once where they can.
+    /// Returns how many bytes to move at most before [`Self::take`]: a twentieth of a second's worth, within
+    /// limits. 0 for who is held, and has to [`Self::pause`] first.
     pub(crate) fn quantum(&self) -> usize {
         match self.rate.load(Relaxed) {
-            0 => usize::MAX,
-            rate if rate & HELD != 0 => QUANTUM_MIN,
-            rate => usize::try_from(rate / 20).map_or(usize::MAX, |bytes| bytes.max(QUANTUM_MIN)),
+            0 => QUANTUM_MAX,
+            rate if rate & HELD != 0 => 0,
+            rate => usize::try_from(rate / 20)
+                .map_or(QUANTUM_MAX, |bytes| bytes.clamp(QUANTUM_MIN, QUANTUM_MAX)),
         }
     }
 
@@ -195,7 +200,7 @@ mod tests {
             limiter.hold(true);
             limiter.set(rate);
             assert!(limiter.take(1).is_some());
-            assert_eq!(limiter.quantum(), QUANTUM_MIN);
+            assert_eq!(limiter.quantum(), 0);
             for _ in 0..100 {
                 let until = limiter.pause().expect("still held");
                 sleep_until(until).await;
