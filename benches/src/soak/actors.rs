@@ -277,6 +277,8 @@ impl Actors {
                 if random.below(2) == 0
                     && let Ok(Some(answer)) =
                         timeout(Duration::from_millis(300), session.recv()).await
+                    // A session hears everybody: who was killed had this port, and some still send to it.
+                    && answer.source() == target
                 {
                     promise(answer.data.iter().all(|byte| *byte == 7), || {
                         "bytes that nobody sent".to_owned()
@@ -374,6 +376,9 @@ impl Actors {
                     let wait = Duration::from_millis(300);
                     if let Ok(answer) = timeout(wait, session.recv()).await {
                         let answer = answer.context("the session ended")?;
+                        if answer.source() != target {
+                            continue;
+                        }
                         promise(answer.data[..] == *b"an answer, please", || {
                             "the answer to another datagram".to_owned()
                         })?;

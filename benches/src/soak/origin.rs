@@ -6,7 +6,7 @@ use anyhow::Result;
 use socket2::SockRef;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream, UdpSocket},
+    net::{TcpListener, TcpSocket, TcpStream, UdpSocket},
 };
 
 /// Where they are.
@@ -27,7 +27,10 @@ pub(crate) struct Origins {
 impl Origins {
     /// Starts them; they live as long as the process.
     pub(crate) async fn start() -> Result<Self> {
-        let refused = TcpListener::bind("127.0.0.1:0").await?;
+        // Bound for the whole life of the process: nobody else gets it, nor a connection to it from itself.
+        let refused = TcpSocket::new_v4()?;
+        refused.bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;
+        let refused: &TcpSocket = Box::leak(Box::new(refused));
         Ok(Self {
             echo: listen(echo).await?,
             source: listen(source).await?,
