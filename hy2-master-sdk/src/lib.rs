@@ -43,6 +43,8 @@ mod core;
 pub mod domain;
 pub mod events;
 pub mod front;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod master;
 pub mod plan;
 pub mod ratelimit;

@@ -4,6 +4,8 @@
 mod asked;
 mod convert;
 mod fields;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 
 use std::collections::BTreeMap;
 use std::pin::Pin;

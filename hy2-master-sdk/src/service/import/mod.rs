@@ -4,6 +4,8 @@
 //! new subscription.
 
 mod foreign;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod names;
 mod ours;
 mod value;
@@ -25,7 +27,7 @@ use super::user_rules::{check_reseller_room, check_user};
 use super::users::{CreateUser, ListUsers, Past, UserView};
 use super::{FieldIssue, Service, ServiceError};
 use crate::auth::access::Access;
-use crate::domain::{RegionId, UserStatus};
+use crate::domain::{RegionId, Timestamp, UserStatus};
 use crate::store::regions;
 
 /// Most users of one import.
@@ -187,59 +189,7 @@ impl Service {
             .collect();
         let now = self.now();
         let mut report = ImportReport::default();
-        let mut wanted = Vec::new();
-        for (at, mut row) in rows.into_iter().enumerate() {
-            if let Some((field, why)) = row.wrong.take() {
-                let dot = if field.is_empty() { "" } else { "." };
-                let issue = FieldIssue::new(format!("users[{at}]{dot}{field}"), why);
-                report.failed.push(issue);
-                continue;
-            }
-            if let Some((field, what)) = row.left_out.take() {
-                let issue = FieldIssue::new(format!("users[{at}].{field}"), what);
-                report.ignored.push(issue);
-            }
-            // A hold of somebody whose time is over would never start.
-            if row.expires_at.is_some_and(|end| end.0 <= now) {
-                row.hold_duration_s = None;
-            }
-            let name = row.username.clone();
-            if let Some((field, period)) = row.renewal.clone().filter(|_| import.plan_id.is_none())
-            {
-                report.ignored.push(FieldIssue::new(
-                    format!("users[{at}].{field}"),
-                    format!("{period}: a quota starts anew by its plan; import with a plan_id"),
-                ));
-            }
-            let home = match row.home_region.take().filter(|code| !code.is_empty()) {
-                Some(code) => match regions.get(&code) {
-                    Some(id) => Some(id.0),
-                    None => return Err(no_region(format!("users[{at}].home_region"))),
-                },
-                None => None,
-            };
-            let (mut user, past) = shape(row, import.plan_id);
-            user.home_region_id = home;
-            if let Err(ServiceError::Invalid(issues)) = check_user(&user, &format!("users[{at}]."))
-            {
-                report.failed.extend(issues);
-                continue;
-            }
-            if past.used > MAX_USED {
-                let message = format!("must be at most {MAX_USED} (1 PiB)");
-                let issue = FieldIssue::new(format!("users[{at}].used_bytes"), message);
-                report.failed.push(issue);
-                continue;
-            }
-            wanted.push(Arrival {
-                at,
-                name,
-                user,
-                past,
-            });
-        }
-        // Who can have the name as it is has it.
-        wanted.sort_by_key(Arrival::is_renamed);
+        let wanted = sorted(rows, import.plan_id, &regions, now, &mut report)?;
         self.make_all(access, wanted, dry_run, &mut report).await?;
         report.counts = ImportCounts {
             skipped: report.skipped.len(),
@@ -265,22 +215,11 @@ impl Service {
         let now = self.now();
         let mut tx = self.store().begin().await?;
         let mut names = Names::default();
-        for mut one in wanted {
-            let Some(free) = names.take(&mut tx, &one).await? else {
-                report.skipped.push(match one.is_renamed() {
-                    true => format!("{} -> {}", one.name, one.user.username),
-                    false => one.name,
-                });
+        for one in wanted {
+            let free = names.take(&mut tx, &one).await?;
+            let Some(one) = named(one, free, report) else {
                 continue;
             };
-            one.user.username = free;
-            if one.user.username != one.name {
-                let renamed = format!("{} -> {}", one.name, one.user.username);
-                report.renamed.push(renamed);
-            }
-            if one.is_renamed() && one.user.note.is_empty() {
-                one.user.note = names::as_note(&one.name);
-            }
             let made = self.create_user_in(&mut tx, access, &one.user, &one.past, now);
             let at = one.at;
             made.await
@@ -335,6 +274,89 @@ impl Service {
             _ => Ok(("text/csv; charset=utf-8", csv_of(&all, &codes)?)),
         }
     }
+}
+
+/// Tells the users to make, in the order in which they get their names, from rows that make none, each of which is in the
+/// report.
+fn sorted(
+    rows: Vec<Row>,
+    plan_id: Option<i64>,
+    regions: &HashMap<String, RegionId>,
+    now: Timestamp,
+    report: &mut ImportReport,
+) -> Result<Vec<Arrival>, ServiceError> {
+    let mut wanted = Vec::new();
+    for (at, mut row) in rows.into_iter().enumerate() {
+        if let Some((field, why)) = row.wrong.take() {
+            let dot = if field.is_empty() { "" } else { "." };
+            let issue = FieldIssue::new(format!("users[{at}]{dot}{field}"), why);
+            report.failed.push(issue);
+            continue;
+        }
+        if let Some((field, what)) = row.left_out.take() {
+            let issue = FieldIssue::new(format!("users[{at}].{field}"), what);
+            report.ignored.push(issue);
+        }
+        // A hold of somebody whose time is over would never start.
+        if row.expires_at.is_some_and(|end| end.0 <= now) {
+            row.hold_duration_s = None;
+        }
+        let name = row.username.clone();
+        if let Some((field, period)) = row.renewal.clone().filter(|_| plan_id.is_none()) {
+            report.ignored.push(FieldIssue::new(
+                format!("users[{at}].{field}"),
+                format!("{period}: a quota starts anew by its plan; import with a plan_id"),
+            ));
+        }
+        let home = match row.home_region.take().filter(|code| !code.is_empty()) {
+            Some(code) => match regions.get(&code) {
+                Some(id) => Some(id.0),
+                None => return Err(no_region(format!("users[{at}].home_region"))),
+            },
+            None => None,
+        };
+        let (mut user, past) = shape(row, plan_id);
+        user.home_region_id = home;
+        if let Err(ServiceError::Invalid(issues)) = check_user(&user, &format!("users[{at}].")) {
+            report.failed.extend(issues);
+            continue;
+        }
+        if past.used > MAX_USED {
+            let message = format!("must be at most {MAX_USED} (1 PiB)");
+            let issue = FieldIssue::new(format!("users[{at}].used_bytes"), message);
+            report.failed.push(issue);
+            continue;
+        }
+        wanted.push(Arrival {
+            at,
+            name,
+            user,
+            past,
+        });
+    }
+    // Who can have the name as it is has it.
+    wanted.sort_by_key(Arrival::is_renamed);
+    Ok(wanted)
+}
+
+/// Gives a user the name that was free for it; without one it is in the report.
+fn named(mut one: Arrival, free: Option<String>, report: &mut ImportReport) -> Option<Arrival> {
+    let Some(free) = free else {
+        report.skipped.push(match one.is_renamed() {
+            true => format!("{} -> {}", one.name, one.user.username),
+            false => one.name,
+        });
+        return None;
+    };
+    one.user.username = free;
+    if one.user.username != one.name {
+        let renamed = format!("{} -> {}", one.name, one.user.username);
+        report.renamed.push(renamed);
+    }
+    if one.is_renamed() && one.user.note.is_empty() {
+        one.user.note = names::as_note(&one.name);
+    }
+    Some(one)
 }
 
 fn read(format: ImportFormat, data: Value) -> Result<Vec<Row>, ServiceError> {
@@ -417,7 +439,6 @@ fn shape(row: Row, plan_id: Option<i64>) -> (CreateUser, Past) {
 mod tests {
     use super::ours::{COLUMNS, OF_EXPORTS, bare, joined, plain, split};
     use super::*;
-    use crate::domain::Timestamp;
     use serde_json::json;
 
     #[test]

@@ -1,6 +1,7 @@
 //! Names of users from elsewhere, as they can be here.
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 
 use super::Arrival;
 use crate::service::ServiceError;
@@ -56,7 +57,6 @@ impl Names {
         tx: &mut Tx,
         one: &Arrival,
     ) -> Result<Option<String>, ServiceError> {
-        let own = one.name.trim();
         for number in 1..=MAX_ALIKE {
             let name = numbered(&one.user.username, number);
             if !self.0.contains_key(&name)
@@ -64,22 +64,51 @@ impl Names {
             {
                 self.0.insert(name.clone(), Holder::Stored(note));
             }
-            let is_same = match self.0.get(&name) {
-                None => {
-                    self.0.insert(name.clone(), Holder::Row(own.to_owned()));
-                    return Ok(Some(name));
-                }
-                Some(Holder::Row(other)) => other == own,
-                // An import before this one, or somebody by hand, made it.
-                Some(Holder::Stored(note)) => {
-                    !one.is_renamed() || *note == one.user.note || *note == as_note(own)
-                }
-            };
-            if is_same {
-                return Ok(None);
+            if let ControlFlow::Break(free) = self.settle(name, one) {
+                return Ok(free);
             }
         }
         Ok(None)
+    }
+
+    /// Like [`Names::take`], with the names and notes of all users that are there in place of a store.
+    #[cfg(feature = "fuzzing")]
+    pub(super) fn take_beside(
+        &mut self,
+        there: &HashMap<String, String>,
+        one: &Arrival,
+    ) -> Option<String> {
+        let settled = (1..=MAX_ALIKE).find_map(|number| {
+            let name = numbered(&one.user.username, number);
+            if !self.0.contains_key(&name)
+                && let Some(note) = there.get(&name)
+            {
+                self.0.insert(name.clone(), Holder::Stored(note.clone()));
+            }
+            self.settle(name, one).break_value()
+        });
+        settled.flatten()
+    }
+
+    /// Takes this name for a user if it is free, or finds that the user has it already. It goes on where somebody else
+    /// has it.
+    fn settle(&mut self, name: String, one: &Arrival) -> ControlFlow<Option<String>> {
+        let own = one.name.trim();
+        let is_same = match self.0.get(&name) {
+            None => {
+                self.0.insert(name.clone(), Holder::Row(own.to_owned()));
+                return ControlFlow::Break(Some(name));
+            }
+            Some(Holder::Row(other)) => other == own,
+            // An import before this one, or somebody by hand, made it.
+            Some(Holder::Stored(note)) => {
+                !one.is_renamed() || *note == one.user.note || *note == as_note(own)
+            }
+        };
+        match is_same {
+            true => ControlFlow::Break(None),
+            false => ControlFlow::Continue(()),
+        }
     }
 }
 
