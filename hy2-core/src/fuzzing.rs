@@ -2,6 +2,11 @@
 //!
 //! Every function here calls one function of the crate and adds nothing to it.
 
+pub mod client {
+    //! UDP sessions of a client.
+    pub use crate::client::fuzzing::*;
+}
+
 pub mod congestion {
     //! Controllers.
     pub use crate::congestion::fuzzing::*;

@@ -17,6 +17,8 @@ use tokio_util::sync::CancellationToken;
 pub use config::{ClientConfig, FallbackCongestion, ServerAddress};
 pub use hy2_proto::speedtest::Direction;
 pub use speedtest::{Amount, SpeedtestError, SpeedtestProgress, SpeedtestResult};
+#[cfg(feature = "fuzzing")]
+pub(crate) use udp::fuzzing;
 pub use udp::{UdpPacket, UdpSession};
 
 use crate::{

@@ -28,6 +28,9 @@ use tokio::{
 
 use crate::{error::UdpSendError, relay::share::UdpShare};
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
+
 /// Datagrams that wait for the application, per session; more are dropped (reference: 1024).
 const QUEUE: usize = 1024;
 
@@ -97,12 +100,7 @@ impl UdpSessions {
     }
 
     pub(super) fn open(&self, id: u32, owner: Arc<dyn Any + Send + Sync>) -> UdpSession {
-        let (queue, packets) = mpsc::channel(QUEUE);
-        let entry = Entry {
-            queue,
-            fragments: Defragmenter::new(),
-        };
-        self.table.lock().insert(id, entry);
+        let packets = enter(&self.table, id);
         UdpSession {
             id,
             connection: self.connection.clone(),
@@ -113,6 +111,17 @@ impl UdpSessions {
             _owner: owner,
         }
     }
+}
+
+/// Begins a session; returns what comes in for it.
+fn enter(table: &Table, id: u32) -> mpsc::Receiver<UdpPacket> {
+    let (queue, packets) = mpsc::channel(QUEUE);
+    let entry = Entry {
+        queue,
+        fragments: Defragmenter::new(),
+    };
+    table.lock().insert(id, entry);
+    packets
 }
 
 /// Hands the connection's datagrams to their sessions.

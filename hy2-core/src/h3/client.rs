@@ -118,13 +118,23 @@ pub(crate) async fn authenticate(
     // The only error is that the server stopped the stream, which it may do once it has its answer ready.
     let _ = send.finish();
     let mut reader = FrameReader::new(recv, Place::Request, Bytes::new());
-    let section = loop {
-        match reader.next(|_| true).await? {
-            Some(Frame::Headers(section)) if is_informational(&section) => {}
-            Some(Frame::Headers(section)) => break section,
-            Some(_) => return Err(AuthError::Invalid("the first frame is not HEADERS")),
-            None => return Err(AuthError::Invalid("it is empty")),
+    let granted = loop {
+        if let Some(granted) = answer(reader.next(|_| true).await?)? {
+            break granted;
         }
+    };
+    // As the official client does with the body it does not read.
+    reader.stop(codes::REQUEST_CANCELLED);
+    Ok((granted, front))
+}
+
+/// Reads the next frame of an answer; `None` says that it is an interim one and the real one follows.
+pub(super) fn answer(frame: Option<Frame>) -> Result<Option<AuthResponse>, AuthError> {
+    let section = match frame {
+        Some(Frame::Headers(section)) if is_informational(&section) => return Ok(None),
+        Some(Frame::Headers(section)) => section,
+        Some(_) => return Err(AuthError::Invalid("the first frame is not HEADERS")),
+        None => return Err(AuthError::Invalid("it is empty")),
     };
     let fields = fields(&section)?;
     let get = |name: &str| {
@@ -135,11 +145,7 @@ pub(crate) async fn authenticate(
     };
     let status = get(":status").and_then(|status| status.parse().ok());
     match status.ok_or(AuthError::Invalid("it has no status"))? {
-        auth::STATUS_OK => {
-            // As the official client does with the body it does not read.
-            reader.stop(codes::REQUEST_CANCELLED);
-            Ok((AuthResponse::from_headers(get), front))
-        }
+        auth::STATUS_OK => Ok(Some(AuthResponse::from_headers(get))),
         status => Err(AuthError::Rejected { status }),
     }
 }

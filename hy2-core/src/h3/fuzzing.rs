@@ -2,14 +2,16 @@
 
 use bytes::Bytes;
 use http::Request;
-use hy2_proto::auth::AuthRequest;
+use hy2_proto::auth::{AuthRequest, AuthResponse};
 
 use super::{
     auth,
+    client::{self, AuthError},
     frame::{Frame, FrameDecoder, FrameError, Place},
     huffman,
     peek::Peek,
     qpack::{Decoder, Encoder},
+    reader::ReadFault,
     request,
 };
 
@@ -174,4 +176,33 @@ pub fn trailers(section: &[u8]) -> Result<(), String> {
 /// What a server reads of an authentication request; `None` for any other request.
 pub fn auth_request(request: &Request<()>) -> Option<AuthRequest<'_>> {
     auth::is_auth_request(request).then(|| auth::read_request(request))
+}
+
+/// What a client reads of the answer to its authentication, in chunks as they come: what is granted, or the text that
+/// says why not.
+pub fn answer(chunks: impl IntoIterator<Item = Bytes>) -> Result<AuthResponse, String> {
+    let mut chunks = chunks.into_iter();
+    read_answer(&mut chunks).map_err(|error| error.to_string())
+}
+
+fn read_answer(chunks: &mut dyn Iterator<Item = Bytes>) -> Result<AuthResponse, AuthError> {
+    let mut decoder = FrameDecoder::new(Place::Request);
+    let mut input = Bytes::new();
+    loop {
+        // As a reader of the stream does.
+        let frame = match decoder.decode(&mut input).map_err(ReadFault::Frame)? {
+            Some(frame) => Some(frame),
+            None => match chunks.next() {
+                Some(chunk) => {
+                    input = chunk;
+                    continue;
+                }
+                None if decoder.is_between_frames() => None,
+                None => return Err(ReadFault::Truncated.into()),
+            },
+        };
+        if let Some(granted) = client::answer(frame)? {
+            return Ok(granted);
+        }
+    }
 }

@@ -1,10 +1,10 @@
-//! The two halves of an obfuscated socket, for the fuzz targets and benches.
+//! The two halves of an obfuscated socket, and one that changes over, for the fuzz targets and benches.
 
-use std::{io::IoSliceMut, net::SocketAddr};
+use std::{collections::HashSet, io::IoSliceMut, net::SocketAddr, sync::Arc};
 
 use quinn::udp::{RecvMeta, Transmit};
 
-use super::{inbox, obfs::Obfuscation, outbox};
+use super::{changeover::Spoken, inbox, obfs::Obfuscation, outbox};
 
 /// Datagrams in a full transmit of the QUIC layer.
 pub const FULL_TRANSMIT: usize = outbox::FULL_TRANSMIT;
@@ -81,5 +81,54 @@ impl Outbox {
         send(front.contents, front.segment_size.unwrap_or(len));
         self.0.advance(len);
         true
+    }
+}
+
+/// What a server socket speaks while its obfuscation changes.
+#[derive(Debug)]
+pub struct Changing(Spoken);
+
+impl Changing {
+    /// Speaks `current`, and `previous` with whoever is heard under it. `recognises` knows the identifiers that were given
+    /// out.
+    pub fn new(
+        current: &Obfuscation,
+        previous: &Obfuscation,
+        recognises: impl Fn(&[u8]) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        let peers = HashSet::new();
+        Self(Spoken::changing(
+            current,
+            previous,
+            peers,
+            Arc::new(recognises),
+        ))
+    }
+
+    /// Decodes as [`Inbox::decode`] does.
+    pub fn decode(&self, buf: &mut [u8], stride: usize, from: SocketAddr) -> (usize, usize, usize) {
+        let mut meta = [RecvMeta {
+            addr: from,
+            len: buf.len(),
+            stride,
+            ecn: None,
+            dst_ip: None,
+        }];
+        let dropped = self.0.decode(&mut [IoSliceMut::new(buf)], &mut meta);
+        let [meta] = meta;
+        (meta.len, meta.stride, dropped)
+    }
+
+    /// Takes what fragments made as [`Inbox::take_ready`] does.
+    pub fn take_ready(&self, buf: &mut [u8]) -> Option<usize> {
+        let mut meta = [RecvMeta::default()];
+        self.0.take_ready(&mut [IoSliceMut::new(buf)], &mut meta)?;
+        let [meta] = meta;
+        Some(meta.len)
+    }
+
+    /// Returns how `peer` is answered.
+    pub fn towards(&self, peer: &SocketAddr) -> &Obfuscation {
+        self.0.towards(peer)
     }
 }
