@@ -2,6 +2,11 @@
 //!
 //! Every function here calls one function of the crate and adds nothing to it.
 
+pub mod identity {
+    //! Certificates of the node.
+    pub use crate::identity::fuzzing::*;
+}
+
 pub mod leases {
     //! Slices of quotas, and places for devices.
     pub use crate::leases::fuzzing::*;
@@ -13,6 +18,6 @@ pub mod ledger {
 }
 
 pub mod spool {
-    //! What waits for the master.
+    //! What was counted, and what of it waits for the master.
     pub use crate::traffic::fuzzing::*;
 }

@@ -3,6 +3,8 @@
 //!
 //! The key is kept across renewals, because what is encrypted on disk hangs on it.
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod key;
 mod verify;
 

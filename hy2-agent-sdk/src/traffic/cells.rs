@@ -35,7 +35,7 @@ const WORDS: usize = 8;
 const CELL_BYTES: usize = WORDS * 8;
 /// Cells of one file; the first is its header.
 const CELLS: usize = 8192;
-const FILE_BYTES: usize = CELLS * CELL_BYTES;
+pub(super) const FILE_BYTES: usize = CELLS * CELL_BYTES;
 const MAGIC: u64 = u64::from_ne_bytes(*b"hy2cell1");
 
 /// One mapped file.

@@ -1,11 +1,14 @@
-//! The spool, for the fuzz targets.
+//! The spool and the counters, for the fuzz targets.
 
 use std::{io, path::Path, time::UNIX_EPOCH};
 
 use hy2_proto::control::rpc::{TrafficBatch, UserTraffic};
 use prost::Message;
 
-use super::spool::{self, Resync, Spool};
+use super::{
+    cells::{Cell, Cells},
+    spool::{self, Resync, Spool},
+};
 
 /// Reads the batch in a file; `None` when the file is damaged.
 pub fn batch(file: &[u8]) -> Option<TrafficBatch> {
@@ -98,5 +101,68 @@ impl Batches {
     /// The name of this spool.
     pub fn id(&self) -> [u8; 16] {
         self.0.id()
+    }
+}
+
+/// The counters of a node.
+#[derive(Debug)]
+pub struct Counters(Cells);
+
+impl Counters {
+    /// Bytes of a file.
+    pub const FILE: usize = super::cells::FILE_BYTES;
+
+    /// Opens or makes them.
+    ///
+    /// # Errors
+    ///
+    /// Those of the disk.
+    pub fn open(folder: &Path) -> io::Result<Self> {
+        Cells::open(folder).map(Self)
+    }
+
+    /// Counts bytes of a user as a relay does.
+    ///
+    /// # Errors
+    ///
+    /// Those of the disk.
+    pub fn count(&self, user: u64, tx: u64, rx: u64) -> io::Result<()> {
+        let cell = self.0.of(user)?;
+        cell.add_tx(tx);
+        cell.add_rx(rx);
+        Ok(())
+    }
+
+    /// Notes what is in the spool.
+    ///
+    /// # Errors
+    ///
+    /// Those of the disk.
+    pub fn set_spooled(&self, user: u64, tx: u64, rx: u64) -> io::Result<()> {
+        self.0.of(user).map(|cell| cell.set_spooled(tx, rx))
+    }
+
+    /// See `Cell::raise`.
+    ///
+    /// # Errors
+    ///
+    /// Those of the disk.
+    pub fn raise(&self, user: u64, tx: u64, rx: u64) -> io::Result<()> {
+        self.0.of(user).map(|cell| cell.raise(tx, rx))
+    }
+
+    /// Both ways, and what of it is in the spool, of all users.
+    pub fn all(&self) -> Vec<(u64, [u64; 4])> {
+        let figures = |cell: &Cell| {
+            let (tx, rx) = cell.spooled();
+            [cell.tx(), cell.rx(), tx, rx]
+        };
+        let all = self.0.all().into_iter();
+        all.map(|(user, cell)| (user, figures(&cell))).collect()
+    }
+
+    /// See `Cells::totals`.
+    pub fn totals(&self) -> (u64, u64) {
+        self.0.totals()
     }
 }
