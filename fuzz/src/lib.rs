@@ -27,18 +27,25 @@ macro_rules! targets {
 
 targets! {
     address,
+    admin_fields,
     auth_headers,
+    backup_file,
     bandwidth,
     brutal,
+    changeover,
+    client_answer,
+    client_datagrams,
     config,
     congestion,
     control_messages,
+    counter_cells,
     fragments,
     gecko_frame,
     gecko_reassembly,
     h3_section,
     h3_stream,
     http_inbound,
+    identity_files,
     leases,
     ledger,
     masquerade,
@@ -57,6 +64,7 @@ targets! {
     tcp_response,
     udp_message,
     udp_sessions,
+    user_import,
     varint,
 }
 

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use hy2_fuzz::{TARGETS, control_messages::MESSAGES};
+use hy2_fuzz::{TARGETS, admin_fields::METHODS, control_messages::MESSAGES};
 
 #[test]
 fn every_corpus_passes() {
@@ -97,6 +97,18 @@ fn every_message_of_the_contracts_is_fuzzed() {
     let listed: Vec<_> = MESSAGES.iter().map(|(name, _)| *name).collect();
     assert_eq!(listed, messages);
     assert!(listed.len() <= 256, "one byte chooses");
+}
+
+#[test]
+fn every_request_of_administrators_is_fuzzed() {
+    let contract = root().join("../hy2-proto/proto/hy2/control/v1/admin.proto");
+    let contract = fs::read_to_string(contract).expect("the contract");
+    let methods: Vec<_> = contract
+        .lines()
+        .filter_map(|line| line.trim_start().strip_prefix("rpc ")?.split('(').next())
+        .collect();
+    let listed: Vec<_> = METHODS.iter().map(|(name, _)| *name).collect();
+    assert_eq!(listed, methods);
 }
 
 fn root() -> &'static Path {
