@@ -105,10 +105,14 @@ impl Names {
                 !one.is_renamed() || *note == one.user.note || *note == as_note(own)
             }
         };
-        match is_same {
-            true => ControlFlow::Break(None),
-            false => ControlFlow::Continue(()),
+        if !is_same {
+            return ControlFlow::Continue(());
         }
+        // The next row of that name is the same user, whatever its note says.
+        if one.is_renamed() {
+            self.0.insert(name, Holder::Row(own.to_owned()));
+        }
+        ControlFlow::Break(None)
     }
 }
 
@@ -126,6 +130,50 @@ fn numbered(name: &str, number: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::service::users::{CreateUser, Past};
+
+    fn arrival(name: &str, note: &str) -> Arrival {
+        Arrival {
+            at: 0,
+            name: name.to_owned(),
+            user: CreateUser {
+                username: spelt(name),
+                note: note.to_owned(),
+                ..CreateUser::default()
+            },
+            past: Past::default(),
+        }
+    }
+
+    #[test]
+    fn a_name_that_stands_twice_in_an_export_is_one_user_each_time() {
+        // The second row has another note, which says nothing about who it is.
+        let rows = [arrival("ann/1", "a"), arrival("ann/1", "b")];
+        for there in [None, Some("a")] {
+            let mut names = Names::default();
+            if let Some(note) = there {
+                let holder = Holder::Stored(note.to_owned());
+                names.0.insert("ann-1".to_owned(), holder);
+            }
+            let taken = rows
+                .each_ref()
+                .map(|one| names.settle("ann-1".to_owned(), one));
+            let first = there.is_none().then(|| "ann-1".to_owned());
+            assert_eq!(
+                taken,
+                [ControlFlow::Break(first), ControlFlow::Break(None)],
+                "{there:?}"
+            );
+        }
+        // Of a user who is here by that very name, another's note may be the same.
+        let mut names = Names::default();
+        let holder = Holder::Stored("a".to_owned());
+        names.0.insert("ann-1".to_owned(), holder);
+        for one in [arrival("ann-1", "x"), arrival("ann/1", "a")] {
+            let taken = names.settle("ann-1".to_owned(), &one);
+            assert_eq!(taken, ControlFlow::Break(None));
+        }
+    }
 
     #[test]
     fn names_are_spelt_and_numbered_within_their_length() {
