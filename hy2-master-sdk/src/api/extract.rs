@@ -83,7 +83,7 @@ impl<T: DeserializeOwned, const MAX: usize> FromRequest<ApiState> for Body<T, MA
 }
 
 /// Returns whether a JSON text has the escape of NUL in it, which no PostgreSQL text can hold.
-fn has_nul(json: &[u8]) -> bool {
+pub(super) fn has_nul(json: &[u8]) -> bool {
     let mut rest = json;
     while let Some(at) = rest.iter().position(|byte| *byte == b'\\') {
         rest = rest.get(at + 1..).unwrap_or_default();
@@ -209,19 +209,33 @@ impl FromRequestParts<ApiState> for IfMatch {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _state: &ApiState) -> Result<Self, Problem> {
-        let Some(value) = parts.headers.get(header::IF_MATCH) else {
-            return Ok(Self(None));
-        };
-        let text = value.to_str().unwrap_or_default().trim();
-        if text == "*" {
-            return Ok(Self(None));
-        }
-        text.strip_prefix('"')
-            .and_then(|text| text.strip_suffix('"'))
-            .and_then(|text| text.parse().ok())
-            .map(|rev| Self(Some(rev)))
-            .ok_or_else(|| Problem::malformed("If-Match has to be one ETag of this resource"))
+        revision(&parts.headers).map(Self)
     }
+}
+
+/// Reads `If-Match`.
+pub(super) fn revision(headers: &HeaderMap) -> Result<Option<i64>, Problem> {
+    let mut values = headers.get_all(header::IF_MATCH).iter();
+    let Some(value) = values.next() else {
+        return Ok(None);
+    };
+    let text = value.to_str().unwrap_or_default().trim();
+    let is_one = values.next().is_none();
+    if text == "*" && is_one {
+        return Ok(None);
+    }
+    // Tags are compared as texts: another way to write the number is another tag.
+    text.strip_prefix('"')
+        .and_then(|text| text.strip_suffix('"'))
+        .and_then(|text| text.parse().ok())
+        .filter(|rev: &i64| is_one && text == tag(*rev))
+        .map(Some)
+        .ok_or_else(|| Problem::malformed("If-Match has to be one ETag of this resource"))
+}
+
+/// Writes a revision as `ETag`.
+fn tag(rev: i64) -> String {
+    format!("\"{rev}\"")
 }
 
 /// An answer with its revision as `ETag`.
@@ -230,8 +244,7 @@ pub(crate) struct Tagged<T>(pub i64, pub T);
 
 impl<T: serde::Serialize> axum::response::IntoResponse for Tagged<T> {
     fn into_response(self) -> axum::response::Response {
-        let tag = format!("\"{}\"", self.0);
-        ([(header::ETAG, tag)], axum::Json(self.1)).into_response()
+        ([(header::ETAG, tag(self.0))], axum::Json(self.1)).into_response()
     }
 }
 
@@ -253,6 +266,26 @@ mod tests {
         assert!(!has_nul(br#"{"a":"x\\u0000"}"#));
         assert!(has_nul(br#"{"a":"x\\\u0000"}"#));
         assert!(!has_nul(br#"{"a":"\u0001"}"#));
+    }
+
+    #[test]
+    fn if_match_is_one_tag_to_the_letter() {
+        let asked = |values: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(header::IF_MATCH, value.parse().unwrap());
+            }
+            revision(&headers).map_err(|_| ())
+        };
+        assert_eq!(asked(&[]), Ok(None));
+        assert_eq!(asked(&["*"]), Ok(None));
+        assert_eq!(asked(&[" \"5\" "]), Ok(Some(5)));
+        assert_eq!(asked(&["\"-5\""]), Ok(Some(-5)));
+        for other in ["5", "\"+5\"", "\"05\"", "W/\"5\"", "\"5\", \"6\"", "\"", ""] {
+            assert_eq!(asked(&[other]), Err(()), "{other}");
+        }
+        assert_eq!(asked(&["\"5\"", "\"6\""]), Err(()));
+        assert_eq!(asked(&["*", "\"6\""]), Err(()));
     }
 
     #[test]
