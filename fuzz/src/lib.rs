@@ -49,6 +49,7 @@ targets! {
     leases,
     ledger,
     masquerade,
+    master_tokens,
     node_config,
     obfuscated_socket,
     padding,

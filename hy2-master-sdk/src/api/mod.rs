@@ -21,6 +21,8 @@ mod configs;
 pub(crate) mod errors;
 mod events;
 mod extract;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 pub(crate) mod grpc;
 mod idempotency;
 mod intake;
