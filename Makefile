@@ -29,6 +29,7 @@ test-all: test fuzz-replay ## Everything that a change has to pass, the fuzz cor
 .PHONY: check
 check: ## Formatting and lints only
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 
 # Per target.

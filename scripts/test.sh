@@ -24,6 +24,7 @@ step() { printf '\n== %s\n' "$*"; }
 
 step "formatting and lints"
 cargo fmt --all --check
+cargo fmt --manifest-path fuzz/Cargo.toml --check
 scripts/check-proof.sh
 cargo clippy --workspace --all-targets --quiet -- -D warnings
 
