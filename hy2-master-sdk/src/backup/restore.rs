@@ -7,7 +7,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::BackupError;
 use super::envelope::{BackupKey, CHUNK, Decryptor, HEADER};
-use super::tables::{Kind, Table, schema_version, tables};
+use super::tables::{Kind, Table, schema};
 use crate::core::FLEET_KEYS;
 use crate::domain::Timestamp;
 use crate::secrets::Vault;
@@ -220,6 +220,12 @@ struct Restore {
     begun: bool,
     ended: bool,
     current: Option<Table>,
+    /// Where the columns of the current table are in its rows, and how many a row has.
+    places: (Vec<usize>, usize),
+    /// Whether the rows are of a table that is not the master's.
+    skips: bool,
+    /// What of the backup is passed over.
+    others: Vec<String>,
     batch: Vec<Value>,
     /// Columns that refer to their own table: statement and rows, for the end.
     later: Vec<(String, Vec<Value>)>,
@@ -234,22 +240,24 @@ impl Restore {
                 .execute(&mut **sqlite)
                 .await?;
         }
-        let tables = tables(tx).await?;
-        for table in &tables {
+        let schema = schema(tx).await?;
+        for table in &schema.tables {
             // Roles are made by the first start, before anybody can restore.
             if table.name != "admin_roles" && !is_empty(tx, &table.name).await? {
                 return Err(BackupError::NotEmpty);
             }
         }
         execute(tx, "delete from admin_roles".to_owned(), None).await?;
-        let schema = schema_version(tx).await?;
         Ok(Self {
-            tables,
+            tables: schema.tables,
             for_postgres: tx.is_postgres(),
-            schema,
+            schema: schema.version,
             begun: false,
             ended: false,
             current: None,
+            places: (Vec::new(), 0),
+            skips: false,
+            others: Vec::new(),
             batch: Vec::new(),
             later: Vec::new(),
             rows: 0,
@@ -293,24 +301,20 @@ impl Restore {
             Line::Table { table, columns } if self.begun => {
                 self.flush(tx).await?;
                 self.row = 0;
-                let known = self
-                    .tables
-                    .iter()
-                    .find(|known| known.name == table)
-                    .cloned();
-                let known = known.ok_or(BackupError::Format)?;
-                let same = known.columns.iter().map(|column| &column.name).eq(&columns);
-                self.current = Some(known).filter(|_| same);
-                if self.current.is_none() {
-                    return Err(BackupError::Format);
-                }
+                self.turn_to(&table, &columns)?;
             }
+            Line::Row(_) if self.skips => {}
             Line::Row(values) => {
                 self.row += 1;
                 let table = self.current.as_ref().ok_or(BackupError::Format)?;
-                if values.len() != table.columns.len() {
+                let (places, width) = &self.places;
+                if values.len() != *width {
                     return Err(self.misfit("wrong number of columns"));
                 }
+                let values: Vec<Value> = places
+                    .iter()
+                    .filter_map(|place| values.get(*place).cloned())
+                    .collect();
                 if self.for_postgres
                     && let Some(column) = with_nul(table, line, &values)
                 {
@@ -329,6 +333,27 @@ impl Restore {
             Line::End { end: true } if self.begun => self.ended = true,
             _ => return Err(BackupError::Format),
         }
+        Ok(())
+    }
+
+    /// Begins with the rows of a table. Backups may hold tables and columns that somebody else made in the database of the
+    /// master: versions before wrote them.
+    fn turn_to(&mut self, table: &str, columns: &[String]) -> Result<(), BackupError> {
+        let known = self.tables.iter().find(|known| known.name == table);
+        self.skips = known.is_none();
+        self.current = known.cloned();
+        let Some(known) = known else {
+            self.others.push(table.to_owned());
+            return Ok(());
+        };
+        let place = |name: &String| columns.iter().position(|column| column == name);
+        let places = known.columns.iter().map(|column| place(&column.name));
+        let places: Option<Vec<usize>> = places.collect();
+        self.places = (places.ok_or(BackupError::Format)?, columns.len());
+        let is_known = |name: &&String| known.columns.iter().any(|column| column.name == **name);
+        let others = columns.iter().filter(|name| !is_known(name));
+        self.others
+            .extend(others.map(|name| format!("{table}.{name}")));
         Ok(())
     }
 
@@ -355,6 +380,12 @@ impl Restore {
         }
         for (update, batch) in std::mem::take(&mut self.later) {
             execute(tx, update, Some(Value::Array(batch))).await?;
+        }
+        if !self.others.is_empty() {
+            tracing::warn!(
+                left_out = self.others.join(", "),
+                "what no migration of the master makes is not restored"
+            );
         }
         Ok(())
     }

@@ -1,9 +1,9 @@
 //! The schema, as the database describes it: tables in an order in which rows can be inserted, their
-//! columns, keys and references.
+//! columns, keys and references. Only what the migrations make: what else somebody keeps in the database is theirs.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::store::{Connection, StoreError, Tx};
+use crate::store::{Connection, Store, StoreError, Tx};
 
 /// What a backup does not hold: sessions and leases end with a restore, masters speak for
 /// themselves, answers to repeated requests are of the moment.
@@ -51,17 +51,63 @@ pub(super) struct Table {
 /// A reference: table, column, table referred to.
 type Reference = (String, String, String);
 
-/// Returns the tables of a store in the order in which rows can be inserted.
-pub(super) async fn tables(tx: &mut Tx) -> Result<Vec<Table>, StoreError> {
+/// What a store holds.
+#[derive(Debug)]
+pub(super) struct Schema {
+    /// Its newest migration.
+    pub(super) version: i64,
+    /// The master's tables in the order in which rows can be inserted.
+    pub(super) tables: Vec<Table>,
+    /// Tables, and columns of the master's, that no migration makes.
+    pub(super) others: Vec<String>,
+}
+
+/// Reads the schema of a store.
+pub(super) async fn schema(tx: &mut Tx) -> Result<Schema, StoreError> {
+    let version = schema_version(tx).await?;
     let (tables, references) = match tx.connection() {
         Connection::Pg(_) => read_postgres(tx).await?,
         Connection::Sqlite(_) => read_sqlite(tx).await?,
     };
-    Ok(in_order(tables, &references))
+    let mut tables: Vec<Table> = tables
+        .into_iter()
+        .filter(|table| !LEFT_OUT.contains(&table.name.as_str()))
+        .collect();
+    let mut others = Vec::new();
+    // Of a newer schema nobody here knows what belongs to it: better too much than too little.
+    if version <= Store::newest_schema() {
+        others = keep_made(&mut tables, &Store::made_by(version).await?);
+    }
+    let tables = in_order(tables, &references);
+    Ok(Schema {
+        version,
+        tables,
+        others,
+    })
+}
+
+/// Takes out what the migrations do not make, and returns its names.
+fn keep_made(tables: &mut Vec<Table>, made: &BTreeMap<String, BTreeSet<String>>) -> Vec<String> {
+    let mut others = Vec::new();
+    tables.retain_mut(|table| {
+        let Some(columns) = made.get(&table.name) else {
+            others.push(table.name.clone());
+            return false;
+        };
+        table.columns.retain(|column| {
+            let known = columns.contains(&column.name);
+            if !known {
+                others.push(format!("{}.{}", table.name, column.name));
+            }
+            known
+        });
+        true
+    });
+    others
 }
 
 /// Returns the newest migration of a store.
-pub(super) async fn schema_version(tx: &mut Tx) -> Result<i64, StoreError> {
+async fn schema_version(tx: &mut Tx) -> Result<i64, StoreError> {
     const SQL: &str = "select max(version) from _sqlx_migrations";
     Ok(match tx.connection() {
         Connection::Pg(pg) => sqlx::query_scalar(SQL).fetch_one(&mut **pg).await?,
@@ -192,17 +238,17 @@ fn table_of<'a>(tables: &'a mut BTreeMap<String, Table>, name: &str) -> &'a mut 
 
 /// Brings tables into an order in which what is referred to comes first.
 fn in_order(tables: Vec<Table>, references: &[Reference]) -> Vec<Table> {
-    let mut left: Vec<Table> = tables
-        .into_iter()
-        .filter(|table| !LEFT_OUT.contains(&table.name.as_str()))
-        .collect();
+    // Somebody else's tables may refer to the master's, and the other way nothing can.
+    let names: BTreeSet<String> = tables.iter().map(|table| table.name.clone()).collect();
+    let mut left = tables;
     let mut done = BTreeSet::<String>::new();
     let mut ordered = Vec::new();
     while !left.is_empty() {
         let ready = |table: &Table| {
             references
                 .iter()
-                .all(|(from, _, to)| *from != table.name || *to == table.name || done.contains(to))
+                .filter(|(from, _, to)| *from == table.name && *to != table.name)
+                .all(|(_, _, to)| done.contains(to) || !names.contains(to))
         };
         let (now, later): (Vec<_>, Vec<_>) = left.into_iter().partition(ready);
         // A circle: the schema has none, and a restore would name the row.

@@ -35,7 +35,7 @@ pub mod user_list;
 pub mod users;
 pub mod webhooks;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
@@ -298,6 +298,30 @@ impl Store {
             .map(|migration| migration.version)
             .max()
             .unwrap_or(0)
+    }
+
+    /// Returns the tables that the migrations up to a version make, and their columns: the same on both backends.
+    pub(crate) async fn made_by(
+        version: i64,
+    ) -> Result<BTreeMap<String, BTreeSet<String>>, StoreError> {
+        const COLUMNS: &str = "select l.name, c.name from pragma_table_list l join pragma_table_info(l.name) c \
+            where l.schema = 'main' and l.type = 'table' and l.name not like 'sqlite_%'";
+        let options: SqliteConnectOptions = "sqlite::memory:".parse()?;
+        let memory = SqlitePoolOptions::new()
+            .max_connections(1)
+            .connect_with(options)
+            .await?;
+        sqlx::migrate!("migrations/sqlite")
+            .run_to(version, &memory)
+            .await
+            .map_err(StoreError::Migrate)?;
+        let columns: Vec<(String, String)> = sqlx::query_as(COLUMNS).fetch_all(&memory).await?;
+        memory.close().await;
+        let mut made = BTreeMap::<String, BTreeSet<String>>::new();
+        for (table, column) in columns {
+            made.entry(table).or_default().insert(column);
+        }
+        Ok(made)
     }
 
     /// Returns the schema of the database; none if it was never migrated.

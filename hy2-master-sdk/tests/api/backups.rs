@@ -159,6 +159,80 @@ async fn after_a_second_restore_of_a_backup_epoch_and_numbers_are_others_than_af
     fleet.stop().await;
 }
 
+on_both! {
+    async fn what_the_master_did_not_make_stays_out_of_backups_and_in_nobodys_way(fleet) {
+        let owner = fleet.owner().await;
+        owner.post("/api/v1/users", &json!({"username": "ann"})).await.expect(201);
+        // Without a key, and referring to the master's.
+        let own = [
+            "create table notes (about bigint references users (id), text text)",
+            "insert into notes values (1, 'mine')",
+            "alter table users add column colour text",
+            "update users set colour = 'blue'",
+        ];
+        for sql in own {
+            execute(fleet.master.store(), sql).await;
+        }
+        let mut backup = Vec::new();
+        let store = fleet.master.store().clone();
+        Master::with_store(store).backup(&key(), &mut backup).await.unwrap();
+        let lines = opened(&backup);
+        for word in ["notes", "mine", "colour", "blue"] {
+            assert!(!lines.contains(word), "{word}");
+        }
+        // As versions before wrote them: with it.
+        let mut older = Vec::new();
+        let mut table = String::new();
+        for line in lines.lines() {
+            let mut value: Value = serde_json::from_str(line).unwrap();
+            if let Some(name) = value["table"].as_str() {
+                table = name.to_owned();
+            }
+            if table == "users" && value.is_array() {
+                value.as_array_mut().unwrap().insert(1, "blue".into());
+            } else if table == "users" {
+                value["columns"].as_array_mut().unwrap().insert(1, "colour".into());
+            }
+            if value["table"] == "users" {
+                older.push(json!({"table": "notes", "columns": ["about", "text"]}).to_string());
+                older.push(json!([1, "mine"]).to_string());
+            }
+            older.push(value.to_string());
+        }
+        let mut encryptor = Encryptor::new(&key()).unwrap();
+        let mut with_others = encryptor.header().to_vec();
+        for line in older {
+            encryptor.push((line + "\n").as_bytes(), &mut with_others).unwrap();
+        }
+        encryptor.finish(&mut with_others).unwrap();
+        for backup in [backup, with_others] {
+            let directory = tempfile::tempdir().unwrap();
+            let copies = [
+                crate::harness::empty_sqlite(directory.path()).await,
+                crate::harness::empty_postgres().await,
+            ];
+            for copy in &copies {
+                for sql in ["create table theirs (x bigint)", "insert into theirs values (1)"] {
+                    execute(copy, sql).await;
+                }
+                let restored = restore::read(copy, &key(), &backup[..], fleet.master.now()).await;
+                let rows = lines.lines().filter(|line| line.starts_with('[')).count();
+                assert_eq!(restored.unwrap().rows, rows as u64);
+                let kept = dumped(copy).await;
+                let users = |text: &str| -> Vec<String> {
+                    let from = text.lines().skip_while(|line| !line.contains(r#""table":"users""#));
+                    let head = from.clone().take(1);
+                    let rows = from.skip(1).take_while(|line| line.starts_with('['));
+                    head.chain(rows).map(str::to_owned).collect()
+                };
+                assert_eq!(users(&kept), users(&lines));
+                assert!(!kept.contains("theirs"));
+            }
+        }
+        fleet.stop().await;
+    }
+}
+
 /// As AdminService of versions before let it in.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn texts_with_nul_come_back_on_sqlite_and_are_named_for_postgresql() {
@@ -223,6 +297,14 @@ async fn texts_with_nul_come_back_on_sqlite_and_are_named_for_postgresql() {
                 "{error}"
             );
         }
+    }
+}
+
+/// Runs a statement of somebody else.
+async fn execute(store: &Store, sql: &'static str) {
+    match store.db() {
+        Db::Pg(pool) => drop(sqlx::query(sql).execute(pool).await.unwrap()),
+        Db::Sqlite { write, .. } => drop(sqlx::query(sql).execute(write).await.unwrap()),
     }
 }
 
