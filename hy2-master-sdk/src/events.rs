@@ -149,12 +149,15 @@ impl Sealer {
         let mut calls = self.store.bus().listen();
         let mut signed_at = Timestamp(0);
         loop {
-            if let Err(error) = self.seal_all().await {
+            // A run is many transactions: the next goes on where the time was over.
+            let sealed = self.store.in_time(1, self.seal_all()).await.flatten();
+            if let Err(error) = sealed {
                 warn!(%error, "events and audit entries wait to be sealed");
             }
             let now = self.clock.now();
             if now.since(signed_at) >= CHECKPOINT_EVERY {
-                match self.sign_head(now).await {
+                let signed = self.store.in_time(1, self.sign_head(now)).await.flatten();
+                match signed {
                     Ok(()) => signed_at = now,
                     Err(error) => warn!(%error, "the audit log waits for a checkpoint"),
                 }
@@ -215,7 +218,8 @@ pub(crate) async fn feed(
 ) {
     let mut calls = hub.listen();
     loop {
-        match events::after(&store, after, FEED_BATCH).await {
+        let found = events::after(&store, after, FEED_BATCH);
+        match store.in_time(1, found).await.flatten() {
             Ok(found) if found.is_empty() => {}
             Ok(found) => {
                 for event in &found {

@@ -318,8 +318,9 @@ impl KeepTokenKeys {
                 }
             }
             let now = self.clock.now();
-            let kept = keep_token_keys(&self.store, &self.vault, &self.tokens, now).await;
-            match kept {
+            let kept = keep_token_keys(&self.store, &self.vault, &self.tokens, now);
+            let kept = self.store.in_time(1, kept).await;
+            match kept.map_err(ServiceError::from).flatten() {
                 Ok(()) => read_at = now,
                 Err(error) => tracing::warn!(%error, "the keys of tokens are not read"),
             }

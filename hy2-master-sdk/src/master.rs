@@ -305,8 +305,17 @@ impl Master {
             tasks.shutdown().await;
         }
         // Best effort: another master would wait for the leases to run out.
-        let _ = core.store.release_leases(core.id).await;
-        core.store.close().await;
+        let closed = async {
+            let _ = core.store.release_leases(core.id).await;
+            core.store.close().await;
+        };
+        // Connections to a database that has vanished do not end.
+        if tokio::time::timeout(SHUTDOWN_TIMEOUT, closed)
+            .await
+            .is_err()
+        {
+            tracing::warn!("the store did not close in time");
+        }
     }
 }
 

@@ -39,7 +39,9 @@ pub(crate) async fn authenticate(
         .get::<ClientAddress>()
         .map(|address| address.0);
     let (method, headers) = (request.method().clone(), request.headers().clone());
-    match recognise(&state, &method, &headers, address).await {
+    let found = recognise(&state, &method, &headers, address);
+    let found = state.service.store().in_time(1, found).await;
+    match found.unwrap_or_else(|late| Err(ServiceError::from(late).into())) {
         Ok(Some(caller)) => {
             let key = match &caller.credential {
                 Credential::Token { id, .. } | Credential::Session { id } => id.to_string(),

@@ -158,7 +158,8 @@ impl Feed {
         if topics.len() > MAX_TOPICS {
             return Err(ServiceError::invalid("topics", "too many").into());
         }
-        let newest = events::newest(state.service.store()).await;
+        let store = state.service.store();
+        let newest = store.in_time(1, events::newest(store)).await.flatten();
         let newest = newest.map_err(ServiceError::from)?;
         // A number that was not given yet comes from before a restore: what comes next is new.
         let after = after.map_or(newest, |after| after.min(newest));
@@ -187,7 +188,9 @@ impl Feed {
                 return Some(event);
             }
             self.hub.borrow_and_update();
-            match events::after(self.state.service.store(), self.after, BATCH).await {
+            let store = self.state.service.store();
+            let read = store.in_time(1, events::after(store, self.after, BATCH));
+            match read.await.flatten() {
                 Ok(read) if !read.is_empty() => {
                     // Perhaps the caller's own: what follows is told to whom they are then.
                     if read
@@ -217,7 +220,9 @@ impl Feed {
 
     /// Asks again who the caller is and what they may do; `None` when they may not listen any more.
     async fn recheck(&mut self) -> Option<()> {
-        let present = self.state.service.present(&self.caller).await.ok()?;
+        let service = &self.state.service;
+        let present = service.store().in_time(1, service.present(&self.caller));
+        let present = present.await.ok()?.ok()?;
         present.access(Operation::WatchEvents).ok()?;
         self.caller = present;
         self.checked = tokio::time::Instant::now();

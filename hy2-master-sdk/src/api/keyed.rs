@@ -183,9 +183,15 @@ impl Keyed {
         let id = (admin, key.to_owned());
         // Looked up first: a request that ends meanwhile has not been cut off.
         let runs = self.is_awaited(&id);
-        let mut tx = store.begin().await?;
-        let known = idempotency::claim(&mut tx, admin, key, hash, now, now.plus(KEEP)).await?;
-        let committed = tx.commit().await;
+        let asked = store.in_time(1, async {
+            let mut tx = store.begin().await?;
+            let known = idempotency::claim(&mut tx, admin, key, hash, now, now.plus(KEEP)).await?;
+            Ok::<_, StoreError>((known, tx.commit().await))
+        });
+        let (known, committed) = match asked.await {
+            Ok(asked) => asked?,
+            Err(late) => (None, Err(late)),
+        };
         if let Some(first) = known {
             committed?;
             let runs = runs || self.is_awaited(&id) || now.since(first.created_at) < RUNS;
@@ -336,13 +342,16 @@ impl Owed {
 
     async fn tell(&self, store: &Store, (admin, key): &Id) -> Result<(), StoreError> {
         let at = self.claimed_at;
-        match &self.end {
-            End::Answered { status, sealed } => {
-                idempotency::remember(store, *admin, key, at, *status, sealed).await
+        let told = store.in_time(1, async {
+            match &self.end {
+                End::Answered { status, sealed } => {
+                    idempotency::remember(store, *admin, key, at, *status, sealed).await
+                }
+                End::Refused => idempotency::release(store, *admin, key, at, true).await,
+                End::Failed => idempotency::release(store, *admin, key, at, false).await,
             }
-            End::Refused => idempotency::release(store, *admin, key, at, true).await,
-            End::Failed => idempotency::release(store, *admin, key, at, false).await,
-        }
+        });
+        told.await.flatten()
     }
 }
 

@@ -62,6 +62,8 @@ pub async fn write(
 /// The store fails. When the receiver goes away, writing just ends.
 pub async fn dump(store: &Store, lines: mpsc::Sender<String>) -> Result<(), BackupError> {
     let mut tx = store.snapshot().await?;
+    // Who takes it may be slow.
+    tx.may_pause().await?;
     let schema = schema(&mut tx).await?;
     if !schema.others.is_empty() {
         tracing::warn!(

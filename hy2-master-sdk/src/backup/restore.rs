@@ -101,6 +101,8 @@ pub(crate) async fn read_checked(
         store.migrate_to(schema).await?;
     }
     let mut tx = store.begin().await?;
+    // Where it comes from may be slow.
+    tx.may_pause().await?;
     let mut restore = Restore::begin(&mut tx).await?;
     restore.for_postgres |= for_postgres;
     restore.lines(&mut tx, &mut source.plain).await?;

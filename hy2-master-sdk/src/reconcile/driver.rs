@@ -36,6 +36,7 @@ pub(super) struct Task {
     topics: &'static [Topic],
     traffic: bool,
     alone: bool,
+    patience: u32,
     run: Box<dyn Fn(Arc<Core>, Option<Fence>) -> Run + Send + Sync>,
 }
 
@@ -52,6 +53,7 @@ impl Task {
             topics: &[],
             traffic: false,
             alone: false,
+            patience: 1,
             run: Box::new(run),
         }
     }
@@ -80,6 +82,12 @@ impl Task {
         self
     }
 
+    /// Takes longer: a run may last so many times the patience with the store.
+    pub(super) fn patience(mut self, times: u32) -> Self {
+        self.patience = times;
+        self
+    }
+
     pub(super) async fn run(self, core: Arc<Core>) {
         let mut calls = core.store.bus().listen();
         let mut timer = tokio::time::interval(self.every);
@@ -104,7 +112,8 @@ impl Task {
                 while calls.try_recv().is_ok() {}
             }
             let fence = if self.alone {
-                match self.lead(&core, &mut seen).await {
+                let lead = core.store.in_time(1, self.lead(&core, &mut seen));
+                match lead.await.flatten() {
                     Ok(Some(fence)) => Some(fence),
                     Ok(None) => continue,
                     Err(error) => {
@@ -122,9 +131,9 @@ impl Task {
             let run = (self.run)(Arc::clone(&core), fence);
             tokio::select! {
                 biased;
-                // Every run is a transaction or several: what is cut short has not happened.
+                // Every run is a transaction or several: what is cut short has not happened, by the end or by the limit.
                 () = core.shutdown.cancelled() => return,
-                result = run => if let Err(error) = result {
+                result = core.store.in_time(self.patience, run) => if let Err(error) = result.map_err(TaskError::from).flatten() {
                     metrics::counter!("hy2_master_task_failures_total", "task" => self.name).increment(1);
                     tracing::warn!(task = self.name, error = chain(&error), "task failed; it runs again");
                 },

@@ -49,7 +49,8 @@ pub(crate) fn spawn_all(
         Task::new("settings", upkeep::SETTINGS_INTERVAL, move |core, _| {
             Box::pin(upkeep::settings(core, Arc::clone(&tls)))
         })
-        .on(&[Topic::Settings]),
+        .on(&[Topic::Settings])
+        .patience(upkeep::EVERY_NODE_PATIENCE),
     );
     spawn(
         Task::new("liveness", every, |core, fence| {
@@ -91,6 +92,7 @@ pub(crate) fn spawn_all(
         Task::new("upkeep", upkeep::INTERVAL, |core, fence| {
             Box::pin(upkeep::upkeep(core, fence))
         })
+        .patience(upkeep::PATIENCE)
         .alone(),
     );
     spawn(

@@ -108,6 +108,12 @@ pub(super) async fn upkeep(core: Arc<Core>, fence: Option<Fence>) -> Result<(), 
 /// Pieces of one run; the next goes on.
 const MAX_PIECES: usize = 200;
 
+/// How much longer than others upkeep may take: a long pause leaves much.
+pub(super) const PATIENCE: u32 = 10;
+
+/// And what touches every node in one transaction.
+pub(super) const EVERY_NODE_PATIENCE: u32 = 5;
+
 /// The timer is for lost calls, and for what a command on the host of a SQLite changed: nobody calls then.
 pub(super) const SETTINGS_INTERVAL: Duration = Duration::from_secs(10);
 pub(super) const INTERVAL: Duration = Duration::from_secs(300);

@@ -32,8 +32,8 @@ use super::service::Service;
 use crate::auth::ca::{CaError, NODE_VALIDITY, read_node};
 use crate::core::{Core, Trust};
 use crate::secrets::sha256;
-use crate::store::StoreError;
 use crate::store::certificates::{self, IdentityRow};
+use crate::store::{Store, StoreError};
 
 /// The listener cannot start.
 #[derive(Debug, Error)]
@@ -55,6 +55,7 @@ pub enum TlsError {
 #[derive(Clone)]
 struct Calls {
     service: MasterServiceServer<Service>,
+    store: Store,
     shutdown: CancellationToken,
     /// Cancelled when connections had their time to end.
     abandoned: CancellationToken,
@@ -62,10 +63,17 @@ struct Calls {
 
 impl Calls {
     async fn answer(self, stream: PeerStream) {
-        let (service, peer) = (self.service, stream.peer().clone());
+        let (service, store, peer) = (self.service, self.store, stream.peer().clone());
         let call = service_fn(move |mut request: http::Request<Incoming>| {
             request.extensions_mut().insert(peer.clone());
-            service.clone().call(request)
+            let (answer, store) = (service.clone().call(request), store.clone());
+            async move {
+                // A stream counts until it begins.
+                match store.in_time(1, answer).await {
+                    Ok(answered) => answered,
+                    Err(late) => Ok(super::error::store(&late).into_http()),
+                }
+            }
         });
         let connection = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -117,6 +125,7 @@ impl Listener {
         let shutdown = self.core.shutdown.clone();
         let calls = Calls {
             service,
+            store: self.core.store.clone(),
             shutdown: shutdown.clone(),
             abandoned: CancellationToken::new(),
         };

@@ -198,7 +198,12 @@ impl Session {
                 () = self.outbound.closed() => break End::Peer,
                 // Cancel safe: the stream keeps what it has not given out.
                 message = inbound.message() => match message {
-                    Ok(Some(message)) => if let Err(end) = self.handle(message).await { break end },
+                    Ok(Some(message)) => match core.store.in_time(1, self.handle(message)).await {
+                        Ok(Ok(())) => {}
+                        Ok(Err(end)) => break end,
+                        // What the node said is not noted: it says it again in the next Session.
+                        Err(late) => break End::Told(store(&late)),
+                    },
                     Ok(None) | Err(_) => break End::Peer,
                 },
                 // Cancel safe: a permit that is not taken stays.
@@ -282,7 +287,9 @@ impl Session {
     /// Sends the update that the node needs, if it needs one.
     async fn publish(&mut self) -> Result<(), Option<End>> {
         let node = self.identity.node;
-        let desired = match self.core.store.node(node).await {
+        let core = &self.core;
+        let asked = core.store.in_time(1, core.store.node(node)).await;
+        let desired = match asked.flatten() {
             Ok(row) => row.desired_rev,
             Err(StoreError::NotFound(_)) => return Err(Some(End::Retired)),
             Err(error) => {
@@ -298,11 +305,11 @@ impl Session {
             return Ok(());
         }
         let view = self.core.views.of(node);
-        let prepared = {
+        let prepared = self.core.store.in_time(PREPARE_PATIENCE, async {
             let mut view = view.lock().await;
             publish::prepare(&self.core, node, &mut view, &self.have).await
-        };
-        let mut update = match prepared {
+        });
+        let mut update = match prepared.await.map_err(PublishError::from).flatten() {
             Ok(update) => update,
             Err(PublishError::Config(errors)) => return self.invalid(desired, &errors).await,
             Err(error) => {
@@ -721,6 +728,8 @@ async fn sleep_until(deadline: Option<Instant>) {
 
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(1);
+/// What a node needs is read in one go: of many users it takes longer than other things.
+const PREPARE_PATIENCE: u32 = 5;
 const OUTBOUND: usize = 32;
 /// Revisions that a node may claim to hold; far more than there are.
 const MAX_REV: i64 = 1 << 53;

@@ -60,9 +60,8 @@ async fn handle(
     let now = core.now();
     let spool = batch.spool_id.clone();
     let batch = check(identity, batch, now)?;
-    let done = ingest(core, batch, now)
-        .await
-        .map_err(|error| store(&error))?;
+    let done = core.store.in_time(1, ingest(core, batch, now)).await;
+    let done = done.flatten().map_err(|error| store(&error))?;
     metrics::counter!("hy2_master_traffic_batches_total", "added" => if done.added { "true" } else { "false" })
         .increment(1);
     if done.quarantined > 0 {

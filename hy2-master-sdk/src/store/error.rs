@@ -53,6 +53,11 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// The store has not answered in time.
+    pub(crate) fn late() -> Self {
+        Self::Unavailable(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))
+    }
+
     /// Returns whether trying again later makes sense.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable(_))

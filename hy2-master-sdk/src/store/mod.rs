@@ -39,11 +39,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions};
+use futures_util::FutureExt as _;
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgListener, PgPool, PgPoolOptions};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{Postgres, Sqlite, Transaction};
+use sqlx::{Connection as _, Executor as _, Postgres, Row as _, Sqlite, Transaction};
 
 pub use self::bus::{Bus, Topic};
 pub use self::error::StoreError;
@@ -111,6 +112,7 @@ pub(crate) use on;
 pub struct Store {
     db: Db,
     bus: Bus,
+    patience: Duration,
 }
 
 /// How to open a store.
@@ -121,6 +123,8 @@ pub struct StoreOptions {
     pub max_connections: u32,
     /// How long to wait for one of them, and SQLite for its lock.
     pub acquire_timeout: Duration,
+    /// How long one thing may take that is asked of it, a request or a run of a task: then the connection is given up.
+    pub patience: Duration,
 }
 
 impl Default for StoreOptions {
@@ -128,6 +132,7 @@ impl Default for StoreOptions {
         Self {
             max_connections: 16,
             acquire_timeout: Duration::from_secs(5),
+            patience: Duration::from_secs(60),
         }
     }
 }
@@ -215,6 +220,7 @@ impl Store {
         Ok(Self {
             db: Db::Sqlite { read, write },
             bus: Bus::new(),
+            patience: options.patience,
         })
     }
 
@@ -230,17 +236,19 @@ impl Store {
             .acquire_timeout(options.acquire_timeout)
             .after_connect(|connection, _| {
                 Box::pin(async move {
-                    sqlx::query(LOCK_TIMEOUT)
+                    sqlx::query(SESSION_LIMITS)
                         .execute(connection)
                         .await
                         .map(drop)
                 })
             })
+            .after_release(|connection, _| Box::pin(settle(connection)))
             .connect_with(connect.application_name("hy2-orchestrator"))
             .await?;
         Ok(Self {
             db: Db::Pg(pool),
             bus: Bus::new(),
+            patience: options.patience,
         })
     }
 
@@ -384,15 +392,39 @@ impl Store {
             self.bus.call(*topic);
         }
         loop {
-            match listener.try_recv().await? {
-                Some(notification) => {
-                    if let Some(topic) = Topic::parse(notification.payload()) {
-                        self.bus.call(topic);
+            // Cancel safe: the connection keeps what it has read.
+            match self.in_time(1, listener.try_recv()).await {
+                Ok(received) => match received? {
+                    Some(notification) => {
+                        if let Some(topic) = Topic::parse(notification.payload()) {
+                            self.bus.call(topic);
+                        }
                     }
+                    None => return Ok(()),
+                },
+                // Nobody has called for long: or nobody can.
+                Err(_) => {
+                    let asked = sqlx::query("select 1").execute(&mut listener);
+                    self.in_time(1, asked).await??;
                 }
-                None => return Ok(()),
             }
         }
+    }
+
+    /// Waits for work with the store, but not for ever: so many times the patience that the store was opened with. The
+    /// host of a database may vanish without a word, and a connection to it says nothing then, not even that it is lost.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Unavailable`] when the time is over; the work is dropped then.
+    pub(crate) async fn in_time<F: Future>(
+        &self,
+        times: u32,
+        work: F,
+    ) -> Result<F::Output, StoreError> {
+        let limit = self.patience.saturating_mul(times);
+        let done = tokio::time::timeout(limit, work).await;
+        done.map_err(|_| StoreError::late())
     }
 
     /// Begins a transaction that writes. On SQLite the only one at a time.
@@ -402,7 +434,7 @@ impl Store {
     /// No connection within the timeout.
     pub async fn begin(&self) -> Result<Tx, StoreError> {
         let connection = match &self.db {
-            Db::Pg(pool) => Connection::Pg(begin_pg(pool, None).await?),
+            Db::Pg(pool) => Connection::Pg(begin_pg(pool, None, self.patience).await?),
             Db::Sqlite { write, .. } => {
                 Connection::Sqlite(write.begin_with("BEGIN IMMEDIATE").await?)
             }
@@ -425,7 +457,7 @@ impl Store {
         let connection = match &self.db {
             Db::Pg(pool) => {
                 const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-                Connection::Pg(begin_pg(pool, Some(BEGIN)).await?)
+                Connection::Pg(begin_pg(pool, Some(BEGIN), self.patience).await?)
             }
             Db::Sqlite { read, .. } => Connection::Sqlite(read.begin_with("BEGIN DEFERRED").await?),
         };
@@ -452,20 +484,47 @@ impl Store {
 
 /// Begins a transaction, whole or not at all. sqlx forgets one whose beginning is cancelled between the question and the
 /// answer: the connection goes back to the pool with an open transaction, in which everything that others do next on it
-/// stays, unseen and with its locks. So it is begun in a task of its own, and who gives up waiting drops it there.
+/// stays, unseen and with its locks. So it is begun in a task of its own, and who gives up waiting drops it there. One
+/// that is not begun in time is cut off all the same: [`settle`] knows it.
 async fn begin_pg(
     pool: &PgPool,
     with: Option<&'static str>,
+    patience: Duration,
 ) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
     let pool = pool.clone();
-    let begun = tokio::spawn(async move {
+    let begun = tokio::spawn(tokio::time::timeout(patience, async move {
         match with {
             None => pool.begin().await,
             Some(statement) => pool.begin_with(statement).await,
         }
-    });
+    }));
     // Without an answer the runtime ends.
-    begun.await.map_err(|_| sqlx::Error::WorkerCrashed)?
+    let begun = begun.await.map_err(|_| sqlx::Error::WorkerCrashed)?;
+    begun.map_err(|_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))?
+}
+
+/// Looks after a connection that comes back to its pool; an error or `false` ends it. sqlx waits for the answer to what
+/// was cut off without a limit, and until then a place of the pool is taken.
+async fn settle(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    let asked = tokio::time::timeout(SETTLE, async {
+        let mut rest = std::pin::pin!(connection.flush());
+        if let Some(done) = rest.as_mut().now_or_never() {
+            return done.map(|()| None);
+        }
+        rest.await.map(Some)
+    });
+    match asked.await {
+        Ok(Ok(None)) => Ok(true),
+        // Whether it is in a transaction that nobody knows of: the time of one stands still.
+        Ok(Ok(Some(()))) => {
+            let asked = connection.fetch_one("select now() = statement_timestamp()");
+            let asked = tokio::time::timeout(SETTLE, asked).await;
+            let row = asked.map_err(|_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))??;
+            row.try_get(0)
+        }
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())),
+    }
 }
 
 /// A transaction on either database. Dropped without [`Tx::commit`], nothing of it has happened.
@@ -533,6 +592,20 @@ impl Tx {
         self.spent.get(&admin).copied().unwrap_or(0)
     }
 
+    /// Lets a long time pass between two statements: PostgreSQL ends a transaction in which nothing is asked for long.
+    ///
+    /// # Errors
+    ///
+    /// The connection is lost.
+    pub(crate) async fn may_pause(&mut self) -> Result<(), StoreError> {
+        if let Connection::Pg(pg) = &mut self.connection {
+            sqlx::query("set local idle_in_transaction_session_timeout = 0")
+                .execute(&mut **pg)
+                .await?;
+        }
+        Ok(())
+    }
+
     /// Makes everything happen.
     ///
     /// # Errors
@@ -587,10 +660,18 @@ impl Tx {
     }
 }
 
-/// Nobody waits longer than this for what another session of PostgreSQL has locked: then the store is not available. An
-/// address that sets a limit of its own keeps it.
-const LOCK_TIMEOUT: &str =
-    "select set_config('lock_timeout', '5s', false) where current_setting('lock_timeout') = '0'";
+/// Nobody waits longer than this for what another session of PostgreSQL has locked: then the store is not available. And a
+/// master whose host vanishes without a word keeps its locks no longer than the rest: PostgreSQL ends sessions that are
+/// quiet in a transaction, and looks whether who is quiet is there at all. An address, or a server, that sets limits of
+/// its own keeps them.
+const SESSION_LIMITS: &str = "select set_config(wanted.name, wanted.value, false) from (values \
+    ('lock_timeout', '5s'), ('idle_in_transaction_session_timeout', '60s'), ('tcp_keepalives_idle', '30'), \
+    ('tcp_keepalives_interval', '10'), ('tcp_keepalives_count', '3'), ('tcp_user_timeout', '60000')) \
+    as wanted (name, value) join pg_settings as known on known.name = wanted.name \
+    where known.source = 'default' or (wanted.name = 'lock_timeout' and known.setting = '0')";
+
+/// How long a connection that comes back may take for the answer to what was cut off on it.
+const SETTLE: Duration = Duration::from_secs(5);
 
 /// PostgreSQL's notification channel.
 const CHANNEL: &str = "hy2";

@@ -110,7 +110,9 @@ async fn answer(
         let retry = [(header::RETRY_AFTER, seconds.to_string())];
         return (StatusCode::TOO_MANY_REQUESTS, retry, "too many requests\n").into_response();
     }
-    match render(state, token, format).await {
+    let rendered = render(state, token, format);
+    let rendered = state.service.store().in_time(1, rendered).await;
+    match rendered.map_err(ServiceError::from).flatten() {
         Ok(Some(response)) => response,
         Ok(None) => unknown(),
         Err(error) => {

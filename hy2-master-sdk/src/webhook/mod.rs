@@ -113,15 +113,15 @@ impl Deliverer {
         let began = this.service.now();
         let mut look = true;
         loop {
-            let step = async {
+            let step = this.service.store().in_time(1, async {
                 let unread = look && this.look(&mut under_way.turns, began).await?;
                 this.fill(&mut under_way).await?;
                 Ok::<_, StoreError>(unread)
-            };
+            });
             let step = tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                step = step => step,
+                step = step => step.flatten(),
             };
             let unread = step.unwrap_or_else(|error| {
                 warn!(%error, "webhooks wait");
@@ -188,7 +188,8 @@ impl Deliverer {
             for row in taken {
                 let this = Arc::clone(self);
                 under_way.begin(row.webhook_id, async move {
-                    this.attempt(row).await.unwrap_or_else(|error| {
+                    let tried = this.service.store().in_time(1, this.attempt(row)).await;
+                    tried.flatten().unwrap_or_else(|error| {
                         warn!(%error, "a try of a webhook is not noted; it comes again");
                         None
                     })

@@ -31,4 +31,5 @@ mod round_trip;
 mod spent;
 mod subscriptions;
 mod traffic;
+mod vanished;
 mod webhooks;

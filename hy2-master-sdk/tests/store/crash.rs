@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use hy2_master_sdk::domain::{NodeId, UserId};
-use hy2_master_sdk::store::Store;
+use hy2_master_sdk::store::{Store, users};
 use uuid::Uuid;
 
 use crate::backend::postgres::{Server, database_on};
@@ -192,4 +192,42 @@ async fn nobody_waits_for_ever_for_a_table_that_somebody_has_locked() {
         .await
         .unwrap();
     assert_eq!(set, "90s");
+}
+
+/// Of a master whose host is gone: its locks do not stay for hours, and an address keeps what it asks for.
+#[tokio::test]
+async fn a_session_that_is_quiet_or_gone_is_ended_by_the_server() {
+    let backend = crate::backend::Backend::postgres().await;
+    let crate::backend::Place::Postgres(url) = &backend.place else {
+        panic!("PostgreSQL");
+    };
+    let setting = async |store: &Store, name: &str| -> String {
+        let hy2_master_sdk::store::Db::Pg(pool) = store.db() else {
+            panic!("PostgreSQL");
+        };
+        let asked = sqlx::query_scalar("select current_setting($1)").bind(name);
+        asked.fetch_one(pool).await.unwrap()
+    };
+    for (name, value) in [
+        ("lock_timeout", "5s"),
+        ("idle_in_transaction_session_timeout", "1min"),
+        ("tcp_keepalives_idle", "30"),
+        ("tcp_keepalives_interval", "10"),
+        ("tcp_keepalives_count", "3"),
+        ("tcp_user_timeout", "60000"),
+    ] {
+        assert_eq!(setting(&backend.store, name).await, value, "{name}");
+    }
+    let name = "idle_in_transaction_session_timeout";
+    let own = open_postgres(&format!("{url}?options[{name}]=250ms")).await;
+    assert_eq!(setting(&own, name).await, "250ms");
+
+    let ann = user(&backend.store, "ann").await;
+    let mut quiet = own.begin().await.unwrap();
+    users::delete(&mut quiet, ann, None, NOW).await.unwrap();
+    // The transaction holds Ann's row until the server ends it.
+    let mut tx = backend.store.begin().await.unwrap();
+    let deleted = users::delete(&mut tx, ann, None, NOW).await;
+    deleted.expect("the row is free");
+    assert!(quiet.commit().await.is_err());
 }

@@ -84,8 +84,11 @@ async fn to_the_end(
         return status(ServiceError::Invalid(vec![issue])).into_http();
     }
     let request = extract::Request::from_parts(parts, Body::from(body));
-    match state.keyed.finish(next.run(request)).await {
-        Ok(response) => response,
+    // Longer than each of its parts may take.
+    let answer = tokio::time::timeout(super::PATIENCE * 3, next.run(request));
+    match state.keyed.finish(answer).await {
+        Ok(Ok(response)) => response,
+        Ok(Err(_)) => Status::deadline_exceeded("the request took too long").into_http(),
         Err(problem) => told(Code::Unavailable, problem).into_http(),
     }
 }
