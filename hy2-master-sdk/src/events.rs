@@ -200,7 +200,7 @@ impl Sealer {
 /// The same events that webhooks and live streams carry; never a secret in them.
 pub trait EventSink: Send + Sync + 'static {
     /// Returns the number of the last event that the sink has dealt with, so that a start goes on
-    /// after it; `None`: with what happens from now on. Asked once, at the start.
+    /// after it; `None`, or a number that was not given yet: with what happens from now on. Asked once, at the start.
     fn last(&self) -> BoxFuture<'_, Option<i64>> {
         Box::pin(std::future::ready(None))
     }

@@ -204,10 +204,9 @@ impl Front {
         tasks.spawn(keeping.run(stop.clone()));
         if let Some(sink) = config.event_sink {
             // Known before anybody can cause an event.
-            let after = match sink.last().await {
-                Some(last) => last,
-                None => events::newest(&store).await.map_err(ServiceError::from)?,
-            };
+            let newest = events::newest(&store).await.map_err(ServiceError::from)?;
+            // A number that was not given yet comes from before a restore: what comes next is new.
+            let after = sink.last().await.map_or(newest, |last| last.min(newest));
             let fed = (store.clone(), hub.clone(), stop.clone());
             tasks.spawn(events::feed(fed, sink, after));
         }

@@ -11,6 +11,7 @@ use super::tables::{Kind, Table, schema};
 use crate::core::FLEET_KEYS;
 use crate::domain::Timestamp;
 use crate::secrets::Vault;
+use crate::store::events::COUNTER as EVENT_COUNTER;
 use crate::store::{Connection, Store, Tx, cluster};
 
 /// Rows inserted by one statement.
@@ -426,6 +427,16 @@ impl Restore {
                 execute(tx, statement, None).await?;
             }
         }
+        // Events are numbered by a counter of their own. Entries of the audit log are not: their numbers are their places
+        // in a chain without a gap.
+        let next = format!("((settings.rev / {NUMBERS_LEFT_OUT} + 1) * {NUMBERS_LEFT_OUT})");
+        let first = by_time.max(NUMBERS_LEFT_OUT);
+        let counter = format!(
+            "insert into settings (key, value, rev, updated_at) values ('{EVENT_COUNTER}', '0', {first}, 0) \
+             on conflict (key) do update set \
+             rev = case when {next} < {by_time} then {by_time} else {next} end"
+        );
+        execute(tx, counter, None).await?;
         Ok(())
     }
 

@@ -12,10 +12,14 @@ use crate::domain::{AdminId, Timestamp};
 /// Events numbered in one transaction.
 const SEAL_BATCH: i64 = 1_000;
 
+/// The setting whose revision is the number of the last event.
+pub(crate) const COUNTER: &str = "internal.event_seq";
+
 /// A numbered event.
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub struct Event {
-    /// Position, from 1, without a gap until retention removes the oldest.
+    /// Position, from 1, without a gap until retention removes the oldest. A restore leaves many numbers out: none is given
+    /// out twice.
     pub seq: i64,
     /// What it is about: `user.updated`.
     pub topic: String,
@@ -165,12 +169,13 @@ async fn seal_batch(tx: &mut Tx) -> Result<usize, StoreError> {
     // The counter outlives the rows: retention may remove all of them.
     let (mut seq,): (i64,) = on!(tx, |ex| {
         sqlx::query_as(
-        "insert into settings (key, value, rev, updated_at) values ('internal.event_seq', '0', $1, 0) \
+            "insert into settings (key, value, rev, updated_at) values ($2, '0', $1, 0) \
          on conflict (key) do update set rev = settings.rev + excluded.rev returning rev - $1",
-    )
-    .bind(i64::try_from(ids.len()).unwrap_or(0))
-    .fetch_one(ex)
-    .await
+        )
+        .bind(i64::try_from(ids.len()).unwrap_or(0))
+        .bind(COUNTER)
+        .fetch_one(ex)
+        .await
     })?;
     for (id,) in &ids {
         seq += 1;

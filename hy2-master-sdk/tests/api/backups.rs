@@ -5,7 +5,7 @@ use hy2_master_sdk::backup::envelope::{BackupKey, Decryptor, Encryptor};
 use hy2_master_sdk::backup::{BackupError, dump, restore};
 use hy2_master_sdk::domain::{Clock, NodeId, SystemClock, Timestamp};
 use hy2_master_sdk::secrets::MasterKeys;
-use hy2_master_sdk::store::{Db, Store, StoreOptions, nodes};
+use hy2_master_sdk::store::{Db, Store, StoreOptions, events, nodes};
 use serde_json::{Value, json};
 
 use crate::harness::{Fleet, database, on_both};
@@ -102,12 +102,13 @@ on_both! {
                     table = next.as_str().unwrap().to_owned();
                 }
                 match table.as_str() {
-                    // The one row that a restore changes.
+                    // What a restore changes: the epoch, and the number of the next event.
                     "cluster" if value.is_array() => epochs += 1,
+                    "settings" if one.contains("internal.event_seq") => epochs += 1,
                     _ => assert_eq!(one, other, "{table}"),
                 }
             }
-            assert_eq!(epochs, 1);
+            assert_eq!(epochs, 2);
             // Numbers that were given out after the backup are not given out again.
             let mut tx = copy.begin().await.unwrap();
             let new = crate::harness::new_node("sf");
@@ -228,6 +229,48 @@ on_both! {
                 assert_eq!(users(&kept), users(&lines));
                 assert!(!kept.contains("theirs"));
             }
+        }
+        fleet.stop().await;
+    }
+}
+
+on_both! {
+    async fn after_a_restore_no_event_has_a_number_that_was_given_out_before(fleet) {
+        let owner = fleet.owner().await;
+        owner.post("/api/v1/users", &json!({"username": "early"})).await.expect(201);
+        let store = fleet.master.store().clone();
+        let begun = fleet.until("a first event", || async {
+            let newest = events::newest(&store).await.unwrap();
+            (newest > 0).then_some(newest)
+        });
+        begun.await;
+        let mut backup = Vec::new();
+        Master::with_store(store.clone()).backup(&key(), &mut backup).await.unwrap();
+        // After the backup: what receivers of events have seen, and the restored store has not.
+        for number in 0..5 {
+            let user = json!({"username": format!("late-{number}")});
+            owner.post("/api/v1/users", &user).await.expect(201);
+        }
+        let mut tx = store.begin().await.unwrap();
+        let seen = events::seal_all(&mut tx).await.unwrap();
+        tx.commit().await.unwrap();
+
+        let directory = tempfile::tempdir().unwrap();
+        let copies = [
+            crate::harness::empty_sqlite(directory.path()).await,
+            crate::harness::empty_postgres().await,
+        ];
+        for copy in &copies {
+            restore::read(copy, &key(), &backup[..], fleet.master.now()).await.unwrap();
+            let mut tx = copy.begin().await.unwrap();
+            let nothing = json!({});
+            events::emit(&mut tx, "user.created", "1", &nothing, None, fleet.master.now()).await.unwrap();
+            let next = events::seal_all(&mut tx).await.unwrap();
+            tx.commit().await.unwrap();
+            assert!(next > seen && next > 1_000_000 && next < 1 << 53, "{next} after {seen}");
+            // Who goes on after the last number of before is told of it.
+            let told = events::after(copy, seen, 10).await.unwrap();
+            assert_eq!(told.iter().map(|event| event.seq).collect::<Vec<_>>(), [next]);
         }
         fleet.stop().await;
     }
