@@ -86,16 +86,23 @@ impl AuditKey {
     /// Signs a checkpoint.
     #[must_use]
     pub fn sign(&self, seq: i64, hash: Vec<u8>, at: Timestamp) -> Checkpoint {
-        let signature = self
-            .pair
-            .sign(&audit::checkpoint_message(seq, &hash))
-            .as_ref()
-            .to_vec();
+        let message = audit::checkpoint_message(seq, &hash);
+        self.signed(&message, (seq, hash), at)
+    }
+
+    /// Signs a note that an entry is the newest.
+    #[must_use]
+    pub fn sign_head(&self, seq: i64, hash: Vec<u8>, at: Timestamp) -> Checkpoint {
+        let message = audit::head_message(seq, &hash);
+        self.signed(&message, (seq, hash), at)
+    }
+
+    fn signed(&self, message: &[u8], (seq, hash): (i64, Vec<u8>), at: Timestamp) -> Checkpoint {
         Checkpoint {
             seq,
             hash,
             key_id: self.id.clone(),
-            signature,
+            signature: self.pair.sign(message).as_ref().to_vec(),
             at,
         }
     }
@@ -112,9 +119,22 @@ impl std::fmt::Debug for AuditKey {
 /// Returns whether a checkpoint is signed by the key with that public half.
 #[must_use]
 pub fn is_signed(point: &Checkpoint, public_key: &[u8]) -> bool {
-    let message = audit::checkpoint_message(point.seq, &point.hash);
+    is_signature(
+        &audit::checkpoint_message(point.seq, &point.hash),
+        point,
+        public_key,
+    )
+}
+
+/// Returns whether a note of the newest entry is signed by the key with that public half.
+#[must_use]
+pub fn is_head_signed(head: &Checkpoint, public_key: &[u8]) -> bool {
+    is_signature(&audit::head_message(head.seq, &head.hash), head, public_key)
+}
+
+fn is_signature(message: &[u8], point: &Checkpoint, public_key: &[u8]) -> bool {
     UnparsedPublicKey::new(&ED25519, public_key)
-        .verify(&message, &point.signature)
+        .verify(message, &point.signature)
         .is_ok()
 }
 
@@ -190,7 +210,8 @@ impl Sealer {
     /// The store fails.
     pub async fn sign_head(&self, now: Timestamp) -> Result<(), StoreError> {
         if let Some((seq, hash)) = audit::unsigned_head(&self.store).await? {
-            audit::add_checkpoint(&self.store, &self.key.sign(seq, hash, now)).await?;
+            let head = self.key.sign_head(seq, hash.clone(), now);
+            audit::add_checkpoint(&self.store, &self.key.sign(seq, hash, now), &head).await?;
         }
         Ok(())
     }

@@ -20,9 +20,9 @@ use crate::auth::session::SessionKeys;
 use crate::backup::envelope::BackupKey;
 use crate::backup::{self, BackupError};
 use crate::domain::{Clock, Timestamp};
-use crate::events::{AuditKey, is_signed};
+use crate::events::{AuditKey, is_head_signed, is_signed};
 use crate::secrets::Vault;
-use crate::store::audit::{self, AuditFilter, Entry, Verification};
+use crate::store::audit::{self, AuditFilter, Checkpoint, Entry, Verification};
 use crate::store::cluster::{self, SettingRow, SigningKeyRow};
 use crate::store::{Store, settings};
 
@@ -384,18 +384,26 @@ impl Service {
         Ok(Page::new(rows, limit, |row| row.seq))
     }
 
-    /// Recomputes the chain of the audit log and checks every signature.
+    /// Recomputes the chain of the audit log, checks every signature, and looks whether its end is there.
     ///
     /// # Errors
     ///
     /// The store fails.
     pub async fn verify_audit(&self, _access: Access<'_>) -> Result<Verification, ServiceError> {
         let keys = self.store().signing_keys("audit").await?;
-        let found = audit::verify(self.store(), |point| {
-            let key = keys.iter().find(|key| key.key_id == point.key_id);
-            key.is_some_and(|key| is_signed(point, &key.public_key))
+        let key_of = |point: &Checkpoint| keys.iter().find(|key| key.key_id == point.key_id);
+        // Read before the entries, which only grow.
+        let head = audit::head(self.store()).await?;
+        let mut found = audit::verify(self.store(), |point| {
+            key_of(point).is_some_and(|key| is_signed(point, &key.public_key))
         })
         .await?;
+        if let (Some(head), None) = (head, found.broken_at) {
+            let signed = key_of(&head).is_some_and(|key| is_head_signed(&head, &key.public_key));
+            if !signed || audit::hash_of(self.store(), head.seq).await? != Some(head.hash) {
+                found.broken_at = Some(head.seq.min(found.entries + 1));
+            }
+        }
         Ok(found)
     }
 }

@@ -4,6 +4,7 @@
 //! chains them under a lock, so that the order is that of the seal and no number is missing even
 //! though transactions commit in any order.
 
+use serde::Serialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use sqlx::types::Json;
@@ -20,6 +21,9 @@ const VERIFY_BATCH: i64 = 1_000;
 
 /// What the hash of every entry begins with.
 const CONTEXT: &[u8] = b"hy2 audit v1\0";
+
+/// The setting that holds a signed note of the newest entry: its revision is the entry's number.
+const HEAD: &str = "internal.audit_head";
 
 /// PostgreSQL's advisory lock of the sealer.
 const SEAL_LOCK: i64 = 0x6879_325f_7365_616c;
@@ -115,7 +119,7 @@ pub struct Checkpoint {
     pub hash: Vec<u8>,
     /// Names the key.
     pub key_id: Vec<u8>,
-    /// Ed25519 over [`checkpoint_message`].
+    /// Ed25519 over [`checkpoint_message`]; of the note of the newest entry over [`head_message`].
     pub signature: Vec<u8>,
     /// When.
     pub at: Timestamp,
@@ -325,13 +329,85 @@ pub async fn unsigned_head(store: &Store) -> Result<Option<(i64, Vec<u8>)>, Stor
     Ok(head)
 }
 
-/// Stores a signed statement about the chain.
+/// What a note of the newest entry holds, in hexadecimal.
+#[derive(Serialize)]
+struct Note {
+    hash: String,
+    key_id: String,
+    signature: String,
+}
+
+/// Returns the note of the newest entry that was signed, if there is one. Entries that were cut off at the end with their
+/// checkpoints are missed by it.
 ///
 /// # Errors
 ///
 /// The database refuses.
-pub async fn add_checkpoint(store: &Store, point: &Checkpoint) -> Result<(), StoreError> {
-    on!(write store, |ex| sqlx::query(
+pub async fn head(store: &Store) -> Result<Option<Checkpoint>, StoreError> {
+    let mut tx = store.snapshot().await?;
+    let head = head_in(&mut tx).await?;
+    tx.rollback().await?;
+    Ok(head)
+}
+
+async fn head_in(tx: &mut Tx) -> Result<Option<Checkpoint>, StoreError> {
+    let row: Option<(i64, Json<Value>, Timestamp)> = on!(tx, |ex| sqlx::query_as(
+        "select rev, value, updated_at from settings where key = $1",
+    )
+    .bind(HEAD)
+    .fetch_optional(ex)
+    .await)?;
+    Ok(row.map(|(seq, Json(value), at)| {
+        // Of what nobody here has written nothing holds.
+        let bytes = |name: &str| {
+            let text = value.get(name).and_then(Value::as_str);
+            hex::decode(text.unwrap_or_default()).unwrap_or_default()
+        };
+        Checkpoint {
+            seq,
+            hash: bytes("hash"),
+            key_id: bytes("key_id"),
+            signature: bytes("signature"),
+            at,
+        }
+    }))
+}
+
+/// Returns the hash of an entry, if it is there.
+///
+/// # Errors
+///
+/// The database refuses.
+pub async fn hash_of(store: &Store, seq: i64) -> Result<Option<Vec<u8>>, StoreError> {
+    let mut tx = store.snapshot().await?;
+    let hash = hash_in(&mut tx, seq).await?;
+    tx.rollback().await?;
+    Ok(hash)
+}
+
+async fn hash_in(tx: &mut Tx, seq: i64) -> Result<Option<Vec<u8>>, StoreError> {
+    let hash = on!(tx, |ex| sqlx::query_scalar(
+        "select hash from audit_log where seq = $1"
+    )
+    .bind(seq)
+    .fetch_optional(ex)
+    .await)?;
+    Ok(hash)
+}
+
+/// Stores a signed statement about the chain, and the note that its entry is the newest. A note whose entry is not there any
+/// more stays: it says that entries are gone.
+///
+/// # Errors
+///
+/// The database refuses.
+pub async fn add_checkpoint(
+    store: &Store,
+    point: &Checkpoint,
+    head: &Checkpoint,
+) -> Result<(), StoreError> {
+    let mut tx = store.begin().await?;
+    on!(tx, |ex| sqlx::query(
         "insert into audit_checkpoints (seq, hash, key_id, signature, at) \
          values ($1, $2, $3, $4, $5) on conflict (seq) do nothing",
     )
@@ -343,13 +419,45 @@ pub async fn add_checkpoint(store: &Store, point: &Checkpoint) -> Result<(), Sto
     .execute(ex)
     .await
     .map(drop))?;
-    Ok(())
+    let before = head_in(&mut tx).await?;
+    let holds = match &before {
+        Some(before) => hash_in(&mut tx, before.seq).await?.as_ref() == Some(&before.hash),
+        None => true,
+    };
+    if holds {
+        let note = Note {
+            hash: hex::encode(&head.hash),
+            key_id: hex::encode(&head.key_id),
+            signature: hex::encode(&head.signature),
+        };
+        on!(tx, |ex| sqlx::query(
+            "insert into settings (key, value, rev, updated_at) values ($1, $2, $3, $4) \
+             on conflict (key) do update set value = excluded.value, rev = excluded.rev, \
+             updated_at = excluded.updated_at where settings.rev < excluded.rev",
+        )
+        .bind(HEAD)
+        .bind(Json(&note))
+        .bind(head.seq)
+        .bind(head.at)
+        .execute(ex)
+        .await
+        .map(drop))?;
+    } else {
+        tracing::error!("entries of the audit log are gone that were there");
+    }
+    tx.commit().await
 }
 
 /// Returns what a checkpoint's signature is over.
 #[must_use]
 pub fn checkpoint_message(seq: i64, hash: &[u8]) -> Vec<u8> {
     [b"hy2 audit checkpoint v1\0", &seq.to_be_bytes()[..], hash].concat()
+}
+
+/// Returns what the signature of a note of the newest entry is over: no checkpoint passes for one.
+#[must_use]
+pub fn head_message(seq: i64, hash: &[u8]) -> Vec<u8> {
+    [b"hy2 audit head v1\0", &seq.to_be_bytes()[..], hash].concat()
 }
 
 impl Unsealed {

@@ -57,6 +57,52 @@ on_both! {
         fleet.stop().await;
     }
 
+    async fn an_end_of_the_audit_log_cut_off_with_its_checkpoints_is_missed(fleet) {
+        let owner = fleet.owner().await;
+        // Longer than a login is good for.
+        let token = json!({"name": "program", "scopes": ["users:read", "users:write", "audit:read"]});
+        let token = owner.post("/api/v1/api-tokens", &token).await.expect(201);
+        let bearer = format!("Bearer {}", token["token"].as_str().unwrap());
+        let owner = fleet.client().with("authorization", &bearer);
+        let signed = || async {
+            let before = owner.get("/api/v1/audit/verify").await.expect(200)["checkpoints"].as_i64();
+            fleet.clock.advance(Duration::from_secs(301));
+            fleet
+                .until("a checkpoint is signed", || async {
+                    let found = owner.get("/api/v1/audit/verify").await.expect(200);
+                    (found["checkpoints"].as_i64() > before).then_some(found)
+                })
+                .await
+        };
+        for round in 0..2 {
+            for name in ["a", "b", "c", "d"] {
+                let user = json!({"username": format!("{name}-{round}")});
+                owner.post("/api/v1/users", &user).await.expect(201);
+            }
+            fleet
+                .until("everything is sealed", || async {
+                    let found = owner.get("/api/v1/audit?action=create_user&size=1").await.expect(200);
+                    let newest = &found["items"][0]["after"]["username"];
+                    (*newest == format!("d-{round}")).then_some(())
+                })
+                .await;
+            if round == 0 {
+                assert_eq!(signed().await["intact"], true);
+                execute(&fleet, "delete from audit_log where seq > $1", 2).await;
+                execute(&fleet, "delete from audit_checkpoints where seq > $1", 2).await;
+                let found = owner.get("/api/v1/audit/verify").await.expect(200);
+                assert_eq!((&found["intact"], &found["broken_at"]), (&json!(false), &json!(3)));
+            }
+        }
+        // What is written from then on does not make it whole, whatever is signed of it.
+        for name in ["e", "f"] {
+            owner.post("/api/v1/users", &json!({"username": name})).await.expect(201);
+            let found = signed().await;
+            assert_eq!(found["intact"], false, "{found}");
+        }
+        fleet.stop().await;
+    }
+
     async fn server_sent_events_continue_after_the_last_one_seen(fleet) {
         let owner = fleet.owner().await;
         let mut stream = EventStream::open(&fleet, &owner, "?topics=user.*", "").await;
