@@ -36,6 +36,122 @@ async fn postgres_and_sqlite_have_the_same_schema() {
     }
 }
 
+/// What the databases themselves do not tell alike: checks, defaults and the conditions of indexes, from the migrations. For
+/// searches of names the two have parts of their own.
+#[test]
+fn postgres_and_sqlite_have_the_same_checks_defaults_and_conditions() {
+    const SEARCHES: [&str; 2] = ["users_search", "user_name_parts"];
+    let (postgres, sqlite) = (
+        sqlx::migrate!("migrations/postgres"),
+        sqlx::migrate!("migrations/sqlite"),
+    );
+    let mut compared = 0;
+    for (postgres, sqlite) in postgres.iter().zip(sqlite.iter()) {
+        let said = |sql: &str, plain: fn(&str) -> String| -> (BTreeSet<String>, BTreeSet<String>) {
+            let statements: Vec<String> = statements(sql).map(|text| plain(&text)).collect();
+            let is_table =
+                |text: &&String| text.starts_with("create table ") || text.contains(" add column ");
+            let tables = statements.iter().filter(is_table).cloned().collect();
+            let indexes = statements.iter().filter_map(|text| condition(text));
+            let indexes =
+                indexes.filter(|index| !SEARCHES.iter().any(|name| index.starts_with(name)));
+            (tables, indexes.collect())
+        };
+        let (left, right) = (
+            said(sqlite.sql.as_str(), of_sqlite),
+            said(postgres.sql.as_str(), of_postgres),
+        );
+        for (left, right) in [(&left.0, &right.0), (&left.1, &right.1)] {
+            let differ: Vec<_> = left.symmetric_difference(right).collect();
+            assert!(differ.is_empty(), "{}: {differ:#?}", sqlite.description);
+            compared += left.len();
+        }
+    }
+    assert!(compared > 90, "{compared}");
+    // And a difference of each kind is seen.
+    let one = "create table a (b text not null default '' check (b in ('x', 'y')))";
+    for other in [one.replace("''", "'x'"), one.replace(", 'y'", "")] {
+        assert_ne!(of_sqlite(one), of_sqlite(&other));
+    }
+    let index = "create unique index c on a (b) where b is null";
+    for other in [" where b is null", "unique "] {
+        assert_ne!(condition(index), condition(&index.replace(other, "")));
+    }
+}
+
+/// The statements of a migration, each on one line, without comments.
+fn statements(sql: &str) -> impl Iterator<Item = String> {
+    let lines = sql.lines().filter(|line| !line.trim().starts_with("--"));
+    let text = lines.collect::<Vec<_>>().join("\n") + "\n";
+    let statements = text.split(";\n").map(|statement| {
+        let words: Vec<_> = statement.split_whitespace().collect();
+        words.join(" ").replace("( ", "(").replace(" )", ")")
+    });
+    statements.collect::<Vec<_>>().into_iter()
+}
+
+/// An index's name and table, whether it is unique, and its condition; what it has of columns may differ.
+fn condition(statement: &str) -> Option<String> {
+    let (unique, rest) = match statement.strip_prefix("create unique index ") {
+        Some(rest) => ("unique", rest),
+        None => ("", statement.strip_prefix("create index ")?),
+    };
+    let (name, rest) = rest.split_once(" on ")?;
+    let table = rest.split_whitespace().next()?;
+    let condition = rest.split_once(" where ").map_or("", |(_, text)| text);
+    Some(format!("{name} {table} {unique} where {condition}"))
+}
+
+/// Takes out what only SQLite has: JSON is text that is checked.
+fn of_sqlite(sql: &str) -> String {
+    let sql = without(sql, " check (json_valid(", "))");
+    without_references(&sql.replace(") strict", ")"))
+}
+
+/// Gives PostgreSQL's types SQLite's names, and takes out what only PostgreSQL has.
+fn of_postgres(sql: &str) -> String {
+    let mut sql = sql.to_owned();
+    for (theirs, ours) in [
+        (
+            "bigint generated always as identity primary key",
+            "integer primary key autoincrement",
+        ),
+        (
+            "boolean not null default false",
+            "integer not null default 0",
+        ),
+        (
+            "boolean not null default true",
+            "integer not null default 1",
+        ),
+        (" boolean", " integer"),
+        (" bigint", " integer"),
+        (" jsonb", " text"),
+        (" bytea", " blob"),
+        (" uuid", " blob"),
+        (" double precision", " real"),
+        (" with (fillfactor = 50)", ""),
+    ] {
+        sql = sql.replace(theirs, ours);
+    }
+    without_references(&sql)
+}
+
+/// References are compared as the databases have them: PostgreSQL gets some of them later.
+fn without_references(sql: &str) -> String {
+    let sql = without(sql, " references ", ")");
+    sql.replace(" on delete cascade", "")
+        .replace(" on delete set null", "")
+}
+
+fn without(sql: &str, from: &str, to: &str) -> String {
+    let mut parts = sql.split(from);
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |text, part| {
+        text + part.split_once(to).map_or("", |(_, rest)| rest)
+    })
+}
+
 #[tokio::test]
 async fn migrations_that_were_killed_in_the_middle_run_to_the_same_schema() {
     // SQLite: killed after each statement of the script, by cutting the connection in a transaction.
