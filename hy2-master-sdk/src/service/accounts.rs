@@ -16,7 +16,7 @@ use crate::domain::{AdminId, Timestamp};
 use crate::ratelimit::{self, address_key};
 use crate::store::admins::{self, AdminRow, SessionRow};
 use crate::store::api_tokens::{self, ApiTokenRow};
-use crate::store::{audit, events};
+use crate::store::{StoreError, Tx, audit, events};
 
 /// A session that is not renewed for so long is over.
 pub const SESSION_IDLE: Duration = Duration::from_secs(14 * 86_400);
@@ -421,7 +421,7 @@ impl Service {
     /// # Errors
     ///
     /// [`ServiceError::WrongCredentials`] if the old one is not right, [`ServiceError::Invalid`]
-    /// if the new one breaks the rules.
+    /// if the new one breaks the rules, [`ServiceError::Unauthenticated`] if the account was changed meanwhile.
     pub async fn change_password(
         &self,
         access: Access<'_>,
@@ -441,6 +441,11 @@ impl Service {
         let hash = self.passwords().hash(new).await?;
         let now = self.now();
         let mut tx = self.store().begin().await?;
+        // While the passwords were hashed, somebody else may have set one, and ended this session by that: what was
+        // right then has no say any more.
+        if own_account(&mut tx, access, now).await?.session_epoch != admin.session_epoch {
+            return Err(ServiceError::Unauthenticated);
+        }
         admins::set_password(&mut tx, id, &hash, false, now).await?;
         record(
             &mut tx,
@@ -461,7 +466,7 @@ impl Service {
     pub async fn begin_totp(&self, access: Access<'_>) -> Result<PendingFactor, ServiceError> {
         let now = self.now();
         let mut tx = self.store().begin().await?;
-        let admin = admins::get_in(&mut tx, access.caller().admin).await?;
+        let admin = own_account(&mut tx, access, now).await?;
         if admin.totp_enc.is_some() {
             let detail = "a second factor is in force; remove it with a code first";
             return Err(ServiceError::conflict("totp_enabled", detail));
@@ -490,7 +495,7 @@ impl Service {
             .await?;
         let now = self.now();
         let mut tx = self.store().begin().await?;
-        let admin = admins::get_in(&mut tx, id).await?;
+        let admin = own_account(&mut tx, access, now).await?;
         let Some(sealed) = admin
             .totp_pending_enc
             .as_deref()
@@ -526,7 +531,7 @@ impl Service {
             .await?;
         let now = self.now();
         let mut tx = self.store().begin().await?;
-        let admin = admins::get_in(&mut tx, id).await?;
+        let admin = own_account(&mut tx, access, now).await?;
         let Some(sealed) = admin.totp_enc.as_deref() else {
             return Err(ServiceError::conflict(
                 "no_totp",
@@ -573,9 +578,7 @@ impl Service {
     async fn active_admin(&self, id: AdminId) -> Result<AdminRow, ServiceError> {
         match admins::get(self.store(), id).await {
             Ok(admin) if admin.status == "active" => Ok(admin),
-            Ok(_) | Err(crate::store::StoreError::NotFound(_)) => {
-                Err(ServiceError::Unauthenticated)
-            }
+            Ok(_) | Err(StoreError::NotFound(_)) => Err(ServiceError::Unauthenticated),
             Err(error) => Err(error.into()),
         }
     }
@@ -624,6 +627,53 @@ impl Service {
         audit::append(&mut tx, &entry).await?;
         tx.commit().await?;
         Ok(())
+    }
+}
+
+/// Returns the caller's own account, and keeps others from changing it, and from ending the caller's session by that,
+/// until the transaction ends.
+///
+/// # Errors
+///
+/// As [`check_standing`].
+pub(super) async fn own_account(
+    tx: &mut Tx,
+    access: Access<'_>,
+    now: Timestamp,
+) -> Result<AdminRow, ServiceError> {
+    let admin = admins::get_for_update(tx, access.caller().admin).await?;
+    check_standing(tx, access, now).await?;
+    Ok(admin)
+}
+
+/// Checks as the transaction sees it that the caller is who they were when the request came, for what takes its time
+/// in between: whatever changes what an account may do ends its sessions.
+///
+/// # Errors
+///
+/// [`ServiceError::Unauthenticated`] if they are not, or the store fails.
+pub(super) async fn check_standing(
+    tx: &mut Tx,
+    access: Access<'_>,
+    now: Timestamp,
+) -> Result<(), ServiceError> {
+    let caller = access.caller();
+    let stands = match &caller.credential {
+        Credential::Host => true,
+        Credential::Session { id } => admins::session_in(tx, *id)
+            .await?
+            .is_some_and(|session| session.revoked_at.is_none() && session.expires_at > now),
+        Credential::Token { .. } | Credential::External => {
+            match admins::get_in(tx, caller.admin).await {
+                Ok(admin) => admin.status == "active" && admin.role == caller.role.as_str(),
+                Err(StoreError::NotFound(_)) => false,
+                Err(error) => return Err(error.into()),
+            }
+        }
+    };
+    match stands {
+        true => Ok(()),
+        false => Err(ServiceError::Unauthenticated),
     }
 }
 

@@ -7,10 +7,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
+use super::accounts::{check_standing, own_account};
 use super::moment::{Moment, SecretText, present};
 use super::page::{Page, PageRequest};
 use super::{FieldIssue, Record, Service, ServiceError, record};
-use crate::auth::access::{Access, Caller, Operation, Role};
+use crate::auth::access::{Access, Caller, Credential, Operation, Role};
 use crate::auth::password;
 use crate::domain::AdminId;
 use crate::store::admins::{self, AdminRow, NewAdmin};
@@ -186,6 +187,9 @@ impl Service {
         };
         let now = self.now();
         let mut tx = self.store().begin().await?;
+        if access.caller().credential != Credential::Host {
+            own_account(&mut tx, access, now).await?;
+        }
         let id = admins::insert(&mut tx, &admin, now).await?;
         let row = admins::get_in(&mut tx, id).await?;
         record(
@@ -230,6 +234,7 @@ impl Service {
         let mut tx = self.store().begin().await?;
         let others = admins::other_owners(&mut tx, id).await?;
         let old = admins::get_for_update(&mut tx, id).await?;
+        check_standing(&mut tx, access, now).await?;
         check_rev("administrator", expected, old.rev)?;
         let old_role = role_of(&old)?;
         let role = change.role.unwrap_or(old_role);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use base64::Engine;
 use hy2_master_sdk::auth::totp::SecondFactor;
 use hy2_master_sdk::domain::{AdminId, Clock};
-use hy2_master_sdk::store::admins;
+use hy2_master_sdk::store::{Tx, admins};
 use serde_json::{Value, json};
 
 use crate::harness::{Client, Fleet, OWN_PASSWORD, START, on_both};
@@ -137,13 +137,7 @@ on_both! {
     }
 
     async fn a_login_under_way_does_not_outlive_a_change_of_the_password(fleet) {
-        let owner = fleet.owner().await;
-        let id = owner.get("/api/v1/auth/me").await.expect(200)["id"].as_i64().unwrap();
-        let store = fleet.master.store();
-        let mut change = store.begin().await.unwrap();
-        // The old hash, so that what the login read is right, and all that counts is that it was written.
-        let hash = admins::get_in(&mut change, AdminId(id)).await.unwrap().password_hash;
-        admins::set_password(&mut change, AdminId(id), &hash, false, START).await.unwrap();
+        let change = held_reset(&fleet, &fleet.owner().await).await;
         let login = json!({"username": "admin", "password": fleet.owner_password()});
         let client = fleet.client();
         let late = tokio::spawn(async move { client.post("/api/v1/auth/login", &login).await });
@@ -163,6 +157,61 @@ on_both! {
         };
         let entries = fleet.until("it is in the audit log", entries).await;
         assert_eq!(entries[0]["after"]["reason"], "account changed");
+        fleet.stop().await;
+    }
+
+    async fn a_change_of_the_password_under_way_does_not_outlive_another(fleet) {
+        let thief = fleet.owner().await;
+        let old = fleet.owner_password().to_owned();
+        let meanwhile = held_reset(&fleet, &thief).await;
+        let change = json!({"old": old, "new": OWN_PASSWORD});
+        let checks = fleet.front.service().passwords().checks();
+        let late = tokio::spawn(async move { thief.post("/api/v1/auth/password", &change).await });
+        fleet
+            .until("the password was checked", async || {
+                (fleet.front.service().passwords().checks() > checks).then_some(())
+            })
+            .await;
+        meanwhile.commit().await.unwrap();
+        assert_eq!(late.await.unwrap().problem(401), "unauthenticated");
+        let login = json!({"username": "admin", "password": OWN_PASSWORD});
+        fleet.client().post("/api/v1/auth/login", &login).await.problem(401);
+        fleet.owner().await;
+        fleet.stop().await;
+    }
+
+    async fn whose_session_ends_sets_no_password_and_no_second_factor_any_more(fleet) {
+        let thief = fleet.owner().await;
+        let id = thief.get("/api/v1/auth/me").await.expect(200)["id"].clone();
+        let own = format!("/api/v1/admins/{id}");
+        let begun = thief.post("/api/v1/auth/totp", &Value::Null).await.expect(200);
+        let secret = totp_rs_secret(begun["secret"].as_str().unwrap());
+        let factor = SecondFactor::new(&secret, "hy2", "admin").unwrap();
+        let code = json!({"code": factor.code(fleet.master.now().0 / 1_000)});
+        let meanwhile = held_reset(&fleet, &thief).await;
+        let made = json!({"username": "eve", "password": "given by a thief", "role": "owner"});
+        let given = json!({"password": "given by a thief"});
+        let requests = [
+            ("POST", "/api/v1/admins".to_owned(), made),
+            ("PATCH", own, given),
+            ("POST", "/api/v1/auth/totp".to_owned(), Value::Null),
+            ("POST", "/api/v1/auth/totp/confirm".to_owned(), code),
+        ];
+        let late = requests.map(|(method, path, body)| {
+            let thief = thief.clone();
+            tokio::spawn(async move { thief.send(method, &path, Some(&body)).await })
+        });
+        // Wherever they are by then, the session is over when they write, or before they begin.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        meanwhile.commit().await.unwrap();
+        for late in late {
+            assert_eq!(late.await.unwrap().problem(401), "unauthenticated");
+        }
+        let owner = fleet.owner().await;
+        let me = owner.get("/api/v1/auth/me").await.expect(200);
+        assert_eq!(me["totp"], false);
+        let admins = owner.get("/api/v1/admins").await.expect(200);
+        assert_eq!(admins["items"].as_array().unwrap().len(), 1);
         fleet.stop().await;
     }
 
@@ -310,6 +359,19 @@ on_both! {
         panel.post("/api/v1/auth/refresh", &json!({})).await.expect(200);
         fleet.stop().await;
     }
+}
+
+/// Sets the password of somebody's account anew, as nobody else sees before it is committed.
+async fn held_reset(fleet: &Fleet, client: &Client) -> Tx {
+    let me = client.get("/api/v1/auth/me").await.expect(200);
+    let id = AdminId(me["id"].as_i64().unwrap());
+    let mut reset = fleet.master.store().begin().await.unwrap();
+    // The old hash, so that what others read before is right, and all that counts is that it was written.
+    let hash = admins::get_in(&mut reset, id).await.unwrap().password_hash;
+    admins::set_password(&mut reset, id, &hash, false, START)
+        .await
+        .unwrap();
+    reset
 }
 
 fn bearer(fleet: &Fleet, tokens: &Value) -> Client {
