@@ -5,7 +5,7 @@ use std::time::Duration;
 use base64::Engine;
 use hy2_master_sdk::auth::totp::SecondFactor;
 use hy2_master_sdk::domain::{AdminId, Clock};
-use hy2_master_sdk::store::{Tx, admins};
+use hy2_master_sdk::store::{Db, Tx, admins};
 use serde_json::{Value, json};
 
 use crate::harness::{Client, Fleet, OWN_PASSWORD, START, on_both};
@@ -212,6 +212,48 @@ on_both! {
         assert_eq!(me["totp"], false);
         let admins = owner.get("/api/v1/admins").await.expect(200);
         assert_eq!(admins["items"].as_array().unwrap().len(), 1);
+        fleet.stop().await;
+    }
+
+    async fn an_api_token_reads_where_nothing_can_be_written(fleet) {
+        let owner = fleet.owner().await;
+        let new = json!({"name": "ci", "scopes": ["users:read"]});
+        let made = owner.post("/api/v1/api-tokens", &new).await.expect(201);
+        let token = format!("Bearer {}", made["token"].as_str().unwrap());
+        let program = fleet.client().with("authorization", &token);
+        // As a database that is full answers.
+        match fleet.master.store().db() {
+            Db::Pg(pool) => {
+                let sql = "create function full_up() returns trigger language plpgsql as \
+                           $$ begin raise exception 'full' using errcode = 'disk_full'; end $$";
+                sqlx::query(sql).execute(pool).await.unwrap();
+                let sql = "create trigger full_up before update on api_tokens \
+                           for each row execute function full_up()";
+                sqlx::query(sql).execute(pool).await.unwrap();
+            }
+            Db::Sqlite { write, .. } => {
+                let sql = "create trigger full_up before update on api_tokens \
+                           begin select raise(abort, 'full'); end";
+                sqlx::query(sql).execute(write).await.unwrap();
+            }
+        }
+        program.get("/api/v1/users").await.expect(200);
+        let used = async || {
+            let tokens = owner.get("/api/v1/api-tokens").await.expect(200);
+            tokens["items"][0]["last_used_at"].clone()
+        };
+        assert_eq!(used().await, Value::Null);
+        match fleet.master.store().db() {
+            Db::Pg(pool) => {
+                let sql = "drop trigger full_up on api_tokens";
+                sqlx::query(sql).execute(pool).await.unwrap();
+            }
+            Db::Sqlite { write, .. } => {
+                sqlx::query("drop trigger full_up").execute(write).await.unwrap();
+            }
+        }
+        program.get("/api/v1/users").await.expect(200);
+        assert!(used().await.is_string());
         fleet.stop().await;
     }
 
