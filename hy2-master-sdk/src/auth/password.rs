@@ -58,7 +58,7 @@ pub struct Passwords {
 struct Inner {
     params: Params,
     /// As many at once as there are cores: 100 logins at once cost the memory of a few.
-    permits: Semaphore,
+    permits: Arc<Semaphore>,
     /// Matches nothing; checked in place of the hash of an account that does not exist.
     dummy: String,
     checks: AtomicU64,
@@ -79,7 +79,7 @@ impl Passwords {
         Ok(Self {
             inner: Arc::new(Inner {
                 params,
-                permits: Semaphore::new(cores),
+                permits: Arc::new(Semaphore::new(cores)),
                 dummy,
                 checks: AtomicU64::new(0),
             }),
@@ -134,15 +134,17 @@ impl Passwords {
         work: impl FnOnce(&Inner) -> T + Send + 'static,
     ) -> Result<T, PasswordError> {
         let inner = Arc::clone(&self.inner);
-        let _permit = self
-            .inner
-            .permits
-            .acquire()
+        let permit = Arc::clone(&self.inner.permits)
+            .acquire_owned()
             .await
             .map_err(|_| PasswordError::Hashing)?;
-        tokio::task::spawn_blocking(move || work(&inner))
-            .await
-            .map_err(|_| PasswordError::Hashing)
+        tokio::task::spawn_blocking(move || {
+            // The work goes on when whoever asked for it has gone, and so does what it costs.
+            let _permit = permit;
+            work(&inner)
+        })
+        .await
+        .map_err(|_| PasswordError::Hashing)
     }
 }
 
@@ -171,6 +173,9 @@ fn hash_with(params: &Params, password: &[u8]) -> Result<String, PasswordError> 
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
+    use std::time::Duration;
+
     use super::*;
 
     const CHEAP: Cost = Cost {
@@ -212,6 +217,53 @@ mod tests {
         let hash = passwords.hash(stored.clone().into()).await.unwrap();
         let longer = format!("{stored}b");
         assert!(!passwords.verify(longer.into(), Some(hash)).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn what_nobody_waits_for_any_more_keeps_its_permit_until_it_is_done() {
+        let passwords = Passwords::new(CHEAP).unwrap();
+        let bound = passwords.inner.permits.available_permits();
+        let running = Arc::new(AtomicUsize::new(0));
+        // Work that goes on until its gate is dropped.
+        let work = || {
+            let (gate, waits) = std::sync::mpsc::channel::<()>();
+            let (passwords, running) = (passwords.clone(), Arc::clone(&running));
+            let asked = async move {
+                let held = move |_: &Inner| {
+                    running.fetch_add(1, Ordering::SeqCst);
+                    let _ = waits.recv();
+                    running.fetch_sub(1, Ordering::SeqCst);
+                };
+                passwords.run(held).await
+            };
+            (gate, tokio::spawn(asked))
+        };
+        let mut gates = Vec::new();
+        let mut asked = Vec::new();
+        for _ in 0..bound {
+            let (gate, asking) = work();
+            gates.push(gate);
+            asked.push(asking);
+        }
+        while running.load(Ordering::SeqCst) < bound {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        for asking in asked {
+            asking.abort();
+            assert!(asking.await.unwrap_err().is_cancelled());
+        }
+        assert_eq!(passwords.inner.permits.available_permits(), 0);
+        for _ in 0..30 {
+            let (gate, asking) = work();
+            tokio::task::yield_now().await;
+            asking.abort();
+            let _ = asking.await;
+            gates.push(gate);
+        }
+        assert_eq!(running.load(Ordering::SeqCst), bound);
+        drop(gates);
+        let wrong = passwords.verify("whatever it may be".into(), None);
+        assert!(!wrong.await.unwrap());
     }
 
     #[test]
