@@ -1,18 +1,20 @@
 //! Serves routers on the ports for people and programs. Connections have a bound, and where it is reached the one that
-//! has asked for nothing the longest makes room: who connects and is silent keeps nobody out.
+//! has asked for nothing the longest makes room: who connects and is silent keeps nobody out, and who does not take the
+//! answers to what was asked does not either.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::ConnectInfo;
 use axum::response::Response;
+use futures_util::task::AtomicWaker;
 use http::Request;
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
@@ -41,6 +43,10 @@ pub(crate) struct Limits {
     pub(crate) first_head: Duration,
     /// How long a connection over HTTP/1 may wait for its next request, and that take for its head.
     pub(crate) next_head: Duration,
+    /// How long a client may take nothing of its answers before its connection may have to make room.
+    pub(crate) slow: Duration,
+    /// How long a client may take nothing of its answers at all.
+    pub(crate) stalled: Duration,
     /// How long a newcomer waits for the place of a connection that was cut.
     pub(crate) handover: Duration,
     /// How long what runs may go on after the end.
@@ -55,6 +61,9 @@ impl Default for Limits {
             first_head: Duration::from_secs(10),
             // Longer than proxies keep idle connections to us: one that is closed under a request costs it.
             next_head: Duration::from_secs(75),
+            slow: Duration::from_secs(5),
+            // As proxies and web servers have it; streams of events send something every 15 s.
+            stalled: Duration::from_secs(60),
             handover: Duration::from_millis(500),
             grace: Duration::from_secs(3),
         }
@@ -99,7 +108,7 @@ pub(crate) async fn serve(
         };
         let place = match Arc::clone(&places).try_acquire_owned() {
             Ok(place) => place,
-            Err(_) if port.open.cut_idlest() => {
+            Err(_) if port.open.cut_idlest(limits.slow) => {
                 metrics::counter!("hy2_master_connections_cut_total").increment(1);
                 // It gives its place back at once, unless it became a WebSocket meanwhile.
                 let place = Arc::clone(&places).acquire_owned();
@@ -168,10 +177,7 @@ impl Port {
             let answer = router.clone().call(request.map(Body::new));
             async move {
                 let response: Response = answer.await?;
-                Ok::<_, std::convert::Infallible>(response.map(|body| Answering {
-                    body,
-                    _asked: asked,
-                }))
+                Ok::<_, std::convert::Infallible>(response.map(|body| Answering::new(body, asked)))
             }
         });
         let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -192,6 +198,8 @@ impl Port {
         let mut serving = std::pin::pin!(serving);
         let first = tokio::time::sleep(self.limits.first_head);
         let mut first = std::pin::pin!(first);
+        let stalled = tokio::time::sleep(self.limits.stalled);
+        let mut stalled = std::pin::pin!(stalled);
         let (mut ending, mut begun) = (false, false);
         loop {
             tokio::select! {
@@ -207,6 +215,15 @@ impl Port {
                         return;
                     }
                     begun = true;
+                }
+                () = stalled.as_mut() => {
+                    let since = connection.asks.stalled_since();
+                    let next = since.unwrap_or_else(Instant::now) + self.limits.stalled;
+                    if next <= Instant::now() {
+                        metrics::counter!("hy2_master_connections_stalled_total").increment(1);
+                        return;
+                    }
+                    stalled.as_mut().reset(next);
                 }
             }
         }
@@ -230,7 +247,8 @@ impl Open {
         let asks = Arc::new(Asks {
             state: Mutex::new(State {
                 under_way: 0,
-                idle_since: Instant::now(),
+                waiting: 0,
+                moved_at: Instant::now(),
                 asked: false,
             }),
             cut: CancellationToken::new(),
@@ -243,12 +261,17 @@ impl Open {
         }
     }
 
-    /// Cuts the connection that has waited the longest for something to be asked; false if all of them work.
-    fn cut_idlest(&self) -> bool {
+    /// Cuts the connection that has waited the longest for something to be asked, or for its client to take something
+    /// of what was answered: for that it has the time of `slow`. False if all of them work.
+    fn cut_idlest(&self, slow: Duration) -> bool {
         let mut connections = self.connections.lock();
         let idle = connections.iter().filter_map(|(number, asks)| {
             let state = asks.state.lock();
-            (state.under_way == 0).then_some((state.idle_since, *number))
+            let idle = match state.under_way {
+                0 => true,
+                _ => state.is_stalled() && state.moved_at.elapsed() >= slow,
+            };
+            idle.then_some((state.moved_at, *number))
         });
         let Some((_, number)) = idle.min() else {
             return false;
@@ -286,10 +309,19 @@ struct Asks {
 struct State {
     /// Requests whose answers are not sent to their ends.
     under_way: usize,
-    /// When that was 0 last.
-    idle_since: Instant,
-    /// Whether there was one.
+    /// Those of them whose answers have something to send, and wait for the client to take it.
+    waiting: usize,
+    /// When something was asked, answered or sent last.
+    moved_at: Instant,
+    /// Whether there was a request.
     asked: bool,
+}
+
+impl State {
+    /// Returns whether everything that is under way waits for the client.
+    const fn is_stalled(&self) -> bool {
+        self.under_way > 0 && self.waiting == self.under_way
+    }
 }
 
 impl Asks {
@@ -297,26 +329,98 @@ impl Asks {
     fn begin(self: &Arc<Self>) -> Asked {
         let mut state = self.state.lock();
         state.under_way += 1;
+        state.moved_at = Instant::now();
         state.asked = true;
-        Asked(Arc::clone(self))
+        let answer = Answer {
+            asks: Arc::clone(self),
+            turn: Mutex::new(Turn::Ours),
+            transport: AtomicWaker::new(),
+        };
+        Asked(Arc::new(answer))
+    }
+
+    /// Returns since when everything that is under way waits for the client.
+    fn stalled_since(&self) -> Option<Instant> {
+        let state = self.state.lock();
+        state.is_stalled().then_some(state.moved_at)
+    }
+}
+
+/// Who has to do something for an answer to go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    /// The one who answers.
+    Ours,
+    /// The client, by taking what there is: the transport asks for more when it has.
+    Clients,
+    /// Nobody: it is over.
+    Over,
+}
+
+/// The answer to a request, made or to be made.
+struct Answer {
+    asks: Arc<Asks>,
+    /// Changes under the lock of the connection's state.
+    turn: Mutex<Turn>,
+    transport: AtomicWaker,
+}
+
+impl Answer {
+    fn pass(&self, to: Turn) {
+        let mut state = self.asks.state.lock();
+        let mut turn = self.turn.lock();
+        if *turn == Turn::Over {
+            return;
+        }
+        if *turn == Turn::Clients {
+            state.waiting -= 1;
+        }
+        match to {
+            Turn::Ours => {}
+            Turn::Clients => state.waiting += 1,
+            Turn::Over => state.under_way -= 1,
+        }
+        state.moved_at = Instant::now();
+        *turn = to;
+    }
+}
+
+/// What the body waited for is there. Whether the transport asks for it is the client's to say: it does not while the
+/// client takes nothing.
+impl Wake for Answer {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.pass(Turn::Clients);
+        self.transport.wake();
     }
 }
 
 /// A request under way.
-struct Asked(Arc<Asks>);
+struct Asked(Arc<Answer>);
 
 impl Drop for Asked {
     fn drop(&mut self) {
-        let mut state = self.0.state.lock();
-        state.under_way -= 1;
-        state.idle_since = Instant::now();
+        // Wakers may live longer.
+        self.0.pass(Turn::Over);
     }
 }
 
 /// The body of an answer; its request is under way until all of it is sent.
 struct Answering {
     body: Body,
-    _asked: Asked,
+    asked: Asked,
+    waker: Waker,
+}
+
+impl Answering {
+    fn new(body: Body, asked: Asked) -> Self {
+        asked.0.pass(Turn::Clients);
+        let waker = Waker::from(Arc::clone(&asked.0));
+        Self { body, asked, waker }
+    }
 }
 
 impl HttpBody for Answering {
@@ -327,7 +431,16 @@ impl HttpBody for Answering {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let Self { body, asked, waker } = &mut *self;
+        let answer = &asked.0;
+        answer.transport.register(cx.waker());
+        // First, because it may be woken while it is asked.
+        answer.pass(Turn::Ours);
+        let polled = Pin::new(body).poll_frame(&mut Context::from_waker(waker));
+        if polled.is_ready() {
+            answer.pass(Turn::Clients);
+        }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
@@ -342,6 +455,8 @@ impl HttpBody for Answering {
 #[cfg(test)]
 mod tests {
     use axum::routing::{get, post};
+    use futures_util::FutureExt;
+    use http_body_util::BodyExt;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
@@ -359,6 +474,15 @@ mod tests {
             let router = Router::new()
                 .route("/", get(|| async { "ok" }))
                 .route("/", post(|body: String| async { body }))
+                .route(
+                    "/large",
+                    get(|| async {
+                        let piece = Bytes::from(vec![0; 1 << 16]);
+                        let pieces =
+                            std::iter::repeat_n(Ok::<_, std::convert::Infallible>(piece), 1 << 10);
+                        Body::from_stream(futures_util::stream::iter(pieces))
+                    }),
+                )
                 .route(
                     "/endless",
                     get(|| async {
@@ -383,6 +507,58 @@ mod tests {
             stream.write_all(text.as_bytes()).await.unwrap();
             stream
         }
+
+        /// Asks over HTTP/2 as a client that takes so many bytes of each answer, and returns when the answer has begun.
+        async fn open_http_2(&self, path: &str, window: u32) -> TcpStream {
+            let mut stream = self.open("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
+            // SETTINGS_INITIAL_WINDOW_SIZE (RFC 9113 §6.5.2).
+            let settings = [&[0, 4], &window.to_be_bytes()[..]].concat();
+            // GET, http, the path and the authority as literals (RFC 7541 §6.2.2).
+            let length = u8::try_from(path.len()).unwrap();
+            let fields = [&[0x82, 0x86, 4, length], path.as_bytes(), &[1, 1, b'a']].concat();
+            for (kind, flags, number, payload) in [(4, 0, 0, settings), (1, 5, 1, fields)] {
+                let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+                let head = [&length[1..], &[kind, flags, 0, 0, 0, number]].concat();
+                stream.write_all(&[head, payload].concat()).await.unwrap();
+            }
+            let answered = async {
+                loop {
+                    let mut head = [0; 9];
+                    stream.read_exact(&mut head).await.unwrap();
+                    let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+                    let mut payload = vec![0; usize::try_from(length).unwrap()];
+                    stream.read_exact(&mut payload).await.unwrap();
+                    if head[3] == 1 {
+                        break;
+                    }
+                }
+            };
+            tokio::time::timeout(PATIENCE, answered).await.unwrap();
+            stream
+        }
+
+        /// Asks again and again until there is an answer.
+        async fn served(&self) -> TcpStream {
+            let served = async {
+                loop {
+                    let mut stream = TcpStream::connect(self.address).await.unwrap();
+                    let _ = stream.write_all(ASK.as_bytes()).await;
+                    let mut read = [0; 12];
+                    if stream.read_exact(&mut read).await.is_ok() {
+                        assert_eq!(&read, b"HTTP/1.1 200");
+                        return stream;
+                    }
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            };
+            tokio::time::timeout(PATIENCE, served).await.unwrap()
+        }
+    }
+
+    /// Returns when the server has closed the connection.
+    async fn ended(stream: &mut TcpStream) {
+        let mut rest = [0; 1024];
+        while stream.read(&mut rest).await.is_ok_and(|read| read > 0) {}
     }
 
     async fn read_until(stream: &mut TcpStream, end: &str) -> String {
@@ -411,6 +587,7 @@ mod tests {
         let limits = Limits {
             first_head: Duration::from_millis(300),
             next_head: Duration::from_millis(300),
+            stalled: Duration::from_secs(1),
             ..Limits::default()
         };
         let running = Running::start(limits).await;
@@ -428,14 +605,104 @@ mod tests {
         let ask = "GET /endless HTTP/1.1\r\nHost: a\r\n\r\n";
         let mut stream = running.open(ask).await;
         read_until(&mut stream, "begun").await;
+        // Over HTTP/2 as well.
+        let mut other = running.open_http_2("/endless", 1 << 16).await;
         let silent = tokio::time::timeout(Duration::from_secs(1), stream.read_u8()).await;
         // The chunk's end has come with it, or comes now.
         if let Ok(more) = silent {
             more.expect("not closed");
         }
+        let silent = tokio::time::timeout(Duration::from_secs(1), ended(&mut other)).await;
+        assert!(silent.is_err(), "closed");
         running.stop.cancel();
         closed(stream).await;
         running.serving.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_takes_nothing_of_an_answer_makes_room() {
+        let limits = Limits {
+            connections: 2,
+            slow: Duration::from_millis(100),
+            ..Limits::default()
+        };
+        let running = Running::start(limits).await;
+        let _http_2 = running.open_http_2("/", 0).await;
+        let ask = "GET /large HTTP/1.1\r\nHost: a\r\n\r\n";
+        let mut http_1 = running.open(ask).await;
+        http_1.read_u8().await.unwrap();
+        let _others = (running.served().await, running.served().await);
+        running.stop.cancel();
+        running.serving.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_takes_nothing_of_an_answer_for_long_is_closed() {
+        let limits = Limits {
+            connections: 3,
+            slow: PATIENCE * 10,
+            stalled: Duration::from_millis(300),
+            ..Limits::default()
+        };
+        let running = Running::start(limits).await;
+        let mut http_2 = running.open_http_2("/", 0).await;
+        tokio::time::timeout(PATIENCE, ended(&mut http_2))
+            .await
+            .unwrap();
+        // One that does not read would not see its end: that there is a place again says it.
+        let mut unread = Vec::new();
+        for _ in 0..3 {
+            let ask = "GET /large HTTP/1.1\r\nHost: a\r\n\r\n";
+            let mut stream = running.open(ask).await;
+            stream.read_u8().await.unwrap();
+            unread.push(stream);
+        }
+        let _ = running.served().await;
+        running.stop.cancel();
+        running.serving.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_is_stalled_while_there_is_something_of_it_that_nobody_takes() {
+        let open = Arc::new(Open::default());
+        let connection = open.register();
+        let asks = &connection.asks;
+        let pass = || tokio::time::advance(Duration::from_secs(10));
+        let (sender, receiver) = tokio::sync::mpsc::channel::<&str>(2);
+        let pieces = futures_util::stream::unfold(receiver, async |mut receiver| {
+            let piece = receiver.recv().await?;
+            Some((Ok::<_, std::io::Error>(piece), receiver))
+        });
+        let asked = asks.begin();
+        pass().await;
+        assert_eq!(asks.stalled_since(), None, "no answer yet");
+        let mut answering = Answering::new(Body::from_stream(pieces), asked);
+        assert_eq!(asks.stalled_since(), Some(Instant::now()));
+        assert!(answering.frame().now_or_never().is_none());
+        pass().await;
+        assert_eq!(asks.stalled_since(), None, "nothing to send yet");
+        sender.try_send("a").unwrap();
+        let sent_at = Instant::now();
+        pass().await;
+        assert_eq!(asks.stalled_since(), Some(sent_at));
+        assert!(!open.cut_idlest(Duration::from_secs(11)));
+        let taken = answering.frame().now_or_never().unwrap().unwrap().unwrap();
+        assert_eq!(taken.into_data().unwrap(), "a");
+        assert_eq!(asks.stalled_since(), Some(Instant::now()));
+        let other = asks.begin();
+        pass().await;
+        assert_eq!(asks.stalled_since(), None, "another one is at work");
+        assert!(!open.cut_idlest(Duration::ZERO));
+        drop(other);
+        pass().await;
+        assert!(!asks.cut.is_cancelled());
+        assert!(open.cut_idlest(Duration::from_secs(10)));
+        assert!(asks.cut.is_cancelled());
+        drop(answering);
+        // Whoever holds a waker yet changes nothing.
+        drop(sender);
+        assert_eq!(asks.stalled_since(), None);
+        assert_eq!(asks.state.lock().under_way, 0);
     }
 
     #[tokio::test]
@@ -455,18 +722,7 @@ mod tests {
         // Both places are at work.
         closed(running.open(ASK).await).await;
         drop(first);
-        let served = async {
-            loop {
-                let mut stream = running.open("").await;
-                let _ = stream.write_all(ASK.as_bytes()).await;
-                let mut read = [0; 12];
-                if stream.read_exact(&mut read).await.is_ok() {
-                    return read;
-                }
-            }
-        };
-        let served = tokio::time::timeout(PATIENCE, served).await.unwrap();
-        assert_eq!(&served, b"HTTP/1.1 200");
+        let _ = running.served().await;
         running.stop.cancel();
         closed(second).await;
         running.serving.await.unwrap();
