@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::{Limit, Limited};
+use super::{KeyHash, Limit, Limited, hash};
 
 /// Keys that one limit may hold before those that are full again are dropped.
 const SWEEP_AT: usize = 10_000;
@@ -14,12 +14,13 @@ const SWEEP_AT: usize = 10_000;
 const MAX_KEYS: usize = 200_000;
 
 /// Where the keys beyond [`MAX_KEYS`] meet.
-const OVERFLOW: &str = "\0overflow";
+const OVERFLOW: KeyHash = [0; 16];
 
-/// Token buckets by limit and key, each as the moment at which it is full again.
+/// Token buckets by limit and hash of the key, each as the moment at which it is full again. Keys hold what was typed as a
+/// name, of any length.
 #[derive(Default)]
 pub struct LocalLimiter {
-    limits: Mutex<HashMap<Limit, HashMap<String, Instant>>>,
+    limits: Mutex<HashMap<Limit, HashMap<KeyHash, Instant>>>,
 }
 
 impl LocalLimiter {
@@ -35,7 +36,9 @@ impl LocalLimiter {
     /// Puts back what was taken of the bucket of `key`; a full one stays full.
     pub fn give_back(&self, limit: Limit, key: &str) {
         let mut limits = self.limits.lock();
-        if let Some(full_at) = limits.get_mut(&limit).and_then(|keys| keys.get_mut(key))
+        if let Some(full_at) = limits
+            .get_mut(&limit)
+            .and_then(|keys| keys.get_mut(&hash(key)))
             && let Some(earlier) = full_at.checked_sub(each(limit))
         {
             *full_at = earlier;
@@ -48,18 +51,17 @@ impl LocalLimiter {
         if keys.len() > SWEEP_AT {
             keys.retain(|_, full_at| *full_at > now);
         }
-        let key = if keys.len() > MAX_KEYS && !keys.contains_key(key) {
-            OVERFLOW
-        } else {
-            key
-        };
+        let mut key = hash(key);
+        if keys.len() > MAX_KEYS && !keys.contains_key(&key) {
+            key = OVERFLOW;
+        }
         let each = each(limit);
-        let full_at = keys.get(key).map_or(now, |full_at| (*full_at).max(now)) + each;
+        let full_at = keys.get(&key).map_or(now, |full_at| (*full_at).max(now)) + each;
         let empty_for = full_at.saturating_duration_since(now);
         match empty_for.checked_sub(each * limit.burst.max(1)) {
             Some(retry_after) if retry_after > Duration::ZERO => Err(Limited { retry_after }),
             _ => {
-                keys.insert(key.to_owned(), full_at);
+                keys.insert(key, full_at);
                 Ok(())
             }
         }
@@ -140,10 +142,22 @@ mod tests {
     }
 
     #[test]
+    fn keys_of_any_length_take_the_same_room() {
+        let limiter = LocalLimiter::default();
+        for at in 0..100 {
+            let name = format!("{}{at}", "a".repeat(16_384));
+            limiter.check(FIVE, &name).unwrap();
+        }
+        let limits = limiter.limits.lock();
+        let held: usize = limits[&FIVE].keys().map(|key| key.len()).sum();
+        assert!(held <= 100 * 64, "{held} bytes");
+    }
+
+    #[test]
     fn beyond_so_many_keys_new_ones_share_a_bucket() {
         let (limiter, now) = (LocalLimiter::default(), Instant::now());
         for key in 0..=MAX_KEYS {
-            let key = key.to_string();
+            let key = hash(&key.to_string());
             let mut limits = limiter.limits.lock();
             let keys = limits.entry(FIVE).or_default();
             keys.insert(key, now + Duration::from_secs(900));

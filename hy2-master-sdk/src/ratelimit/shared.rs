@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use redis::Script;
-use sha2::{Digest, Sha256};
 
-use super::{Limit, Limited};
+use super::{Limit, Limited, hash};
 use crate::redis::Redis;
 
 /// Token bucket: tokens and the time of the last refill (Redis's own clock, in microseconds) in
@@ -69,8 +68,7 @@ impl SharedLimiter {
     async fn run(&self, limit: Limit, key: &str, what: &str) -> Option<u64> {
         let burst = limit.burst.max(1);
         let each = (limit.period / burst).as_micros().max(1);
-        // What was typed as a name may be a password, and addresses are private: their hash is enough.
-        let key = hex::encode(&Sha256::digest(key)[..16]);
+        let key = hex::encode(hash(key));
         let mut call = self.script.prepare_invoke();
         call.key(self.redis.key("limit", &format!("{}:{key}", limit.name)))
             .arg(burst)
