@@ -11,7 +11,6 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use super::ApiState;
 use super::keyed::{Claimed, End, Held};
@@ -70,7 +69,7 @@ pub(crate) async fn replay(
         Err(problem) => return problem.into_response(),
     };
     let path = parts.uri.path_and_query().map(|at| at.as_str());
-    let hash = hash([
+    let hash = state.service.session_keys().request_hash(&[
         standing.as_bytes(),
         parts.method.as_str().as_bytes(),
         path.unwrap_or_default().as_bytes(),
@@ -188,16 +187,6 @@ fn readable(key: &HeaderValue) -> Option<String> {
     let text = key.to_str().ok()?;
     let printable = text.bytes().all(|byte| byte.is_ascii_graphic());
     (printable && (1..=128).contains(&text.len())).then(|| text.to_owned())
-}
-
-/// Hashes the parts of a request so that none of them runs into the next.
-pub(super) fn hash<const N: usize>(parts: [&[u8]; N]) -> Vec<u8> {
-    let mut hasher = Sha256::new();
-    for part in parts {
-        hasher.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
-        hasher.update(part);
-    }
-    hasher.finalize().to_vec()
 }
 
 fn row(admin: AdminId, key: &str) -> Vec<u8> {

@@ -1,4 +1,5 @@
-//! Refresh tokens and CSRF tokens: bound to a session, made and checked with keys of the cluster.
+//! Refresh tokens and CSRF tokens: bound to a session, made and checked with keys of the cluster. So are the hashes by
+//! which repeated requests are known.
 //!
 //! A refresh token is used once. Each carries a mark of ours, so that one of an earlier renewal is
 //! told from one that was made up: the first ends its session, because two hold it; the second
@@ -81,6 +82,18 @@ impl SessionKeys {
             .into()
     }
 
+    /// Returns a hash of a request that came with an idempotency key, by which it is known when it comes again. Requests
+    /// hold passwords: without the key of the cluster none can be guessed by it. No part runs into the next.
+    #[must_use]
+    pub(crate) fn request_hash(&self, parts: &[&[u8]]) -> [u8; 32] {
+        let mut hasher = Sha256::new();
+        for part in parts {
+            hasher.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
+            hasher.update(part);
+        }
+        self.mac(b"request", &hasher.finalize())
+    }
+
     fn mac(&self, what: &[u8], data: &[u8]) -> [u8; 32] {
         let message = [b"hy2 session ", what, b" v1\0", data].concat();
         let tag = sign(&Key::new(HMAC_SHA256, &*self.key), &message);
@@ -150,6 +163,14 @@ mod tests {
         assert!(keys(1).read_refresh_token(&forged).is_none());
         assert!(keys(1).read_refresh_token("hy2r_").is_none());
         assert!(keys(1).read_refresh_token("").is_none());
+    }
+
+    #[test]
+    fn a_request_is_known_by_its_parts_under_one_key() {
+        let hash = keys(1).request_hash(&[b"POST", b"/a", b"b"]);
+        assert_eq!(hash, keys(1).request_hash(&[b"POST", b"/a", b"b"]));
+        assert_ne!(hash, keys(1).request_hash(&[b"POST", b"/", b"ab"]));
+        assert_ne!(hash, keys(2).request_hash(&[b"POST", b"/a", b"b"]));
     }
 
     #[test]

@@ -57,6 +57,42 @@ on_both! {
         fleet.stop().await;
     }
 
+    async fn what_is_stored_of_a_request_tells_no_password(fleet) {
+        // The same requests to another cluster, whose key is another: who has the database cannot work out of it which
+        // password makes the hash.
+        let other = Fleet::sqlite().await;
+        let mut seen = Vec::new();
+        for fleet in [&fleet, &other] {
+            let owner = fleet.owner().await;
+            let new = json!({"username": "ann", "password": "given by somebody", "role": "operator"});
+            let keyed = owner.clone().with("idempotency-key", "k");
+            let first = keyed.post("/api/v1/admins", &new).await.expect(201);
+            assert_eq!(keyed.post("/api/v1/admins", &new).await.expect(201), first);
+            let new = pb::CreateUserRequest {
+                request_id: "r".into(),
+                username: "bob".into(),
+                password: "a-password-of-bob-1".into(),
+                ..Default::default()
+            };
+            let mut grpc = connect(fleet).await;
+            let first = grpc.create_user(ask(&owner, new.clone())).await.unwrap();
+            let again = grpc.create_user(ask(&owner, new)).await.unwrap();
+            assert_eq!(first.into_inner(), again.into_inner());
+            let sql = "select request_hash from idempotency_keys order by key";
+            let hashes: Vec<Vec<u8>> = match fleet.master.store().db() {
+                Db::Pg(pool) => sqlx::query_scalar(sql).fetch_all(pool).await.unwrap(),
+                Db::Sqlite { read, .. } => sqlx::query_scalar(sql).fetch_all(read).await.unwrap(),
+            };
+            assert_eq!(hashes.len(), 2);
+            seen.push(hashes);
+        }
+        for (one, other) in seen[0].iter().zip(&seen[1]) {
+            assert_ne!(one, other);
+        }
+        other.stop().await;
+        fleet.stop().await;
+    }
+
     async fn a_request_that_was_cut_off_says_what_to_do(fleet) {
         let owner = fleet.owner().await.with("idempotency-key", "k");
         let new = json!({"username": "ann"});

@@ -7,7 +7,6 @@ use tonic::{Code, Request, Response, Status};
 
 use super::Admin;
 use crate::api::PATIENCE;
-use crate::api::idempotency::hash as idempotency_hash;
 use crate::api::keyed::{Claimed, End};
 use crate::api::problem::Problem;
 use crate::auth::access::{Access, Caller, Operation};
@@ -103,7 +102,7 @@ impl Admin {
         }
         let service = &self.state.service;
         let key = format!("grpc:{request_id}");
-        let hash = idempotency_hash([
+        let hash = service.session_keys().request_hash(&[
             access.operation().name().as_bytes(),
             access.caller().standing().as_bytes(),
             &message.encode_to_vec(),
