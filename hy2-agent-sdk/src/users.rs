@@ -8,6 +8,8 @@
 pub mod bench;
 mod connection;
 mod table;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use connection::{Events, Gate};
 pub(crate) use table::{Doors, UserTable};

@@ -256,7 +256,7 @@ impl UserTable {
         self.inner.read().by_verifier.get(&verifier).cloned()
     }
 
-    #[cfg(feature = "bench")]
+    #[cfg(any(test, feature = "bench"))]
     pub(super) fn verifier(&self, credential: &str) -> Option<[u8; 32]> {
         Some(self.keys.load_full()?.verifier(credential))
     }
@@ -270,6 +270,13 @@ impl UserTable {
         let now = unix_ms(self.clock.now());
         let known = self.inner.read().by_id.get(&user.id).cloned();
         known.is_some_and(|known| Arc::ptr_eq(&known, user)) && !user.is_expired(now)
+    }
+
+    /// Whether this is the user that the table has, and not one who was removed.
+    fn has(&self, user: &User) -> bool {
+        let inner = self.inner.read();
+        let known = inner.by_id.get(&user.id);
+        known.is_some_and(|known| std::ptr::eq(Arc::as_ptr(known), user))
     }
 
     /// Makes the table what `users` says. What has ended ends here, before this returns.
@@ -324,6 +331,7 @@ impl UserTable {
                     idle_since: AtomicU64::new(u64::MAX),
                 });
                 inner.by_id.insert(id, Arc::clone(&user));
+                actions.push(Action::Free(Arc::clone(&user)));
                 user
             }
             Some(known) => {
@@ -483,7 +491,8 @@ impl UserTable {
         self.leases.is_online() && !self.leases.is_exhausted(user.id)
     }
 
-    /// Holds a user back until there is an answer; `false` when the engine cannot.
+    /// Holds a user back until there is an answer; `false` when the engine cannot. Who was removed
+    /// meanwhile is not held: the engine would hold whoever comes back by that number.
     fn hold_back(&self, user: &User) -> bool {
         let Some(engine) = self.engine() else {
             return false;
@@ -498,8 +507,8 @@ impl UserTable {
             drop(held);
             let until = now + HELD_MAX_MS;
             self.inner.write().due.insert((until, user.id));
-            // The answer may have come before the hold.
-            if user.has_allowance(self.total(user.id)) {
+            // The answer, or the end of the user here, may have come before the hold.
+            if user.has_allowance(self.total(user.id)) || !self.has(user) {
                 self.let_go(user);
             }
         }
@@ -662,6 +671,12 @@ impl UserTable {
                 Action::Stop(user) => self.stop(&user, &*engine),
                 Action::Release(user) => self.leases.release(user, self.total(user)),
                 Action::LetGo(user) => self.resume(&user),
+                Action::Free(user) => {
+                    let held = user.held.lock();
+                    if held.is_none() {
+                        engine.hold_user(user.id, false);
+                    }
+                }
                 Action::Limits(user) => engine.set_limits(user.id, user.limits()),
                 Action::Idle(user) => {
                     let live = user.live.lock();
@@ -828,6 +843,8 @@ enum Action {
     Hold(Arc<User>),
     Stop(Arc<User>),
     LetGo(Arc<User>),
+    /// Lets a user go on who is new here, whatever was held by that number before.
+    Free(Arc<User>),
     Limits(Arc<User>),
     Devices(Arc<User>),
     Idle(Arc<User>),

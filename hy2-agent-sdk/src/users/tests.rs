@@ -1,0 +1,182 @@
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use hy2_core::{BoxFuture, authenticator::UserLimits};
+use hy2_proto::control::{
+    MULTIPLIER_ONE,
+    rpc::{ApplyEffect, FieldError, LeaseResponse, QuotaLease, UserEntry},
+};
+use tempfile::TempDir;
+
+use super::table::{User, UserTable};
+use crate::{
+    clock::{Clock, ManualClock, from_unix_ms},
+    engine::{Engine, EngineSession},
+    leases::Leases,
+    ledger::{StoredUser, UserChanges},
+    settings::{NodeSettings, VerifierKeys},
+    traffic::{NoCut, Traffic},
+};
+
+/// Knows whether it was told to hold its only user back.
+#[derive(Default)]
+struct Held(AtomicBool);
+
+impl Engine for Held {
+    fn check<'a>(
+        &'a self,
+        _: &'a NodeSettings,
+    ) -> BoxFuture<'a, Result<ApplyEffect, Vec<FieldError>>> {
+        Box::pin(async { Ok(ApplyEffect::Hot) })
+    }
+
+    fn apply<'a>(
+        &'a self,
+        _: &'a NodeSettings,
+    ) -> BoxFuture<'a, Result<ApplyEffect, Vec<FieldError>>> {
+        Box::pin(async { Ok(ApplyEffect::Hot) })
+    }
+
+    fn listening(&self) -> Vec<SocketAddr> {
+        Vec::new()
+    }
+
+    fn kick_user(&self, _: u64) -> usize {
+        1
+    }
+
+    fn hold_user(&self, _: u64, held: bool) -> bool {
+        self.0.store(held, SeqCst);
+        true
+    }
+
+    fn kick_connection(&self, _: u64) -> bool {
+        true
+    }
+
+    fn set_limits(&self, _: u64, _: UserLimits) {}
+
+    fn sessions(&self) -> Vec<EngineSession> {
+        Vec::new()
+    }
+
+    fn stop(&self, _: Duration) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
+}
+
+/// A table, with the folder of its counters.
+struct Node {
+    table: Arc<UserTable>,
+    _folder: TempDir,
+}
+
+impl Node {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let clock: Arc<dyn Clock> = Arc::new(ManualClock::new(from_unix_ms(1_000_000)));
+        let traffic = Traffic::open(folder.path(), 1 << 20, Arc::clone(&clock)).unwrap();
+        let leases = Leases::open(folder.path(), Arc::clone(&clock)).unwrap();
+        let table = UserTable::new(clock, Arc::new(traffic), Arc::new(leases));
+        table.set_keys(&VerifierKeys {
+            fleet: [1; 32],
+            node: [2; 32],
+        });
+        table.leases.set_online(true);
+        Self {
+            table: Arc::new(table),
+            _folder: folder,
+        }
+    }
+
+    /// The only user, with a credential.
+    fn entry(&self, credential: &str) -> UserEntry {
+        let verifier = self.table.verifier(credential).unwrap();
+        UserEntry {
+            user_id: 1,
+            verifier: verifier.to_vec().into(),
+            ..UserEntry::default()
+        }
+    }
+
+    /// Makes the table what is desired.
+    fn has(&self, entry: Option<UserEntry>) {
+        let all = UserChanges {
+            upsert: Vec::new(),
+            remove: Vec::new(),
+            all: true,
+        };
+        let users: BTreeMap<_, _> = entry
+            .into_iter()
+            .map(|entry| (entry.user_id, StoredUser::unsigned(entry)))
+            .collect();
+        self.table.apply(&users, &all);
+    }
+
+    fn lent(&self, lent: &LeaseResponse) {
+        self.table
+            .leases
+            .grant(lent, &*self.table, &NoCut::NO_COUNTERS);
+    }
+
+    fn user(&self) -> Arc<User> {
+        self.table.user(1).unwrap()
+    }
+}
+
+fn slice(lease_id: u64, granted_bytes: u64) -> LeaseResponse {
+    LeaseResponse {
+        quotas: vec![QuotaLease {
+            lease_id,
+            user_id: 1,
+            granted_bytes,
+            expires_at: at(2000),
+            billing_multiplier: MULTIPLIER_ONE,
+        }],
+        ..LeaseResponse::default()
+    }
+}
+
+fn at(seconds: i64) -> Option<prost_types::Timestamp> {
+    Some(prost_types::Timestamp { seconds, nanos: 0 })
+}
+
+#[test]
+fn a_chunk_on_its_way_when_its_user_is_removed_holds_nobody_who_comes_back() {
+    let node = Node::new();
+    let engine = Arc::new(Held::default());
+    let as_engine: Arc<dyn Engine> = Arc::clone(&engine) as _;
+    node.table.connect(&as_engine);
+    let mut entry = node.entry("hers");
+    entry.metered = true;
+    node.has(Some(entry.clone()));
+    node.lent(&slice(1, 1000));
+    node.table.refresh([1]);
+    let removed = node.user();
+    let cell = node.table.traffic.cells.of(1).unwrap();
+    cell.add_tx(1000);
+    node.table.moved(&removed, &cell);
+    assert!(engine.0.load(SeqCst), "at the end of the slice");
+    node.has(None);
+    assert!(!engine.0.load(SeqCst));
+    cell.add_tx(100);
+    node.table.moved(&removed, &cell);
+    assert!(!engine.0.load(SeqCst));
+    // Whatever was held by this number before: who is new is not.
+    engine.hold_user(1, true);
+    node.has(Some(entry));
+    assert!(!engine.0.load(SeqCst));
+    // The new one is held at the end of the slice, whatever the old one moves.
+    node.lent(&slice(2, 1000));
+    node.table.refresh([1]);
+    cell.add_tx(1000);
+    node.table.moved(&node.user(), &cell);
+    assert!(engine.0.load(SeqCst));
+}
