@@ -181,6 +181,10 @@ struct Inner {
     device_wants: HashMap<u64, DeviceWant>,
     /// Rests of slices that go back.
     releases: Vec<LeaseWant>,
+    /// Leases that were taken back and never came here, until the master knows.
+    unheard: BTreeSet<u64>,
+    /// Those of them that are not among the releases yet.
+    unsaid: Vec<u64>,
     /// Users who have nothing left to grant; asked again only when they come back.
     exhausted: HashSet<u64>,
 }
@@ -452,11 +456,13 @@ impl Leases {
         let Inner {
             slices,
             releases: waiting,
+            unheard,
             ..
         } = &mut *inner;
         waiting.extend(releases.into_iter().filter(|want| {
             let mut slices = slices.get(&want.user_id).into_iter().flatten();
             slices.any(|slice| slice.lease == want.lease_id && !slice.settled)
+                || (want.user_id == 0 && unheard.contains(&want.lease_id))
         }));
         for want in request.devices {
             inner.device_wants.entry(want.user_id).or_insert(want);
@@ -484,6 +490,9 @@ impl Leases {
                 slice.settled = true;
                 changed = true;
             }
+            if want.user_id == 0 {
+                inner.unheard.remove(&want.lease_id);
+            }
         }
         if changed {
             self.keep(&inner);
@@ -507,6 +516,8 @@ impl Leases {
                 slice.settled = true;
             }
             inner.releases.clear();
+            inner.unheard.clear();
+            inner.unsaid.clear();
             inner.places.clear();
             inner.exhausted.clear();
         }
@@ -529,7 +540,12 @@ impl Leases {
             let total = counters.total(quota.user_id);
             let expires_ms = moment(quota.expires_at.as_ref()).map_or(0, unix_ms);
             let Inner {
-                slices, releases, ..
+                slices,
+                releases,
+                unheard,
+                unsaid,
+                wants,
+                ..
             } = &mut *inner;
             let slices = slices.entry(quota.user_id).or_default();
             let over = slices.iter_mut().filter(|slice| {
@@ -560,7 +576,7 @@ impl Leases {
                         }
                         _ => total,
                     };
-                    slices.push(Slice {
+                    let mut slice = Slice {
                         lease: quota.lease_id,
                         user: quota.user_id,
                         start,
@@ -570,7 +586,16 @@ impl Leases {
                         ended: 0,
                         settled: false,
                         unused: false,
-                    });
+                    };
+                    if unheard.remove(&quota.lease_id) {
+                        // Taken back before it came: it goes back, and another is asked for.
+                        releases.retain(|want| want.lease_id != quota.lease_id);
+                        unsaid.retain(|lease| *lease != quota.lease_id);
+                        releases.extend(slice.end_at(total));
+                        wants.insert(quota.user_id);
+                        self.wanted.notify_one();
+                    }
+                    slices.push(slice);
                 }
             }
             inner.exhausted.remove(&quota.user_id);
@@ -596,22 +621,63 @@ impl Leases {
     }
 
     /// Ends slices that the master takes back and returns whom it concerns. What is left of them goes back with the
-    /// next request: only this node knows how much that is.
+    /// next request: only this node knows how much that is. Of one that never came here nothing was used; that is said
+    /// once [`Self::delivered`], because a slice whose use waits in the spool may be forgotten here.
     pub(crate) fn recall(&self, leases: &[u64], counters: &dyn Counters) -> BTreeSet<u64> {
         let mut concerned = BTreeSet::new();
         let mut inner = self.inner.lock();
         let Inner {
-            slices, releases, ..
+            slices,
+            releases,
+            unheard,
+            unsaid,
+            ..
         } = &mut *inner;
-        for slice in slices.values_mut().flatten() {
-            if leases.contains(&slice.lease) && slice.ended == 0 {
-                releases.extend(slice.end_at(counters.total(slice.user)));
-                concerned.insert(slice.user);
+        let named: BTreeSet<u64> = leases.iter().copied().collect();
+        let mut unknown = named.clone();
+        for (user, slices) in slices {
+            let mut back: Vec<_> = slices
+                .iter_mut()
+                .filter(|slice| named.contains(&slice.lease))
+                .collect();
+            for slice in &back {
+                unknown.remove(&slice.lease);
             }
+            back.retain(|slice| slice.ended == 0);
+            if back.is_empty() {
+                continue;
+            }
+            let total = counters.total(*user);
+            for slice in back {
+                releases.extend(slice.end_at(total));
+            }
+            concerned.insert(*user);
         }
+        unsaid.extend(unknown.into_iter().filter(|lease| unheard.insert(*lease)));
         self.keep(&inner);
         self.wanted.notify_one();
         concerned
+    }
+
+    /// Notes that the master has everything that was cut before this: what was taken back and is
+    /// not here was not used beyond that.
+    pub(crate) fn delivered(&self) {
+        let mut inner = self.inner.lock();
+        let unsaid = std::mem::take(&mut inner.unsaid);
+        if unsaid.is_empty() {
+            return;
+        }
+        inner.releases.extend(unsaid.into_iter().map(|lease_id| {
+            // Whose it is, the master knows.
+            LeaseWant {
+                user_id: 0,
+                lease_id,
+                remaining_bytes: 0,
+                release: true,
+                used_bytes: Some(0),
+            }
+        }));
+        self.wanted.notify_one();
     }
 
     /// Forgets slices that are used up and whose use is in the spool, once the master knows what came back of them.

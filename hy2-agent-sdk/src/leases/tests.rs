@@ -367,6 +367,59 @@ fn what_comes_back_is_said_before_what_is_asked_for() {
 }
 
 #[test]
+fn a_slice_that_is_taken_back_and_never_came_goes_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let (leases, _) = open(folder.path());
+    let at = At::new(100);
+    assert_eq!(leases.recall(&[7, 8], &at), BTreeSet::new());
+    // Whether it was used, the spool may say.
+    assert!(leases.request(&at).is_none());
+    leases.delivered();
+    let request = leases.request(&at).unwrap();
+    let nothing_of = |lease_id| LeaseWant {
+        user_id: 0,
+        lease_id,
+        remaining_bytes: 0,
+        release: true,
+        used_bytes: Some(0),
+    };
+    assert_eq!(request.quotas, [nothing_of(7), nothing_of(8)]);
+    // Taken back once more, or the answer is lost: it is said again.
+    leases.recall(&[7], &at);
+    leases.delivered();
+    assert!(leases.request(&at).is_none());
+    leases.again(request.clone());
+    assert_eq!(leases.request(&at), Some(request.clone()));
+    leases.released(&request);
+    leases.again(request);
+    assert!(leases.request(&at).is_none(), "known");
+}
+
+#[test]
+fn a_slice_that_comes_after_it_was_taken_back_is_not_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let (leases, _) = open(folder.path());
+    let at = At::new(100);
+    leases.want(1);
+    leases.request(&at).unwrap();
+    leases.recall(&[7], &at);
+    leases.delivered();
+    let seven = quota(7, 1000, MULTIPLIER_ONE);
+    leases.grant(&seven, &at, &NoCut::NO_COUNTERS);
+    leases.settle(&[1], &NoCut::NO_COUNTERS);
+    assert_eq!(leases.allowance(1), 0);
+    assert!(leases.is_awaited(1), "another is asked for");
+    let back = leases.request(&at).unwrap().quotas;
+    let said: Vec<_> = back
+        .iter()
+        .map(|want| (want.user_id, want.lease_id, want.release, want.used_bytes))
+        .collect();
+    assert_eq!(said, [(1, 7, true, Some(0)), (1, 7, false, None)]);
+    leases.grant(&quota(8, 1000, MULTIPLIER_ONE), &at, &NoCut::NO_COUNTERS);
+    assert_eq!(leases.allowance(1), 1100);
+}
+
+#[test]
 fn a_restored_master_lends_anew() {
     let folder = tempfile::tempdir().unwrap();
     let (leases, _) = open(folder.path());

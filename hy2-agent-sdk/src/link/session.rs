@@ -192,6 +192,7 @@ async fn one(
                 "the master was restored; what it lent is asked for anew"
             );
         }
+        look_at_spool(&refreshing);
         refreshing.users.refresh_all();
         Ok(())
     })
@@ -374,6 +375,7 @@ async fn handle(
             let node = Arc::clone(node);
             blocking(move || {
                 let concerned = node.leases.recall(&recall.lease_ids, &*node.users);
+                look_at_spool(&node);
                 node.users.refresh(concerned);
                 Ok(())
             })
@@ -540,12 +542,20 @@ async fn deliver_traffic(node: Arc<Node>, mut master: Master) -> Result<(), Link
             let node = Arc::clone(&node);
             blocking(move || {
                 node.traffic.acknowledged(ack.durable_seq);
+                look_at_spool(&node);
                 Ok(())
             })
             .await?;
         } else {
             resync(&node, ack.durable_seq).await?;
         }
+    }
+}
+
+/// Notes it when the master has everything that was cut.
+fn look_at_spool(node: &Node) {
+    if node.traffic.waiting().batches == 0 {
+        node.leases.delivered();
     }
 }
 

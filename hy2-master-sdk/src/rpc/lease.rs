@@ -6,9 +6,9 @@ use tonic::Status;
 use super::error::store;
 use super::peers::Identity;
 use crate::core::Core;
-use crate::domain::{LeaseId, UserId};
+use crate::domain::{LeaseId, NodeId, UserId};
 use crate::store::leases::{self, Grant, Want};
-use crate::store::traffic;
+use crate::store::{StoreError, Tx, traffic};
 
 /// Grants what the limits allow. Users in ascending order: requests of several nodes lock them in
 /// one order.
@@ -29,7 +29,11 @@ pub(super) async fn lease(
         .await
         .map_err(|error| store(&error))?;
     let mut quotas = request.quotas;
-    quotas.sort_unstable_by_key(|want| want.user_id);
+    name_users(&mut tx, identity.node, &mut quotas)
+        .await
+        .map_err(|error| store(&error))?;
+    // What comes back of a user's slices is said before what is asked for.
+    quotas.sort_by_key(|want| want.user_id);
     let mut devices = request.devices;
     devices.sort_unstable_by_key(|want| want.user_id);
     devices.dedup_by_key(|want| want.user_id);
@@ -98,6 +102,31 @@ pub(super) async fn lease(
     }
     tx.commit().await.map_err(|error| store(&error))?;
     Ok(answer)
+}
+
+/// Says whose a slice is that comes back from a node that it was taken back from and that had never heard of it.
+async fn name_users(
+    tx: &mut Tx,
+    node: NodeId,
+    wants: &mut [rpc::LeaseWant],
+) -> Result<(), StoreError> {
+    let nameless = |want: &rpc::LeaseWant| want.release && want.user_id == 0;
+    let leases: Vec<LeaseId> = wants
+        .iter()
+        .filter(|want| nameless(want))
+        .filter_map(|want| LeaseId::from_wire(want.lease_id))
+        .collect();
+    if leases.is_empty() {
+        return Ok(());
+    }
+    let users = leases::users_of(tx, node, &leases).await?;
+    for want in wants.iter_mut().filter(|want| nameless(want)) {
+        let lease = LeaseId::from_wire(want.lease_id);
+        if let Some(user) = lease.and_then(|lease| users.get(&lease)) {
+            want.user_id = user.to_wire();
+        }
+    }
+    Ok(())
 }
 
 const MAX_WANTS: usize = 2_000;

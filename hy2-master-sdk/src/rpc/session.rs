@@ -24,7 +24,7 @@ use super::publish::{self, Have, PublishError, Update};
 use super::traffic::uuid;
 use crate::core::{Core, Trust};
 use crate::domain::config::ConfigError;
-use crate::domain::{EngineState, NodeId, Timestamp};
+use crate::domain::{EngineState, LeaseId, NodeId, Timestamp};
 use crate::plan::MANIFEST_VALIDITY_MS;
 use crate::store::nodes::{self, Bump};
 use crate::store::observed::Opening;
@@ -183,6 +183,9 @@ impl Session {
         );
         tracing::info!(node = node.0, "session open");
         poke.notify_one();
+        // What was lent here of users who left while the node was away; that nobody is there shows below.
+        let gone = leases::open_of_gone(&core.store, node).await;
+        let _ = self.recall(gone).await;
         let mut retry = None;
         let end = loop {
             let deadline = self
@@ -325,7 +328,8 @@ impl Session {
             self.send(Down::Update(part)).await?;
         }
         if !update.removed.is_empty() {
-            self.recall(&update).await?;
+            let of = leases::open_of(&self.core.store, node, &update.removed).await;
+            self.recall(of).await?;
         }
         let deadline = Instant::now() + self.core.config.ack_timeout;
         self.heard = self.told.next;
@@ -365,15 +369,15 @@ impl Session {
         self.noted(noted).map_err(Some)
     }
 
-    /// Takes the leases of users back who are no longer on the node: it ends them, and says how much was used.
-    async fn recall(&mut self, update: &Update) -> Result<(), Option<End>> {
-        match leases::open_of(&self.core.store, self.identity.node, &update.removed).await {
+    /// Takes leases of users back who are no longer on the node: it ends them, and says how much was used.
+    async fn recall(
+        &mut self,
+        leases: Result<Vec<LeaseId>, StoreError>,
+    ) -> Result<(), Option<End>> {
+        match leases {
             Ok(ids) if ids.is_empty() => Ok(()),
             Ok(ids) => {
-                let lease_ids = ids
-                    .into_iter()
-                    .map(crate::domain::LeaseId::to_wire)
-                    .collect();
+                let lease_ids = ids.into_iter().map(LeaseId::to_wire).collect();
                 self.send(Down::Recall(rpc::LeaseRecall { lease_ids }))
                     .await
             }

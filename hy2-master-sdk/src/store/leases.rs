@@ -4,7 +4,10 @@
 //! min(grantable, max(1 MiB, grantable / 2k)) for the k nodes that serve the user. What an
 //! unreachable node was granted stays debited until its spool arrives or an operator forfeits it.
 
+use std::collections::HashMap;
+
 use sqlx::FromRow;
+use sqlx::types::Json;
 
 use super::{Connection, Db, Rows as _, Store, StoreError, Tx, on};
 use crate::domain::{LeaseId, NodeId, Timestamp, UserId, UserStatus};
@@ -381,11 +384,57 @@ pub async fn open_of(
                                (select value from json_each($2)) and closed_at is null order by id limit 10000";
             sqlx::query_scalar(SQL)
                 .bind(node)
-                .bind(sqlx::types::Json(ids))
+                .bind(Json(ids))
                 .fetch_all(read)
                 .await?
         }
     })
+}
+
+/// Returns the open leases on a node of users whom it does not serve: what it has of them it has ended, and what it never
+/// heard of it would owe for good.
+///
+/// # Errors
+///
+/// The store fails.
+pub async fn open_of_gone(store: &Store, node: NodeId) -> Result<Vec<LeaseId>, StoreError> {
+    const SQL: &str = "select l.id from quota_leases l join users u on u.id = l.user_id where l.node_id = $1 \
+                       and l.closed_at is null and (u.deleted_at is not null \
+                       or u.status not in ('active', 'on_hold') or not exists \
+                       (select 1 from node_assignments a where a.user_id = l.user_id and a.node_id = l.node_id \
+                       and a.released_at is null)) order by l.id limit 10000";
+    Ok(on!(read store, |ex| sqlx::query_scalar::<_, LeaseId>(SQL)
+        .bind(node)
+        .fetch_all(ex)
+        .await)?)
+}
+
+/// Returns whose a node's leases are.
+///
+/// # Errors
+///
+/// The store fails.
+pub async fn users_of(
+    tx: &mut Tx,
+    node: NodeId,
+    leases: &[LeaseId],
+) -> Result<HashMap<LeaseId, UserId>, StoreError> {
+    let ids = leases.iter().map(|lease| lease.0).collect::<Vec<_>>();
+    let found: Vec<(LeaseId, UserId)> = match tx.connection() {
+        Connection::Pg(tx) => {
+            const SQL: &str =
+                "select id, user_id from quota_leases where node_id = $1 and id = any($2)";
+            let query = sqlx::query_as(SQL).bind(node).bind(ids);
+            query.fetch_all(&mut **tx).await?
+        }
+        Connection::Sqlite(tx) => {
+            const SQL: &str = "select id, user_id from quota_leases where node_id = $1 \
+                               and id in (select value from json_each($2))";
+            let query = sqlx::query_as(SQL).bind(node).bind(Json(ids));
+            query.fetch_all(&mut **tx).await?
+        }
+    };
+    Ok(found.into_iter().collect())
 }
 
 /// Shrinks a lease by what is left of it. What the node used and has not reported yet stays

@@ -11,7 +11,7 @@ use hy2_master_sdk::secrets::{FleetKeys, Seed};
 use hy2_master_sdk::store::plans::{self, PlanRow};
 use hy2_master_sdk::store::published::{self, NewConfig};
 use hy2_master_sdk::store::regions::{self, NewRegion};
-use hy2_master_sdk::store::{alerts, nodes, pools};
+use hy2_master_sdk::store::{alerts, assignments, nodes, pools};
 use hy2_proto::control::rpc::session_request::Event as Up;
 use hy2_proto::control::rpc::session_response::Event as Down;
 use hy2_proto::control::{MANIFEST_SIGNATURE_CONTEXT, RESOURCE_CONFIG, RESOURCE_USERS, hash, rpc};
@@ -210,7 +210,7 @@ async fn a_large_set_comes_in_parts() {
     }
     let new = users
         .iter()
-        .map(|user| hy2_master_sdk::store::assignments::NewAssignment {
+        .map(|user| assignments::NewAssignment {
             user_id: *user,
             node_id: node,
             rank: 0,
@@ -219,7 +219,7 @@ async fn a_large_set_comes_in_parts() {
         })
         .collect::<Vec<_>>();
     let mut tx = master.master.store().begin().await.unwrap();
-    hy2_master_sdk::store::assignments::assign_many(&mut tx, &new, master.master.now())
+    assignments::assign_many(&mut tx, &new, master.master.now())
         .await
         .unwrap();
     tx.commit().await.unwrap();
@@ -366,6 +366,57 @@ async fn an_agent_that_reports_others_users_changes_nothing_of_theirs() {
     assert!(answer.quotas.is_empty());
     let answer = two.client().await.lease(want).await.unwrap().into_inner();
     assert_eq!(answer.quotas[0].granted_bytes, 100);
+}
+
+#[tokio::test]
+async fn a_slice_that_a_node_never_heard_of_comes_back_when_its_user_has_left() {
+    let master = TestMaster::start().await;
+    let (one, two) = (master.agent("one").await, master.agent("two").await);
+    let ann = master.user("ann", Some(100)).await;
+    master.assign(ann, one.node().await).await;
+    let want = rpc::LeaseRequest {
+        quotas: vec![rpc::LeaseWant {
+            user_id: ann.to_wire(),
+            ..Default::default()
+        }],
+        devices: Vec::new(),
+    };
+    // The answer is lost, and the node is away when the user leaves it.
+    let lost = one.client().await.lease(want).await.unwrap().into_inner();
+    let lease_id = lost.quotas[0].lease_id;
+    let mut tx = master.master.store().begin().await.unwrap();
+    let now = master.master.now();
+    assignments::release(&mut tx, ann, one.node().await, now)
+        .await
+        .unwrap();
+    tx.commit().await.unwrap();
+    let mut session = one.session().await;
+    let recalled = loop {
+        match session.next().await.expect("what is taken back") {
+            Down::Recall(recall) => break recall.lease_ids,
+            Down::Update(_) | Down::Certificates(_) => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(recalled, [lease_id]);
+    // Whose it is, a node does not know that never had it. Another's is none of its business.
+    let back = rpc::LeaseRequest {
+        quotas: vec![rpc::LeaseWant {
+            lease_id,
+            release: true,
+            used_bytes: Some(0),
+            ..Default::default()
+        }],
+        devices: Vec::new(),
+    };
+    two.client().await.lease(back.clone()).await.unwrap();
+    let open = async || {
+        let open = master.master.store().open_leases(Some(ann), 10).await;
+        open.unwrap().len()
+    };
+    assert_eq!(open().await, 1);
+    one.client().await.lease(back).await.unwrap();
+    assert_eq!(open().await, 0);
 }
 
 #[tokio::test]

@@ -59,6 +59,7 @@ on_both!(
     quotas::a_revoked_node_owes_nothing,
     quotas::a_rest_that_moves_no_byte_is_none_and_rounding_leaves_none,
     quotas::what_was_used_of_a_slice_may_be_said_twice,
+    quotas::what_users_left_on_a_node_that_they_are_not_on_is_known,
     quotas::what_is_lent_and_what_passed_keep_their_multiplier,
     quotas::what_was_lent_before_a_restore_ends_when_the_node_is_back,
     quotas::device_slots_are_fleet_wide,

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use hy2_master_sdk::domain::{LeaseId, NodeId, Timestamp, UserId};
+use hy2_master_sdk::domain::{LeaseId, NodeId, Timestamp, UserId, UserStatus};
 use hy2_master_sdk::store::leases::{self, Grant, Want};
-use hy2_master_sdk::store::{Store, certificates, cluster, nodes, traffic};
+use hy2_master_sdk::store::{Store, assignments, certificates, cluster, nodes, traffic, users};
 use uuid::Uuid;
 
 use crate::backend::Backend;
@@ -324,6 +324,45 @@ pub(crate) async fn what_was_used_of_a_slice_may_be_said_twice(backend: &Backend
     second.rows[0].leases = vec![(lease, 600)];
     store.ingest(&second, NOW).await.unwrap();
     assert!(store.open_leases(Some(ann), 10).await.unwrap().is_empty());
+}
+
+pub(crate) async fn what_users_left_on_a_node_that_they_are_not_on_is_known(backend: &Backend) {
+    let store = &backend.store;
+    let nodes = [node(store, "one").await, node(store, "two").await];
+    let mut lent = Vec::new();
+    for name in ["stays", "leaves", "is-disabled"] {
+        let user = user_with(store, name, |user| user.quota_bytes = Some(64 << 20)).await;
+        for node in nodes {
+            assign(store, user, node).await;
+            let Grant::Slice { lease, .. } = grant(store, node, user, None, 0).await else {
+                panic!("a slice");
+            };
+            lent.push((user, lease));
+        }
+    }
+    assert_eq!(leases::open_of_gone(store, nodes[0]).await.unwrap(), []);
+    let (leaves, disabled) = (lent[2], lent[4]);
+    let mut tx = store.begin().await.unwrap();
+    assignments::release(&mut tx, leaves.0, nodes[0], NOW)
+        .await
+        .unwrap();
+    let change = users::UserChange {
+        status: Some(UserStatus::Disabled),
+        ..users::UserChange::default()
+    };
+    users::update(&mut tx, disabled.0, None, &change, NOW)
+        .await
+        .unwrap();
+    tx.commit().await.unwrap();
+    let gone = leases::open_of_gone(store, nodes[0]).await.unwrap();
+    assert_eq!(gone, [leaves.1, disabled.1]);
+    // Only the node's own leases are found.
+    let mut tx = store.begin().await.unwrap();
+    let all: Vec<LeaseId> = lent.iter().map(|(_, lease)| *lease).collect();
+    let users = leases::users_of(&mut tx, nodes[0], &all).await.unwrap();
+    tx.rollback().await.unwrap();
+    let mine = [lent[0], lent[2], lent[4]];
+    assert_eq!(users, mine.map(|(user, lease)| (lease, user)).into());
 }
 
 pub(crate) async fn what_is_lent_and_what_passed_keep_their_multiplier(backend: &Backend) {
