@@ -360,7 +360,7 @@ impl Leases {
         if online {
             self.wanted.notify_one();
         }
-        self.answered.send_modify(|version| *version += 1);
+        self.tell();
     }
 
     /// Lets cuts take everything from now on: the node ends, and no later cut would have what
@@ -371,6 +371,11 @@ impl Leases {
 
     pub(crate) fn is_online(&self) -> bool {
         self.online.load(Relaxed)
+    }
+
+    /// Tells who waits that there was an answer and that what came of it can be seen.
+    pub(crate) fn tell(&self) {
+        self.answered.send_modify(|version| *version += 1);
     }
 
     /// Returns what tells of every answer.
@@ -615,8 +620,6 @@ impl Leases {
             concerned.insert(*user);
         }
         self.keep(&inner);
-        drop(inner);
-        self.answered.send_modify(|version| *version += 1);
         concerned
     }
 

@@ -84,7 +84,7 @@ async fn grant(table: &Arc<UserTable>, user: Arc<User>, from: IpAddr) -> Option<
 }
 
 /// Asks the master for a slice when there is none, and waits a moment for it.
-async fn has_quota(table: &UserTable, user: &User) -> bool {
+pub(super) async fn has_quota(table: &UserTable, user: &User) -> bool {
     let enough = || user.has_allowance(table.total(user.id));
     if enough() {
         return true;

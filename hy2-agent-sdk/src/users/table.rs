@@ -563,6 +563,8 @@ impl UserTable {
         }
         drop(inner);
         self.act(actions);
+        // After the quotas were read: who waits for an answer looks there.
+        self.leases.tell();
     }
 
     /// Whether [`Self::tick`] has something to do.

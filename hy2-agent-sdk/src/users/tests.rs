@@ -14,8 +14,12 @@ use hy2_proto::control::{
     rpc::{ApplyEffect, FieldError, LeaseResponse, QuotaLease, UserEntry},
 };
 use tempfile::TempDir;
+use tokio::time::Instant;
 
-use super::table::{User, UserTable};
+use super::{
+    connection::has_quota,
+    table::{User, UserTable},
+};
 use crate::{
     clock::{Clock, ManualClock, from_unix_ms},
     engine::{Engine, EngineSession},
@@ -179,4 +183,27 @@ fn a_chunk_on_its_way_when_its_user_is_removed_holds_nobody_who_comes_back() {
     cell.add_tx(1000);
     node.table.moved(&node.user(), &cell);
     assert!(engine.0.load(SeqCst));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_slice_is_let_in_when_it_is_there() {
+    let node = Node::new();
+    let mut entry = node.entry("hers");
+    entry.metered = true;
+    node.has(Some(entry));
+    let begun = Instant::now();
+    let (table, user) = (Arc::clone(&node.table), node.user());
+    let waiting = tokio::spawn(async move { has_quota(&table, &user).await });
+    let settled = async || {
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+    };
+    settled().await;
+    node.lent(&slice(1, 1000));
+    // Whoever looks between these two sees nothing yet.
+    settled().await;
+    node.table.refresh([1]);
+    assert!(waiting.await.unwrap());
+    assert_eq!(begun.elapsed(), Duration::ZERO);
 }

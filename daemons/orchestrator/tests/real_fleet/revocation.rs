@@ -174,7 +174,7 @@ struct Times {
 }
 
 /// The bar: commit to last byte at the origin p99 below 500 ms, and back as fast, with three real
-/// engines and 200 further agents that serve the user too, on the same master.
+/// engines and 200 further agents that serve the user too, on the same master. The user has a quota.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn revocation_and_return_are_fast() {
     // Time is judged in the long run only; the short one shows that the measure measures.
@@ -224,7 +224,9 @@ const BAR: Duration = Duration::from_millis(500);
 
 /// Makes a user whom every node serves, with devices on the real ones.
 async fn everywhere(fleet: &Fleet, stubs: &Stubs, name: &str) -> (User, Devices) {
-    let user = fleet.user(name, json!({})).await;
+    // With a quota: whoever comes back waits for a slice, too.
+    let quota = json!({"quota_bytes": 1_u64 << 40});
+    let user = fleet.user(name, quota).await;
     // A subscription names some nodes of very many: the links are taken while these are all.
     let devices = Devices::of(fleet, &user).await;
     for node in &stubs.ids {
