@@ -54,7 +54,7 @@ impl Users {
 
     /// Finds who has a credential.
     pub fn find(&self, credential: &str) -> Option<u64> {
-        self.0.who(credential).map(|user| user.id)
+        self.0.who(credential).map(|(user, _)| user.id)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -18,7 +18,7 @@ use hy2_core::{
 };
 use tokio::time::{Instant, timeout_at};
 
-use super::table::{Doors, User, UserTable};
+use super::table::{Doors, User, UserTable, Verifier};
 use crate::{leases::Counters, traffic::Cell};
 
 /// How long a client waits for the master to grant what it needs.
@@ -32,7 +32,7 @@ impl Authenticator for Gate {
         let table = &self.0;
         Box::pin(async move {
             let decision = match table.who(request.auth) {
-                Some(user) => grant(table, user, request.remote.ip()).await,
+                Some((user, verifier)) => grant(table, user, verifier, request.remote).await,
                 None => None,
             };
             match decision {
@@ -49,8 +49,14 @@ impl Authenticator for Gate {
     }
 }
 
-async fn grant(table: &Arc<UserTable>, user: Arc<User>, from: IpAddr) -> Option<Grant> {
-    if table.doors() == Doors::Closed || !table.permits(&user) {
+pub(super) async fn grant(
+    table: &Arc<UserTable>,
+    user: Arc<User>,
+    verifier: Verifier,
+    remote: SocketAddr,
+) -> Option<Grant> {
+    let may = || table.doors() == Doors::Open && table.permits(&user, &verifier);
+    if !may() {
         return None;
     }
     let cell = match table.traffic.cells.of(user.id) {
@@ -65,10 +71,15 @@ async fn grant(table: &Arc<UserTable>, user: Arc<User>, from: IpAddr) -> Option<
         tracing::info!(user = user.id, "no quota left here");
         return None;
     }
-    if user.max_devices() > 0 && !has_place(table, &user, from).await {
+    if user.max_devices() > 0 && !has_place(table, &user, remote.ip()).await {
         tracing::info!(user = user.id, "no place for another device");
         return None;
     }
+    // The wait for the master may have been long: the credential may be another by then.
+    if !may() {
+        return None;
+    }
+    let admission = user.admit(remote, verifier);
     let cells = ConnectionCells {
         table: Arc::clone(table),
         user: Arc::clone(&user),
@@ -79,7 +90,8 @@ async fn grant(table: &Arc<UserTable>, user: Arc<User>, from: IpAddr) -> Option<
     Some(
         Grant::new(user.id.to_string())
             .limits(user.limits())
-            .counters(Arc::new(UserCounters::over(Arc::new(cells)))),
+            .counters(Arc::new(UserCounters::over(Arc::new(cells))))
+            .guard(admission),
     )
 }
 
@@ -175,8 +187,9 @@ impl EventSink for Events {
             return;
         };
         let connection = peer.connection.as_u64();
-        // Between the judgement and this moment the user may have been removed.
-        if !self.0.entered(user, connection, peer.remote.ip())
+        // Between the judgement and this moment the user may have been removed, or the credential
+        // changed.
+        if !self.0.entered(user, connection, peer.remote)
             && let Some(engine) = self.0.engine()
         {
             engine.kick_connection(connection);

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc, OnceLock, Weak,
         atomic::{
@@ -36,7 +36,7 @@ pub(crate) enum Doors {
     Closed,
 }
 
-type Verifier = [u8; 32];
+pub(super) type Verifier = [u8; 32];
 
 /// All users of a node.
 pub(crate) struct UserTable {
@@ -82,6 +82,8 @@ pub(crate) struct User {
     rate: Mutex<Option<Rate>>,
     /// Live connections: where from, since when.
     live: Mutex<BTreeMap<u64, (IpAddr, SystemTime)>>,
+    /// Clients that were let in and have not come in yet, with what they showed.
+    admitted: Mutex<HashMap<SocketAddr, Verifier>>,
     /// Counter up to which the user has a quota; `u64::MAX` without one.
     allowance: AtomicU64,
     /// Counter at which the user is stopped without waiting for an answer.
@@ -108,6 +110,18 @@ const HELD_MAX_MS: u64 = 10_000;
 /// After this long without its device, a place goes back; a device that only connects anew finds
 /// it.
 const PLACES_IDLE_MS: u64 = 3_000;
+
+/// A client that was let in. Kept as long as its connection: one that does not come in is forgotten.
+pub(super) struct Admission {
+    user: Arc<User>,
+    remote: SocketAddr,
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        self.user.admitted.lock().remove(&self.remote);
+    }
+}
 
 /// What the desired state says of a user.
 struct Entry {
@@ -163,6 +177,15 @@ impl User {
 
     pub(super) fn is_metered(&self) -> bool {
         self.entry.load().metered
+    }
+
+    /// Notes that a client is let in who showed a credential.
+    pub(super) fn admit(self: &Arc<Self>, remote: SocketAddr, verifier: Verifier) -> Admission {
+        self.admitted.lock().insert(remote, verifier);
+        Admission {
+            user: Arc::clone(self),
+            remote,
+        }
     }
 
     fn is_expired(&self, now_ms: u64) -> bool {
@@ -249,11 +272,12 @@ impl UserTable {
         }
     }
 
-    /// Finds who has a credential.
-    pub(super) fn who(&self, credential: &str) -> Option<Arc<User>> {
+    /// Finds who has a credential, and what it is known by.
+    pub(super) fn who(&self, credential: &str) -> Option<(Arc<User>, Verifier)> {
         let keys = self.keys.load_full()?;
         let verifier = keys.verifier(credential);
-        self.inner.read().by_verifier.get(&verifier).cloned()
+        let user = self.inner.read().by_verifier.get(&verifier).cloned()?;
+        Some((user, verifier))
     }
 
     #[cfg(any(test, feature = "bench"))]
@@ -265,11 +289,10 @@ impl UserTable {
         self.inner.read().by_id.get(&id).cloned()
     }
 
-    /// Whether a user may be connected at this moment, quota aside.
-    pub(super) fn permits(&self, user: &Arc<User>) -> bool {
+    /// Whether a user who showed a credential may be connected at this moment, quota aside.
+    pub(super) fn permits(&self, user: &Arc<User>, verifier: &Verifier) -> bool {
         let now = unix_ms(self.clock.now());
-        let known = self.inner.read().by_id.get(&user.id).cloned();
-        known.is_some_and(|known| Arc::ptr_eq(&known, user)) && !user.is_expired(now)
+        self.has(user) && user.entry.load().verifier == *verifier && !user.is_expired(now)
     }
 
     /// Whether this is the user that the table has, and not one who was removed.
@@ -322,6 +345,7 @@ impl UserTable {
                     entry: ArcSwap::from_pointee(entry),
                     rate: Mutex::default(),
                     live: Mutex::default(),
+                    admitted: Mutex::default(),
                     allowance: AtomicU64::new(u64::MAX),
                     limit: AtomicU64::new(u64::MAX),
                     renew_at: AtomicU64::new(u64::MAX),
@@ -711,10 +735,12 @@ impl UserTable {
     }
 
     /// Notes a connection; `false` when it must not stay.
-    pub(super) fn entered(&self, id: u64, connection: u64, from: IpAddr) -> bool {
+    pub(super) fn entered(&self, id: u64, connection: u64, remote: SocketAddr) -> bool {
         let Some(user) = self.user(id) else {
             return false;
         };
+        let from = remote.ip();
+        let shown = user.admitted.lock().remove(&remote);
         let since = self.clock.now();
         let max = user.max_devices();
         let places = usize::try_from(self.leases.places(id).min(max)).unwrap_or(usize::MAX);
@@ -731,7 +757,7 @@ impl UserTable {
         }
         user.idle_since.store(u64::MAX, Relaxed);
         // Whoever changes the table after this look cuts the connection itself.
-        self.permits(&user) && user.has_allowance(self.total(id))
+        shown.is_some_and(|shown| self.permits(&user, &shown)) && user.has_allowance(self.total(id))
     }
 
     pub(super) fn left(&self, id: u64, connection: u64) {
@@ -850,57 +876,4 @@ enum Action {
     Limits(Arc<User>),
     Devices(Arc<User>),
     Idle(Arc<User>),
-}
-
-#[cfg(test)]
-mod tests {
-    use hy2_proto::control::rpc::{DeviceLease, LeaseResponse};
-
-    use super::*;
-    use crate::{
-        clock::{ManualClock, from_unix_ms},
-        traffic::NoCut,
-    };
-
-    #[test]
-    fn devices_that_were_judged_at_the_same_time_share_no_place() {
-        let folder = tempfile::tempdir().unwrap();
-        let clock: Arc<dyn Clock> = Arc::new(ManualClock::new(from_unix_ms(1_000_000)));
-        let traffic = Traffic::open(folder.path(), 1 << 20, Arc::clone(&clock)).unwrap();
-        let leases = Leases::open(folder.path(), Arc::clone(&clock)).unwrap();
-        let table = UserTable::new(clock, Arc::new(traffic), Arc::new(leases));
-        let entry = UserEntry {
-            user_id: 1,
-            verifier: vec![1; 32].into(),
-            max_devices: 3,
-            ..UserEntry::default()
-        };
-        let all = UserChanges {
-            upsert: Vec::new(),
-            remove: Vec::new(),
-            all: true,
-        };
-        table.apply(&BTreeMap::from([(1, StoredUser::unsigned(entry))]), &all);
-        let lent = LeaseResponse {
-            devices: vec![DeviceLease {
-                user_id: 1,
-                slots: 1,
-                expires_at: Some(prost_types::Timestamp {
-                    seconds: 2000,
-                    nanos: 0,
-                }),
-            }],
-            ..Default::default()
-        };
-        table.leases.grant(&lent, &table, &NoCut::NO_COUNTERS);
-        let (one, other) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]));
-        assert!(table.entered(1, 11, one));
-        assert!(!table.entered(1, 12, other), "one place for two devices");
-        assert!(table.entered(1, 13, one), "the same device once more");
-        table.left(1, 12);
-        table.left(1, 11);
-        assert!(!table.entered(1, 14, other));
-        table.left(1, 13);
-        assert!(table.entered(1, 15, other), "its place is free");
-    }
 }

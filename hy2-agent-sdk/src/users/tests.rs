@@ -11,13 +11,13 @@ use std::{
 use hy2_core::{BoxFuture, authenticator::UserLimits};
 use hy2_proto::control::{
     MULTIPLIER_ONE,
-    rpc::{ApplyEffect, FieldError, LeaseResponse, QuotaLease, UserEntry},
+    rpc::{ApplyEffect, DeviceLease, FieldError, LeaseResponse, QuotaLease, UserEntry},
 };
 use tempfile::TempDir;
 use tokio::time::Instant;
 
 use super::{
-    connection::has_quota,
+    connection::{grant, has_quota},
     table::{User, UserTable},
 };
 use crate::{
@@ -135,6 +135,17 @@ impl Node {
     }
 }
 
+fn places(slots: u32) -> LeaseResponse {
+    LeaseResponse {
+        devices: vec![DeviceLease {
+            user_id: 1,
+            slots,
+            expires_at: at(2000),
+        }],
+        ..LeaseResponse::default()
+    }
+}
+
 fn slice(lease_id: u64, granted_bytes: u64) -> LeaseResponse {
     LeaseResponse {
         quotas: vec![QuotaLease {
@@ -150,6 +161,35 @@ fn slice(lease_id: u64, granted_bytes: u64) -> LeaseResponse {
 
 fn at(seconds: i64) -> Option<prost_types::Timestamp> {
     Some(prost_types::Timestamp { seconds, nanos: 0 })
+}
+
+fn from(last: u8) -> SocketAddr {
+    ([192, 0, 2, last], 4000).into()
+}
+
+#[test]
+fn devices_that_were_judged_at_the_same_time_share_no_place() {
+    let node = Node::new();
+    let mut entry = node.entry("hers");
+    entry.max_devices = 3;
+    node.has(Some(entry));
+    node.lent(&places(1));
+    let (user, verifier) = node.table.who("hers").unwrap();
+    let entered = |connection, remote| {
+        let admission = user.admit(remote, verifier);
+        let entered = node.table.entered(1, connection, remote);
+        drop(admission);
+        entered
+    };
+    let (one, other) = (from(1), from(2));
+    assert!(entered(11, one));
+    assert!(!entered(12, other), "one place for two devices");
+    assert!(entered(13, one), "the same device once more");
+    node.table.left(1, 12);
+    node.table.left(1, 11);
+    assert!(!entered(14, other));
+    node.table.left(1, 13);
+    assert!(entered(15, other), "its place is free");
 }
 
 #[test]
@@ -206,4 +246,36 @@ async fn who_waits_for_a_slice_is_let_in_when_it_is_there() {
     node.table.refresh([1]);
     assert!(waiting.await.unwrap());
     assert_eq!(begun.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_credential_that_changes_while_its_client_waits_lets_nobody_in() {
+    let node = Node::new();
+    let limited = |credential| {
+        let mut entry = node.entry(credential);
+        entry.max_devices = 2;
+        Some(entry)
+    };
+    node.has(limited("old"));
+    let (user, verifier) = node.table.who("old").unwrap();
+    let table = Arc::clone(&node.table);
+    let waiting = tokio::spawn(async move { grant(&table, user, verifier, from(1)).await });
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    node.has(limited("new"));
+    node.lent(&places(1));
+    node.table.refresh([1]);
+    assert!(waiting.await.unwrap().is_none());
+    // Nor between the judgement and the moment of coming in.
+    let (user, verifier) = node.table.who("new").unwrap();
+    let granted = grant(&node.table, user, verifier, from(1)).await;
+    assert!(granted.is_some());
+    node.has(limited("newer"));
+    assert!(!node.table.entered(1, 11, from(1)));
+    node.table.left(1, 11);
+    let (user, verifier) = node.table.who("newer").unwrap();
+    let granted = grant(&node.table, user, verifier, from(1)).await;
+    assert!(granted.is_some() && node.table.entered(1, 12, from(1)));
+    assert!(!node.table.entered(1, 13, from(1)), "nobody was let in");
 }
