@@ -563,6 +563,7 @@ impl Leases {
                     self.wanted.notify_one();
                 }
             }
+            close_up(slices, total);
             match slices
                 .iter_mut()
                 .find(|slice| slice.lease == quota.lease_id)
@@ -579,7 +580,7 @@ impl Leases {
                         Some(last) if last.ended == 0 => {
                             last.end().max(counters.spooled(quota.user_id))
                         }
-                        _ => total,
+                        _ => open_end(slices).max(total),
                     };
                     let mut slice = Slice {
                         lease: quota.lease_id,
@@ -654,6 +655,7 @@ impl Leases {
             for slice in back {
                 releases.extend(slice.end_at(total));
             }
+            close_up(slices, total);
             concerned.insert(*user);
         }
         unsaid.extend(unknown.into_iter().filter(|lease| unheard.insert(*lease)));
@@ -758,6 +760,22 @@ impl Drop for Asked {
         if let Some(request) = self.request.take() {
             self.leases.again(request);
         }
+    }
+}
+
+/// Returns where the last of the slices that have not ended ends; 0 without one.
+fn open_end(slices: &[Slice]) -> u64 {
+    let open = slices.iter().filter(|slice| slice.ended == 0);
+    open.map(Slice::end).max().unwrap_or(0)
+}
+
+/// Lets slices that nothing was used of begin where those before end, of which some may have ended short of it: what lies
+/// between is lent to nobody.
+fn close_up(slices: &mut [Slice], total: u64) {
+    let mut end = total;
+    for slice in slices.iter_mut().filter(|slice| slice.ended == 0) {
+        slice.start = slice.start.min(end);
+        end = end.max(slice.end());
     }
 }
 

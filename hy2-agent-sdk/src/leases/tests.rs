@@ -367,6 +367,55 @@ fn what_comes_back_is_said_before_what_is_asked_for() {
 }
 
 #[test]
+fn what_an_earlier_slice_gave_back_is_lent_to_nobody() {
+    const MIB: u64 = 1 << 20;
+    let folder = tempfile::tempdir().unwrap();
+    let (leases, clock) = open(folder.path());
+    let at = At::new(0);
+    let one = MULTIPLIER_ONE;
+    let first = until(quota(1, 16 * MIB, one), 2_000);
+    leases.grant(&first, &at, &NoCut::NO_COUNTERS);
+    at.0.set(12 * MIB);
+    for (lease, seconds) in [(2, 3_000), (3, 900_000)] {
+        let next = until(quota(lease, 8 * MIB, one), seconds);
+        leases.grant(&next, &at, &NoCut::NO_COUNTERS);
+    }
+    assert_eq!(leases.allowance(1), 32 * MIB);
+    // The first runs out, and the second is prolonged: 4 MiB go back.
+    clock.advance(Duration::from_secs(1_500));
+    let second = until(quota(2, 8 * MIB, one), 900_000);
+    leases.grant(&second, &at, &NoCut::NO_COUNTERS);
+    let back = leases.request(&at).unwrap().quotas;
+    assert_eq!((back[0].lease_id, back[0].remaining_bytes), (1, 4 * MIB));
+    assert_eq!(leases.allowance(1), 28 * MIB);
+    let lent = |from: u64| {
+        let used = leases.used(1, from, u64::MAX).into_iter();
+        used.map(|used| used.billed_bytes).sum::<u64>()
+    };
+    assert_eq!(lent(0), 28 * MIB);
+    // So it is for one that is taken back, of which some is used, and after a restart.
+    at.0.set(13 * MIB);
+    leases.recall(&[2], &at);
+    assert_eq!((leases.allowance(1), lent(0)), (21 * MIB, 21 * MIB));
+    drop(leases);
+    let (leases, _) = open(folder.path());
+    assert_eq!(leases.allowance(1), 21 * MIB);
+}
+
+#[test]
+fn a_slice_does_not_begin_inside_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let (leases, _) = open(folder.path());
+    let at = At::new(0);
+    leases.grant(&quota(1, 1000, MULTIPLIER_ONE), &at, &NoCut::NO_COUNTERS);
+    leases.grant(&quota(2, 1000, MULTIPLIER_ONE), &at, &NoCut::NO_COUNTERS);
+    at.0.set(600);
+    leases.recall(&[2], &at);
+    leases.grant(&quota(3, 1000, MULTIPLIER_ONE), &at, &NoCut::NO_COUNTERS);
+    assert_eq!(leases.allowance(1), 2000);
+}
+
+#[test]
 fn a_slice_that_is_taken_back_and_never_came_goes_back() {
     let folder = tempfile::tempdir().unwrap();
     let (leases, _) = open(folder.path());
