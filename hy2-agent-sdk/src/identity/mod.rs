@@ -181,24 +181,12 @@ impl Identity {
         Ok(())
     }
 
-    /// Replaces the parts of what was issued that are given; empty lists change nothing.
+    /// Replaces the parts of what was issued that are given; empty lists change nothing. It is in force also when it cannot
+    /// be kept: [`Self::save`] tries again.
     ///
     /// # Errors
     ///
-    /// As [`Self::accept`].
-    pub fn update(
-        &self,
-        certificate: Option<&IssuedCertificate>,
-        trusted_cas: &[bytes::Bytes],
-        signing_keys: &[SigningKey],
-    ) -> Result<(), IdentityError> {
-        match self.merged(certificate, trusted_cas, signing_keys)? {
-            Some(issued) => self.accept(&issued),
-            None => Ok(()),
-        }
-    }
-
-    /// Does the same, but has what was issued in force also when it cannot be kept: [`Self::save`] tries again.
+    /// [`IdentityError::Answer`] when it is not usable; nothing changes then. [`IdentityError::File`] when it is not on disk.
     pub(crate) fn renewed(
         &self,
         certificate: Option<&IssuedCertificate>,

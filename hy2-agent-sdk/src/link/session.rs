@@ -1,6 +1,10 @@
 //! The session: desired state down, observed state up, for as long as the connection holds.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use hy2_proto::control::rpc::{
     Cursor, FieldError, Hello, ReportMetricsRequest, ReportTrafficRequest, ResourceAck,
@@ -24,6 +28,7 @@ use super::{
 use crate::{
     agent::Node,
     clock::{SAME, moment, span},
+    identity::IdentityError,
     reconcile::{Assembly, revisions},
     report::{self, SessionsDelta},
     traffic::Resync,
@@ -43,6 +48,8 @@ const INTERVAL_MIN: Duration = Duration::from_millis(10);
 const INTERVAL_MAX: Duration = Duration::from_secs(86_400);
 /// After a certificate was renewed because the master refused it, this long goes by before that is tried again.
 const RENEWAL_PAUSE: Duration = Duration::from_secs(300);
+/// After the disk failed, traffic is delivered on when this has gone by.
+const DISK_PAUSE: Duration = Duration::from_secs(5);
 /// Reversed connections at once.
 const REVERSED_MAX: usize = 4;
 
@@ -179,7 +186,7 @@ async fn one(
         welcome,
     } = opened?;
     node.reconciler.reinstate();
-    greeted(node, &welcome).await?;
+    let unmet = greeted(node, &welcome).await?;
     node.link.send_replace(LinkState::Up {
         since: node.clock.now(),
     });
@@ -218,7 +225,11 @@ async fn one(
     tasks.spawn(report_sessions(Arc::clone(node), to.clone()));
     tasks.spawn(report_status(Arc::clone(node), to.clone()));
     tasks.spawn(report_alerts(Arc::clone(node), to.clone()));
-    tasks.spawn(deliver_traffic(Arc::clone(node), connection.master.clone()));
+    tasks.spawn(deliver_traffic(
+        Arc::clone(node),
+        connection.master.clone(),
+        unmet,
+    ));
     tasks.spawn(ask_for_leases(Arc::clone(node), connection.master.clone()));
     tasks.spawn(renew_in_time(Arc::clone(node), master.to_owned()));
     let mut reversed = JoinSet::new();
@@ -290,8 +301,15 @@ async fn hello(node: &Node) -> Hello {
     }
 }
 
-/// Takes over what the master says at the beginning.
-async fn greeted(node: &Arc<Node>, welcome: &Welcome) -> Result<(), LinkError> {
+/// How far the master has this node's traffic.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    cursor: u64,
+    moved_at: Option<SystemTime>,
+}
+
+/// Takes over what the master says at the beginning. Returns where delivery goes on if the disk is in the way of that.
+async fn greeted(node: &Arc<Node>, welcome: &Welcome) -> Result<Option<Place>, LinkError> {
     if let Some(master) = moment(welcome.master_time.as_ref()) {
         let skew = node.masters_clock.follow(master);
         if skew > SAME {
@@ -304,12 +322,32 @@ async fn greeted(node: &Arc<Node>, welcome: &Welcome) -> Result<(), LinkError> {
     let spool = node.traffic.waiting().spool_id;
     let known = |cursor: &&Cursor| cursor.spool_id == spool.as_slice();
     let known = welcome.cursors.iter().find(known);
-    let cursor = known.map_or(0, |cursor| cursor.durable_seq);
-    let moved_at = known.and_then(|cursor| moment(cursor.moved_at.as_ref()));
+    let place = Place {
+        cursor: known.map_or(0, |cursor| cursor.durable_seq),
+        moved_at: known.and_then(|cursor| moment(cursor.moved_at.as_ref())),
+    };
+    match rewind(node, place).await {
+        Ok(()) => Ok(None),
+        Err(LinkError::Storage(error)) => {
+            not_delivered(node, &error);
+            Ok(Some(place))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Begins delivery where the master is.
+async fn rewind(node: &Arc<Node>, place: Place) -> Result<(), LinkError> {
     let traffic = Arc::clone(&node.traffic);
-    let rewound = blocking(move || traffic.rewind(cursor, moved_at)).await?;
-    begun_anew(node, cursor, rewound);
+    let rewound = blocking(move || traffic.rewind(place.cursor, place.moved_at)).await?;
+    begun_anew(node, place.cursor, rewound);
     Ok(())
+}
+
+/// Tells the master's operators that the disk keeps traffic from being delivered.
+fn not_delivered(node: &Node, error: &std::io::Error) {
+    tracing::warn!(%error, "traffic not delivered, counting goes on");
+    node.alert("spool_not_delivered", "error", &error.to_string());
 }
 
 /// Goes on from the master's cursor, or with a new spool where that is not possible.
@@ -354,8 +392,18 @@ async fn handle(
             Err(error) => say(to, nack(0, 0, vec![error])).await?,
         },
         session_response::Event::Certificates(update) => {
-            node.identity
-                .update(None, &update.trusted_cas, &update.signing_keys)?;
+            let kept = node
+                .identity
+                .renewed(None, &update.trusted_cas, &update.signing_keys);
+            // A node that ended its sessions by this would hear of nobody who is no longer let in.
+            match kept {
+                Err(error @ IdentityError::File { .. }) => not_kept(node, &error),
+                Err(error) => tracing::error!(
+                    error = crate::engine::chain_of(&error),
+                    "authorities and keys not taken"
+                ),
+                Ok(()) => {}
+            }
             if update.renew_now {
                 node.renew_now.notify_one();
             }
@@ -385,6 +433,16 @@ async fn handle(
         session_response::Event::Welcome(_) | session_response::Event::OpenReverse(_) => {}
     }
     Ok(())
+}
+
+/// Tells the master's operators that what the master issued is lost when this process ends.
+fn not_kept(node: &Node, error: &IdentityError) {
+    let text = format!(
+        "in force but not on disk: {}",
+        crate::engine::chain_of(error)
+    );
+    tracing::warn!("certificate, authorities or keys {text}");
+    node.alert("identity_not_written", "error", &text);
 }
 
 async fn update_with(node: &Arc<Node>, update: ResourceUpdate, to: &To) -> Result<(), LinkError> {
@@ -492,8 +550,31 @@ async fn report_alerts(node: Arc<Node>, to: To) -> Result<(), LinkError> {
     }
 }
 
-/// Sends batch after batch, each when the one before is committed.
-async fn deliver_traffic(node: Arc<Node>, mut master: Master) -> Result<(), LinkError> {
+/// Delivers what waits. A disk that fails delays that, and not what the master has to say. `unmet`: where to begin, when that
+/// is not done yet.
+async fn deliver_traffic(
+    node: Arc<Node>,
+    master: Master,
+    mut unmet: Option<Place>,
+) -> Result<(), LinkError> {
+    loop {
+        let delivered = match unmet {
+            Some(place) => rewind(&node, place).await,
+            None => deliver_batches(&node, master.clone()).await,
+        };
+        match delivered {
+            Ok(()) => unmet = None,
+            Err(LinkError::Storage(error)) => {
+                not_delivered(&node, &error);
+                sleep(DISK_PAUSE).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Sends batch after batch, each when the one before is committed, until something fails.
+async fn deliver_batches(node: &Arc<Node>, mut master: Master) -> Result<(), LinkError> {
     let (to, queue) = mpsc::channel(1);
     let mut stream = None;
     let mut queue = Some(queue);
@@ -539,7 +620,7 @@ async fn deliver_traffic(node: Arc<Node>, mut master: Master) -> Result<(), Link
             node.alert("traffic_quarantined", "warning", &text);
         }
         if ack.durable_seq == outgoing.last {
-            let node = Arc::clone(&node);
+            let node = Arc::clone(node);
             blocking(move || {
                 node.traffic.acknowledged(ack.durable_seq);
                 look_at_spool(&node);
@@ -547,7 +628,7 @@ async fn deliver_traffic(node: Arc<Node>, mut master: Master) -> Result<(), Link
             })
             .await?;
         } else {
-            resync(&node, ack.durable_seq).await?;
+            resync(node, ack.durable_seq).await?;
         }
     }
 }
@@ -604,10 +685,7 @@ async fn renew_in_time(node: Arc<Node>, master: String) -> Result<(), LinkError>
             }
         }
         if let Err(error) = node.identity.save() {
-            tracing::warn!(
-                error = crate::engine::chain_of(&error),
-                "the certificate is not on disk"
-            );
+            not_kept(&node, &error);
         }
     }
 }

@@ -188,15 +188,20 @@ impl Spool {
                 .and_then(|batch| checked(&stored, &batch))
             {
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                    tracing::error!(%error, "batch is set aside");
-                    let path = self.path(&stored);
-                    fs::rename(&path, path.with_extension("damaged"))?;
-                    self.batches.retain(|one| *one != stored);
+                    self.set_aside(&stored, &error)?;
                 }
                 Err(error) => return Err(error),
                 Ok(_) => {}
             }
         }
+        Ok(())
+    }
+
+    fn set_aside(&mut self, stored: &Stored, error: &io::Error) -> io::Result<()> {
+        tracing::error!(%error, "batch is set aside");
+        let path = self.path(stored);
+        fs::rename(&path, path.with_extension("damaged"))?;
+        self.batches.retain(|one| one != stored);
         Ok(())
     }
 
@@ -300,11 +305,20 @@ impl Spool {
         write(&self.folder, &merged).map(Some)
     }
 
-    /// Returns the first batch that the master lacks, marked as sent.
+    /// Returns the first batch that the master lacks, marked as sent. One that was damaged meanwhile is set aside.
     pub(crate) fn next(&mut self) -> io::Result<Option<Outgoing>> {
         let durable = self.durable;
-        let Some(at) = self.batches.iter().position(|one| one.last > durable) else {
-            return Ok(None);
+        let (at, batch) = loop {
+            let Some(at) = self.batches.iter().position(|one| one.last > durable) else {
+                return Ok(None);
+            };
+            let stored = self.batches[at];
+            match self.read(&stored) {
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    self.set_aside(&stored, &error)?;
+                }
+                batch => break (at, batch?),
+            }
         };
         if !self.batches[at].sent {
             let before = self.path(&self.batches[at]);
@@ -315,7 +329,6 @@ impl Spool {
             files::sync_folder(&after)?;
             self.batches[at] = stored;
         }
-        let batch = self.read(&self.batches[at])?;
         Ok(Some(Outgoing {
             first: self.batches[at].first,
             last: self.batches[at].last,
@@ -384,8 +397,7 @@ impl Spool {
         moved_at: Option<SystemTime>,
     ) -> io::Result<Resync> {
         let never_sent = self.never_sent(cursor, moved_at);
-        let first_missing = self.batches.iter().find(|one| one.last > cursor);
-        let fits = match first_missing {
+        let fits = match self.first_missing(cursor) {
             _ if !never_sent.is_empty() => false,
             Some(batch) => batch.first == cursor + 1,
             None => cursor < self.next,
@@ -395,30 +407,53 @@ impl Spool {
             self.acknowledged(cursor);
             return Ok(Resync::Fits);
         }
+        self.set_damaged_aside()?;
+        let first_missing = self.first_missing(cursor);
         let lost = first_missing.map_or(0, |batch| batch.first.saturating_sub(cursor + 1));
         // A batch that reaches over the cursor is in part there: never billed twice.
-        let missing = self
+        let missing: Vec<_> = self
             .batches
             .iter()
-            .filter(|one| one.first > cursor || never_sent.contains(one));
+            .filter(|one| one.first > cursor || never_sent.contains(one))
+            .collect();
         let id: [u8; 16] = rand::random();
         let folder = self.root.join(hex::encode(id));
-        files::private_folder(&folder)?;
-        let mut batches = Vec::new();
-        for stored in missing {
-            let mut batch = decode(&self.read(stored)?)?;
-            let seq = batches.len() as u64 + 1;
-            (batch.first_seq, batch.last_seq) = (seq, seq);
-            batch.spool_id = id.to_vec().into();
-            batches.push(write(&folder, &batch)?);
-        }
-        files::sync_folder(&folder)?;
-        // From here on the new spool counts.
-        files::write_atomic(&self.root.join("current"), hex::encode(id).as_bytes())?;
+        let batches = match self.copied(&missing, id, &folder) {
+            Ok(batches) => batches,
+            Err(error) => {
+                // It may hold the space that is missing; not where it is noted already, and only that is not certain to last.
+                let noted = files::read(&self.root.join("current"));
+                if noted.is_ok_and(|noted| noted.as_deref().and_then(hex_id) != Some(id)) {
+                    let _ = fs::remove_dir_all(&folder);
+                }
+                return Err(error);
+            }
+        };
         self.next = batches.len() as u64 + 1;
         (self.id, self.folder, self.batches, self.durable) = (id, folder, batches, 0);
         self.forget_others();
         Ok(Resync::Restarted { lost })
+    }
+
+    fn first_missing(&self, cursor: u64) -> Option<Stored> {
+        self.batches.iter().find(|one| one.last > cursor).copied()
+    }
+
+    /// Writes batches into a new spool, numbered anew, and notes that it is the one in use.
+    fn copied(&self, batches: &[&Stored], id: [u8; 16], folder: &Path) -> io::Result<Vec<Stored>> {
+        files::private_folder(folder)?;
+        let mut copies = Vec::new();
+        for stored in batches {
+            let mut batch = decode(&self.read(stored)?)?;
+            let seq = copies.len() as u64 + 1;
+            (batch.first_seq, batch.last_seq) = (seq, seq);
+            batch.spool_id = id.to_vec().into();
+            copies.push(write(folder, &batch)?);
+        }
+        files::sync_folder(folder)?;
+        // From here on the new spool counts.
+        files::write_atomic(&self.root.join("current"), hex::encode(id).as_bytes())?;
+        Ok(copies)
     }
 
     fn path(&self, stored: &Stored) -> PathBuf {

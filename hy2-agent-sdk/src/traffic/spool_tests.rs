@@ -195,29 +195,72 @@ fn a_disk_from_the_past_does_not_repeat_numbers() {
 }
 
 #[test]
-fn a_flipped_bit_is_an_error_and_a_torn_file_is_not_there() {
+fn a_bit_that_flips_while_the_agent_runs_costs_its_batch_and_a_torn_file_is_not_there() {
     let folder = tempfile::tempdir().unwrap();
     let mut spool = Spool::open(folder.path(), 1 << 20).unwrap();
     append(&mut spool, vec![row(1, 1, 0)]);
-    let path = spool.path(&spool.batches[0]);
+    append(&mut spool, vec![row(1, 10, 0)]);
+    let first = spool.batches[0];
+    let path = spool.path(&first);
     let whole = fs::read(&path).unwrap();
+    let beside = path.with_extension("damaged");
     for at in 0..whole.len() {
         let mut bytes = whole.clone();
         bytes[at] ^= 1;
         fs::write(&path, bytes).unwrap();
-        let error = spool.next().map(|_| ()).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::InvalidData, "byte {at}");
-        // It was marked as sent.
-        let sent = spool.path(&spool.batches[0]);
-        fs::write(&sent, &whole).unwrap();
-        fs::rename(&sent, &path).unwrap();
-        spool.batches[0].sent = false;
+        assert_eq!(spool.next().unwrap().unwrap().first, 2, "byte {at}");
+        fs::rename(&beside, &path).unwrap();
+        spool.batches.insert(0, first);
     }
-    fs::write(path.with_extension("tmp"), b"half").unwrap();
+    // Set aside, it is a gap as one that was found at the start.
+    let mut store = Store::default();
+    let outgoing = spool.next().unwrap().unwrap();
+    assert_eq!(store.take(&outgoing), 0);
+    let resync = spool.resync(0, None).unwrap();
+    assert_eq!(resync, Resync::Restarted { lost: 1 });
+    assert_eq!(deliver(&mut spool, &mut store), 0);
+    assert_eq!(store.bytes[&1], (10, 0));
+    let torn = spool.path(&spool.batches[0]).with_extension("tmp");
+    fs::write(&torn, b"half").unwrap();
     drop(spool);
     let spool = Spool::open(folder.path(), 1 << 20).unwrap();
     assert_eq!(spool.contents().unwrap().len(), 1);
-    assert!(!path.with_extension("tmp").exists());
+    assert!(!torn.exists());
+}
+
+#[test]
+fn a_new_spool_is_made_without_what_was_damaged_meanwhile() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = Spool::open(folder.path(), 1 << 20).unwrap();
+    for n in [1, 10, 100] {
+        append(&mut spool, vec![row(1, n, 0)]);
+    }
+    spool.acknowledged(1);
+    fs::write(spool.path(&spool.batches[0]), b"hy2b and nonsense").unwrap();
+    // The master has less than it said once.
+    let resync = spool.resync(0, None).unwrap();
+    assert_eq!(resync, Resync::Restarted { lost: 2 });
+    let mut store = Store::default();
+    deliver(&mut spool, &mut store);
+    assert_eq!(store.bytes[&1], (100, 0));
+}
+
+#[test]
+fn a_new_spool_that_finds_no_room_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = Spool::open(folder.path(), 1 << 20).unwrap();
+    append(&mut spool, vec![row(1, 1, 0)]);
+    let in_the_way = folder.path().join("current.tmp");
+    fs::create_dir(&in_the_way).unwrap();
+    let id = spool.id();
+    for _ in 0..3 {
+        spool.resync(9, None).unwrap_err();
+        assert_eq!((spool.id(), spool.waiting().0), (id, 1));
+    }
+    assert_eq!(spools(folder.path()).unwrap(), [id]);
+    fs::remove_dir(&in_the_way).unwrap();
+    let resync = spool.resync(9, None).unwrap();
+    assert_eq!(resync, Resync::Restarted { lost: 0 });
 }
 
 proptest! {

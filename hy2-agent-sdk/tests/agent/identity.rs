@@ -12,7 +12,11 @@ use hy2_agent_sdk::{
     link::LinkState,
 };
 
-use crate::{fleet::World, soon};
+use crate::{
+    fleet::World,
+    master::{Desired, Seen},
+    soon,
+};
 
 async fn link_error(agent: &hy2_agent_sdk::AgentHandle, part: &str) {
     let mut link = agent.link();
@@ -162,6 +166,61 @@ async fn a_renewed_certificate_that_cannot_be_written_is_in_force_and_written_wh
     assert_eq!(std::fs::read(&path).expect("an identity"), before);
     std::fs::remove_dir(&beside).expect("empty");
     world.master.send(renew()).await;
+    soon("written", async {
+        while std::fs::read(&path).expect("an identity") == before {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn authorities_and_keys_that_cannot_be_written_are_in_force_and_end_no_session() {
+    let mut world = World::with_users(&[(1, "alice's credential")]).await;
+    let agent = world.start().await;
+    let identity = agent.identity();
+    let path = world.folder.path().join("identity");
+    let before = std::fs::read(&path).expect("an identity");
+    let beside = path.with_extension("tmp");
+    std::fs::create_dir(&beside).expect("in the way");
+    let pki = &world.master.shared.pki;
+    let keys = vec![
+        pki.signing_key.clone(),
+        pki.another_signer("signer-2", None).public.clone(),
+    ];
+    let update = |trusted_cas: &[&[u8]]| {
+        session_response::Event::Certificates(CertificateUpdate {
+            signing_keys: keys.clone(),
+            trusted_cas: trusted_cas.iter().map(|ca| ca.to_vec().into()).collect(),
+            renew_now: false,
+        })
+    };
+    world.master.send(update(&[])).await;
+    // Nor does one that cannot be used.
+    world.master.send(update(&[b"no certificate"])).await;
+    // A revocation after it is heard.
+    let empty = |desired: &mut Desired| desired.users.clear();
+    world.master.publish_acked(empty).await;
+    world.is_refused("alice's credential").await;
+    let current = identity.credentials().expect("enrolled");
+    assert_eq!(current.signing_keys, keys);
+    assert_eq!(current.trusted_cas, [world.master.shared.pki.ca()]);
+    assert_eq!(std::fs::read(&path).expect("an identity"), before);
+    let said = |seen: &Seen| {
+        let mut rules = seen.alerts.iter().map(|alert| &*alert.rule);
+        rules.any(|rule| rule == "identity_not_written")
+    };
+    let seen = world.master.until_seen("the alert", said).await;
+    assert_eq!(seen.sessions, 1);
+    std::fs::remove_dir(&beside).expect("empty");
+    let renew = CertificateUpdate {
+        renew_now: true,
+        ..CertificateUpdate::default()
+    };
+    world
+        .master
+        .send(session_response::Event::Certificates(renew))
+        .await;
     soon("written", async {
         while std::fs::read(&path).expect("an identity") == before {
             tokio::time::sleep(Duration::from_millis(10)).await;

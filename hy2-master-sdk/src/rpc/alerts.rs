@@ -29,7 +29,11 @@ fn ends(rule: &str) -> Ends {
     match rule {
         "clock_skew" => Ends::WithSession,
         "ledger_not_written" => Ends::WithManifest,
-        "spool_not_written" | "spool_nearly_full" | IDENTITY_TWICE => Ends::WithQuiet,
+        "spool_not_written"
+        | "spool_not_delivered"
+        | "spool_nearly_full"
+        | "identity_not_written"
+        | IDENTITY_TWICE => Ends::WithQuiet,
         _ => Ends::ByHand,
     }
 }
@@ -165,7 +169,13 @@ mod tests {
     #[test]
     fn what_is_said_with_every_cut_is_over_after_an_hour_of_silence() {
         let watch = Watch::new(Timestamp(0));
-        for rule in ["spool_not_written", "spool_nearly_full", IDENTITY_TWICE] {
+        for rule in [
+            "spool_not_written",
+            "spool_not_delivered",
+            "spool_nearly_full",
+            "identity_not_written",
+            IDENTITY_TWICE,
+        ] {
             assert!(!watch.is_over(&said(rule, 5), Timestamp(HOUR + 4)));
             assert!(watch.is_over(&said(rule, 5), Timestamp(HOUR + 5)));
         }
