@@ -7,9 +7,9 @@ use std::{
 };
 
 use hy2_proto::control::rpc::{
-    Cursor, FieldError, Hello, ReportMetricsRequest, ReportTrafficRequest, ResourceAck,
-    ResourceNack, ResourceUpdate, SessionRequest, SessionResponse, StatusReport, Welcome,
-    session_request, session_response,
+    Cursor, FieldError, HeartbeatRequest, Hello, ReportMetricsRequest, ReportTrafficRequest,
+    ResourceAck, ResourceNack, ResourceUpdate, SessionRequest, SessionResponse, StatusReport,
+    Welcome, session_request, session_response,
 };
 use tokio::{
     sync::mpsc,
@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     agent::Node,
-    clock::{SAME, moment, span},
+    clock::{Clock, SAME, moment, span},
     identity::IdentityError,
     reconcile::{Assembly, revisions},
     report::{self, SessionsDelta},
@@ -217,6 +217,11 @@ async fn one(
     let heartbeat = period(welcome.heartbeat_interval.as_ref(), 10);
     let metrics = period(welcome.metrics_interval.as_ref(), 15);
     tasks.spawn(heartbeats(Arc::clone(node), to.clone(), heartbeat));
+    tasks.spawn(follow_time(
+        Arc::clone(node),
+        connection.master.clone(),
+        heartbeat,
+    ));
     tasks.spawn(report_metrics(
         Arc::clone(node),
         connection.master.clone(),
@@ -497,6 +502,44 @@ async fn heartbeats(node: Arc<Node>, to: To, period: Duration) -> Result<(), Lin
         // Spread, so that a fleet does not beat as one.
         sleep(period.mul_f64(0.8 + 0.4 * rand::random::<f64>())).await;
     }
+}
+
+/// Asks for the master's time again and again: somebody may set that clock while the session lasts.
+async fn follow_time(
+    node: Arc<Node>,
+    mut master: Master,
+    period: Duration,
+) -> Result<(), LinkError> {
+    loop {
+        sleep(period.mul_f64(0.8 + 0.4 * rand::random::<f64>())).await;
+        let asked = Instant::now();
+        match bounded(master.heartbeat(HeartbeatRequest::default())).await {
+            // An answer that was long on its way says too little.
+            Ok(answer) if asked.elapsed() < SAME => {
+                if let Some(time) = moment(answer.master_time.as_ref()) {
+                    follow(&node, time).await?;
+                }
+            }
+            Ok(_) => {}
+            Err(error) => tracing::debug!(%error, "the master does not say the time"),
+        }
+    }
+}
+
+async fn follow(node: &Arc<Node>, master: SystemTime) -> Result<(), LinkError> {
+    let before = node.masters_clock.now();
+    node.masters_clock.follow(master);
+    if before <= node.masters_clock.now() + SAME {
+        return Ok(());
+    }
+    tracing::warn!("the master's clock was set back");
+    // What was due and done by the old time may be so once more.
+    let node = Arc::clone(node);
+    blocking(move || {
+        node.users.refresh_all();
+        Ok(())
+    })
+    .await
 }
 
 async fn report_metrics(

@@ -563,10 +563,21 @@ impl UserTable {
         }
     }
 
-    /// Reads anew what was lent to every user: whether somebody can be asked has changed.
+    /// Reads anew what was lent to every user, and when their time is over: whether somebody can be asked has changed, or
+    /// what the time is.
     pub(crate) fn refresh_all(&self) {
+        let now = unix_ms(self.clock.now());
         let lent_to: Vec<u64> = {
-            let inner = self.inner.read();
+            let mut inner = self.inner.write();
+            let inner = &mut *inner;
+            for user in inner.by_id.values() {
+                // Who was over by a clock that was ahead is looked at again in time.
+                if let Some(at) = user.entry.load().expires_ms
+                    && at > now
+                {
+                    inner.due.insert((at, user.id));
+                }
+            }
             let users = inner.by_id.values();
             users
                 .filter(|user| user.is_metered() || user.max_devices() > 0)

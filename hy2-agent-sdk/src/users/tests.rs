@@ -279,3 +279,36 @@ async fn a_credential_that_changes_while_its_client_waits_lets_nobody_in() {
     assert!(granted.is_some() && node.table.entered(1, 12, from(1)));
     assert!(!node.table.entered(1, 13, from(1)), "nobody was let in");
 }
+
+#[test]
+fn who_was_over_by_a_clock_that_was_ahead_is_looked_at_in_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let clock = Arc::new(ManualClock::new(from_unix_ms(1_000_000)));
+    let given: Arc<dyn Clock> = Arc::clone(&clock) as _;
+    let traffic = Traffic::open(folder.path(), 1 << 20, Arc::clone(&given)).unwrap();
+    let leases = Leases::open(folder.path(), Arc::clone(&given)).unwrap();
+    let table = UserTable::new(given, Arc::new(traffic), Arc::new(leases));
+    let entry = UserEntry {
+        user_id: 1,
+        verifier: vec![1; 32].into(),
+        expires_at: Some(prost_types::Timestamp {
+            seconds: 2000,
+            nanos: 0,
+        }),
+        ..UserEntry::default()
+    };
+    let all = UserChanges {
+        upsert: Vec::new(),
+        remove: Vec::new(),
+        all: true,
+    };
+    table.apply(&BTreeMap::from([(1, StoredUser::unsigned(entry))]), &all);
+    clock.set(from_unix_ms(3_000_000));
+    assert!(table.is_due());
+    table.tick();
+    clock.set(from_unix_ms(1_000_000));
+    table.refresh_all();
+    assert!(!table.is_due());
+    clock.set(from_unix_ms(2_000_000));
+    assert!(table.is_due());
+}

@@ -109,6 +109,8 @@ pub(crate) struct Shared {
     pub(crate) refuses: AtomicBool,
     /// What it calls its time.
     pub(crate) clock: Mutex<Arc<dyn Clock>>,
+    /// It tells the time during a session too; most tests move the agent's date alone.
+    pub(crate) tells_time: AtomicBool,
     /// The node is deleted: who asks for a session is told so.
     pub(crate) retired: AtomicBool,
     /// Commit, but do not answer, this many batches.
@@ -175,6 +177,7 @@ impl Master {
             renewals: AtomicU64::new(0),
             refuses: AtomicBool::new(false),
             clock: Mutex::new(Arc::new(SystemClock)),
+            tells_time: AtomicBool::new(false),
             retired: AtomicBool::new(false),
             lose_answers: AtomicU64::new(0),
             extra_answers: AtomicUsize::new(0),
@@ -817,7 +820,14 @@ impl MasterService for Service {
         &self,
         _request: Request<rpc::HeartbeatRequest>,
     ) -> Result<Response<rpc::HeartbeatResponse>, Status> {
-        Err(Status::unimplemented("sessions only"))
+        self.node()?;
+        if !self.shared.tells_time.load(SeqCst) {
+            return Err(Status::unimplemented("sessions only"));
+        }
+        Ok(Response::new(rpc::HeartbeatResponse {
+            master_time: Some(self.shared.clock.lock().now().into()),
+            open_session: false,
+        }))
     }
 }
 

@@ -1,10 +1,11 @@
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::SeqCst},
     time::{Duration, SystemTime},
 };
 
 use hy2_agent_sdk::{
     clock::ManualClock,
+    hy2_core::Client,
     hy2_proto::control::rpc::{EngineState, ExpiryPolicy},
 };
 
@@ -54,7 +55,7 @@ async fn a_day_without_a_master_loses_no_byte_and_nobody_who_may_stay() {
     let carol = world.client(CAROL).await;
     let warm = Traffic::start(&carol, &echo.target(), 1, 1000).await;
     soon("a round", async {
-        while warm.rounds.load(std::sync::atomic::Ordering::SeqCst) < 2 {
+        while warm.rounds.load(SeqCst) < 2 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
@@ -69,7 +70,7 @@ async fn a_day_without_a_master_loses_no_byte_and_nobody_who_may_stay() {
         let alice = world.client(ALICE).await;
         let traffic = Traffic::start(&alice, &echo.target(), 1, 1000).await;
         soon("a round", async {
-            while traffic.rounds.load(std::sync::atomic::Ordering::SeqCst) < 2 {
+            while traffic.rounds.load(SeqCst) < 2 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         })
@@ -170,4 +171,45 @@ async fn a_host_that_starts_with_a_lost_clock_serves_whom_it_should_without_its_
         }
         world.shutdown().await;
     }
+}
+
+#[tokio::test]
+async fn a_master_whose_clock_is_set_is_followed_while_the_session_lasts() {
+    const DAY: Duration = Duration::from_secs(86_400);
+    let now = SystemTime::now();
+    let mut world = World::with_users(&[(1, ALICE)]).await;
+    let mut entry = user(2, BOB);
+    entry.expires_at = Some((now + DAY).into());
+    world.master.shared.desired.lock().users.insert(2, entry);
+    let clock = Arc::new(ManualClock::new(now + 2 * DAY));
+    world.master.shared.tells_time.store(true, SeqCst);
+    *world.master.shared.clock.lock() = Arc::clone(&clock) as _;
+    world.start().await;
+    for (master, is_in) in [
+        (now + 2 * DAY, false),
+        (now, true),
+        (now + 3 * DAY, false),
+        (now, true),
+    ] {
+        clock.set(master);
+        soon("the master's time", async {
+            loop {
+                let connected = soon("an answer", Client::connect(world.client_config(BOB)));
+                if connected.await.is_ok() == is_in {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await;
+        world.client(ALICE).await.close().await;
+    }
+    // Who came in after the clock was set back is cut when the time comes.
+    let bob = world.client(BOB).await;
+    let echo = Echo::start().await;
+    let traffic = Traffic::start(&bob, &echo.target(), 1, 100).await;
+    assert_eq!(world.master.shared.seen.borrow().sessions, 1);
+    clock.set(now + DAY);
+    soon("the end of bob's time", traffic.until_cut()).await;
+    assert_eq!(world.master.shared.seen.borrow().sessions, 1);
 }
