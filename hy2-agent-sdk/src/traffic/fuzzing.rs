@@ -45,7 +45,7 @@ impl Batches {
     ///
     /// Those of the disk.
     pub fn contents(&self) -> io::Result<Vec<TrafficBatch>> {
-        self.0.contents()
+        self.0.contents().collect()
     }
 
     /// Appends one batch.

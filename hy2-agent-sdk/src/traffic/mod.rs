@@ -64,8 +64,8 @@ impl Traffic {
         let found = cells::changed(folder)?.map_or(now, |changed| changed.min(now));
         let cells = Cells::open(folder)?;
         let spool = Spool::open(&folder.join("spool"), cap)?;
-        for batch in spool.contents()? {
-            for row in &batch.users {
+        for batch in spool.contents() {
+            for row in &batch?.users {
                 cells.of(row.user_id)?.raise(row.total_tx, row.total_rx);
             }
         }
@@ -248,8 +248,8 @@ mod tests {
                     .spool
                     .lock()
                     .contents()
+                    .last()
                     .unwrap()
-                    .pop()
                     .unwrap()
                     .users[0]
                     .clone();
@@ -331,7 +331,7 @@ mod tests {
         assert_eq!(traffic.spooled_total(1), u64::MAX);
         cell.add_tx(995);
         assert_eq!(traffic.cut(&leases).unwrap(), 1);
-        let batch = traffic.spool.lock().contents().unwrap().remove(0);
+        let batch = traffic.spool.lock().contents().next().unwrap().unwrap();
         assert_eq!((batch.users[0].tx, batch.users[0].rx), (5, 0));
     }
 }

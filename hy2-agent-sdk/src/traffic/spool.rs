@@ -221,10 +221,10 @@ impl Spool {
         })
     }
 
-    /// Reads every batch that is here, oldest first.
-    pub(crate) fn contents(&self) -> io::Result<Vec<TrafficBatch>> {
+    /// Reads the batches that are here, oldest first, each when it is asked for: together they may be larger than memory.
+    pub(crate) fn contents(&self) -> impl Iterator<Item = io::Result<TrafficBatch>> {
         let batches = self.batches.iter();
-        batches.map(|stored| decode(&self.read(stored)?)).collect()
+        batches.map(|stored| decode(&self.read(stored)?))
     }
 
     /// Appends what was counted between two cuts. When this returns, it survives a power cut;

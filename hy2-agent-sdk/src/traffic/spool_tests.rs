@@ -69,7 +69,7 @@ fn batches_leave_in_order_and_the_newest_stays() {
     drop(spool);
     let mut spool = Spool::open(folder.path(), 1 << 20).unwrap();
     assert_eq!(spool.id(), id);
-    assert_eq!(spool.contents().unwrap().len(), 1);
+    assert_eq!(spool.contents().count(), 1);
     assert_eq!(spool.resync(3, None).unwrap(), Resync::Fits);
     append(&mut spool, vec![row(1, 4, 0)]);
     assert_eq!(spool.next().unwrap().unwrap().last, 4);
@@ -160,13 +160,7 @@ fn files_with_impossible_numbers_are_left_alone() {
     let mut spool = Spool::open(folder.path(), 1 << 20).unwrap();
     assert_eq!(spool.batches.len(), 1);
     append(&mut spool, vec![row(1, 1, 0)]);
-    assert!(
-        spool
-            .contents()
-            .unwrap()
-            .iter()
-            .all(|batch| batch.last_seq < 10)
-    );
+    assert!(spool.contents().all(|batch| batch.unwrap().last_seq < 10));
 }
 
 #[test]
@@ -224,7 +218,7 @@ fn a_bit_that_flips_while_the_agent_runs_costs_its_batch_and_a_torn_file_is_not_
     fs::write(&torn, b"half").unwrap();
     drop(spool);
     let spool = Spool::open(folder.path(), 1 << 20).unwrap();
-    assert_eq!(spool.contents().unwrap().len(), 1);
+    assert_eq!(spool.contents().count(), 1);
     assert!(!torn.exists());
 }
 
@@ -261,6 +255,24 @@ fn a_new_spool_that_finds_no_room_leaves_nothing_behind() {
     fs::remove_dir(&in_the_way).unwrap();
     let resync = spool.resync(9, None).unwrap();
     assert_eq!(resync, Resync::Restarted { lost: 0 });
+}
+
+#[test]
+fn batches_are_read_one_at_a_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = Spool::open(folder.path(), 1 << 20).unwrap();
+    for n in 1..=3 {
+        append(&mut spool, vec![row(1, n, 0)]);
+    }
+    let mut contents = spool.contents();
+    for (at, stored) in spool.batches.iter().enumerate() {
+        assert_eq!(contents.next().unwrap().unwrap().first_seq, at as u64 + 1);
+        // Only the next that is asked for has to be there.
+        fs::remove_file(spool.path(stored)).unwrap();
+    }
+    assert!(contents.next().is_none());
+    let mut contents = spool.contents();
+    assert!(contents.next().unwrap().is_err(), "nothing is kept");
 }
 
 proptest! {
