@@ -251,6 +251,8 @@ async fn one(
                         if reversed.len() < REVERSED_MAX {
                             let node = Arc::clone(node);
                             reversed.spawn(reverse::open(node, master.to_owned(), open.ticket));
+                        } else {
+                            tracing::warn!(most = REVERSED_MAX, "no further reversed connection is opened");
                         }
                     }
                     other => handle(node, other, &mut assembly, &to).await?,

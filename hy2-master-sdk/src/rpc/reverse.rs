@@ -1,6 +1,7 @@
 //! NodeManager, served by agents over connections that they open when the master asks for one.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +20,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use super::live::LiveNodes;
 use super::peers::PeerStream;
 use crate::domain::NodeId;
-use crate::secrets::random;
+use crate::secrets::{RandomError, random};
 
 /// A client of one node's NodeManager.
 pub type NodeClient = NodeManagerClient<Channel>;
@@ -36,14 +37,24 @@ pub enum ReverseError {
     TimedOut,
     /// No randomness.
     #[error(transparent)]
-    Random(#[from] crate::secrets::RandomError),
+    Random(#[from] RandomError),
 }
 
 /// Connections by which nodes are commanded, and those that are awaited.
 #[derive(Debug, Default)]
 pub(crate) struct Reverse {
     open: Mutex<HashMap<NodeId, Open>>,
-    awaited: Mutex<HashMap<Bytes, (NodeId, oneshot::Sender<Channel>)>>,
+    /// Locked before `open` where both are.
+    awaited: Mutex<HashMap<NodeId, Awaited>>,
+}
+
+/// A connection that a node is asked for, and all who wait for it: an agent opens few at once.
+#[derive(Debug)]
+struct Awaited {
+    ticket: Bytes,
+    /// When to ask with the same ticket once more: the question may have gone with a Session, or the connection failed.
+    ask_at: Instant,
+    waiting: Vec<oneshot::Sender<Channel>>,
 }
 
 #[derive(Debug)]
@@ -64,24 +75,76 @@ impl Reverse {
         if let Some(channel) = self.reuse(node) {
             return Ok(client(channel));
         }
-        let ticket = Bytes::copy_from_slice(&*random::<16>()?);
-        let (opened, wait) = oneshot::channel();
-        self.awaited.lock().insert(ticket.clone(), (node, opened));
+        let (opened, mut wait) = oneshot::channel();
+        let ticket = self.join(node, opened)?;
         let result = async {
-            let ask = rpc::session_response::Event::OpenReverse(rpc::OpenReverse {
-                ticket: ticket.clone(),
-            });
-            if !live.send(node, ask).await {
-                return Err(ReverseError::NotConnected);
+            loop {
+                if self.is_to_ask(node, &ticket) {
+                    let ask = rpc::session_response::Event::OpenReverse(rpc::OpenReverse {
+                        ticket: ticket.clone(),
+                    });
+                    if !live.send(node, ask).await {
+                        // It is so for all who wait.
+                        self.awaited.lock().remove(&node);
+                        return Err(ReverseError::NotConnected);
+                    }
+                }
+                match tokio::time::timeout(ASK_AGAIN, &mut wait).await {
+                    Ok(Ok(channel)) => return Ok(client(channel)),
+                    Ok(Err(_)) => return Err(ReverseError::NotConnected),
+                    Err(_) => {}
+                }
             }
-            match tokio::time::timeout(timeout, wait).await {
-                Ok(Ok(channel)) => Ok(client(channel)),
-                _ => Err(ReverseError::TimedOut),
-            }
+        };
+        let result = tokio::time::timeout(timeout, result).await;
+        drop(wait);
+        self.forget_who_left(node);
+        result.unwrap_or(Err(ReverseError::TimedOut))
+    }
+
+    /// Adds somebody who waits for a node's connection, and returns the ticket that it comes with.
+    fn join(&self, node: NodeId, opened: oneshot::Sender<Channel>) -> Result<Bytes, RandomError> {
+        let mut awaited = self.awaited.lock();
+        // It may have come since the caller looked.
+        if let Some(channel) = self.reuse(node) {
+            let _ = opened.send(channel);
+            return Ok(Bytes::new());
         }
-        .await;
-        self.awaited.lock().remove(&ticket);
-        result
+        if let Some(awaited) = awaited.get_mut(&node)
+            && awaited.is_wanted()
+        {
+            awaited.waiting.push(opened);
+            return Ok(awaited.ticket.clone());
+        }
+        let ticket = Bytes::copy_from_slice(&*random::<16>()?);
+        let asked = Awaited {
+            ticket: ticket.clone(),
+            ask_at: Instant::now(),
+            waiting: vec![opened],
+        };
+        awaited.insert(node, asked);
+        Ok(ticket)
+    }
+
+    /// Whether the caller is to ask the node for the connection with this ticket: one of those who wait does.
+    fn is_to_ask(&self, node: NodeId, ticket: &Bytes) -> bool {
+        let mut awaited = self.awaited.lock();
+        let Some(awaited) = awaited.get_mut(&node) else {
+            return false;
+        };
+        let now = Instant::now();
+        if awaited.ticket != *ticket || now < awaited.ask_at {
+            return false;
+        }
+        awaited.ask_at = now + ASK_AGAIN;
+        true
+    }
+
+    fn forget_who_left(&self, node: NodeId) {
+        let mut awaited = self.awaited.lock();
+        if awaited.get_mut(&node).is_some_and(|one| !one.is_wanted()) {
+            awaited.remove(&node);
+        }
     }
 
     /// Takes a connection that a node opened: its first bytes are the ticket of who waits for it.
@@ -92,15 +155,12 @@ impl Reverse {
             .read_exact(&mut ticket)
             .await
             .map_err(|error| error.to_string())?;
-        let waiting = {
-            let mut awaited = self.awaited.lock();
-            match awaited.get(ticket.as_slice()) {
-                // Only the node that was asked may answer.
-                Some((asked, _)) if *asked == node => awaited.remove(ticket.as_slice()),
-                _ => None,
-            }
+        let mut awaited = self.awaited.lock();
+        // Only the node that was asked may answer.
+        let waiting = match awaited.entry(node) {
+            Entry::Occupied(asked) if asked.get().ticket == ticket => asked.remove().waiting,
+            _ => return Err("nobody waits for this connection".to_owned()),
         };
-        let (_, opened) = waiting.ok_or("nobody waits for this connection")?;
         let closed = tokio_util::sync::CancellationToken::new();
         let stream = Watched {
             stream,
@@ -119,9 +179,11 @@ impl Reverse {
                 closed,
             },
         );
-        opened
-            .send(channel)
-            .map_err(|_| "nobody waits any longer".to_owned())
+        for opened in waiting {
+            // Who waits no longer needs none.
+            let _ = opened.send(channel.clone());
+        }
+        Ok(())
     }
 
     /// Closes connections that nobody has used for `idle`.
@@ -142,6 +204,17 @@ impl Reverse {
         Some(open.channel.clone())
     }
 }
+
+impl Awaited {
+    /// Whether somebody still waits.
+    fn is_wanted(&mut self) -> bool {
+        self.waiting.retain(|opened| !opened.is_closed());
+        !self.waiting.is_empty()
+    }
+}
+
+/// A node that does not open the connection it was asked for is asked again after this time.
+const ASK_AGAIN: Duration = Duration::from_secs(3);
 
 fn client(channel: Channel) -> NodeClient {
     NodeManagerClient::new(channel)

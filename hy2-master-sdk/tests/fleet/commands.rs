@@ -57,6 +57,55 @@ async fn the_master_commands_a_node_over_a_connection_that_the_node_opened() {
 }
 
 #[tokio::test]
+async fn all_who_command_a_node_at_once_wait_for_one_connection() {
+    let master = TestMaster::start().await;
+    let agent = master.agent("node").await;
+    let node = agent.node().await;
+    let mut session = agent.session().await;
+    let commands = futures_util::future::join_all((0..20).map(|_| async {
+        let mut client = master.master.node_client(node).await?;
+        let info = client.get_info(rpc::GetInfoRequest {}).await;
+        assert!(info.is_ok(), "{info:?}");
+        Ok::<_, ReverseError>(())
+    }));
+    let serve = async {
+        let first = ticket(&mut session).await;
+        // Lost, as with a connection that fails: it is asked for once more.
+        let again = ticket(&mut session).await;
+        assert_eq!(first, again);
+        serve(&agent, &first).await
+    };
+    let (commands, server) = tokio::join!(commands, serve);
+    for command in commands {
+        command.unwrap();
+    }
+    drop(server);
+}
+
+#[tokio::test]
+async fn who_gave_up_waiting_is_in_nobody_s_way() {
+    let master = TestMaster::start().await;
+    let agent = master.agent("node").await;
+    let node = agent.node().await;
+    let mut session = agent.session().await;
+    let first = {
+        let asked = master.master.node_client(node);
+        tokio::select! {
+            _ = asked => panic!("nobody opened anything"),
+            first = ticket(&mut session) => first,
+        }
+    };
+    let work = async {
+        let next = ticket(&mut session).await;
+        assert_ne!(first, next);
+        serve(&agent, &next).await
+    };
+    let (client, server) = tokio::join!(master.master.node_client(node), work);
+    client.unwrap();
+    drop(server);
+}
+
+#[tokio::test]
 async fn a_ticket_of_another_node_opens_nothing() {
     let master = TestMaster::start().await;
     let (one, two) = (master.agent("one").await, master.agent("two").await);
