@@ -2,8 +2,8 @@
 # The long runs against a whole fleet of real processes: faults of every kind on both stores, random
 # changes under live streams, revocation times beside 200 more nodes, ten minutes without a master, a
 # database killed, paused and restarted under 200 requests a second, a restore on an empty host, how long wrong logins take.
-# Prints seeds and figures; a run is repeated with HY2_SEED. Without root there are no full disks,
-# which is said.
+# Prints seeds and figures; a run is repeated with HY2_SEED. Full disks need the right to
+# mount: without root this fails and says so.
 #   scripts/chaos.sh [FILTER ...]   only tests with these words in their names
 set -euo pipefail
 cd "$(dirname "$0")/.."

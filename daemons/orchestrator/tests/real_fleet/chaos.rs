@@ -4,7 +4,7 @@
 //! the end. Then all of them with agents killed among them: each kill may cost what was on its way
 //! in one relay buffer of each stream and direction, and nothing else.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, process::Command, time::Duration};
 
 use serde_json::json;
 
@@ -14,6 +14,7 @@ use crate::{
     fleet::{Fleet, Shape, Store, User},
     load::{Load, OnCut, Plan},
     random::Random,
+    small_disk::SmallDisk,
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -67,15 +68,7 @@ async fn run(store: Store) {
     if store == Store::Postgres {
         kinds.push(Fault::DatabaseKilled);
     }
-    if fleet.nodes.iter().all(|node| node.disk.is_some()) {
-        kinds.push(Fault::AgentDiskFull);
-    }
-    if fleet.disk.is_some() {
-        kinds.push(Fault::MasterDiskFull);
-    }
-    if fleet.postgres.as_ref().is_some_and(|it| it.disk.is_some()) {
-        kinds.push(Fault::DatabaseDiskFull);
-    }
+    kinds.extend(of_full_disks(store));
     let users = [
         fleet.user("alice", json!({})).await,
         fleet.user("bob", json!({})).await,
@@ -142,6 +135,54 @@ async fn run(store: Store) {
          spool; origin and store differ by {most} at most, {bound} allowed for {kills} kills",
         done.values().sum::<u32>()
     ));
+}
+
+/// The faults that need a disk of their own, where this process may mount one.
+fn of_full_disks(store: Store) -> Vec<Fault> {
+    let kinds = match store {
+        Store::Sqlite => vec![Fault::AgentDiskFull, Fault::MasterDiskFull],
+        Store::Postgres => vec![Fault::AgentDiskFull, Fault::DatabaseDiskFull],
+    };
+    match SmallDisk::is_possible() {
+        Ok(()) => kinds,
+        Err(why) => {
+            crate::skip(&format!("{kinds:?} on {store:?}"), &why);
+            Vec::new()
+        }
+    }
+}
+
+/// On a host that may not mount, as one without the program is. In a process of its own: this test again.
+#[test]
+fn full_disks_that_cannot_be_are_said_and_fail_the_long_run() {
+    const CHILD: &str = "HY2_WITHOUT_MOUNT";
+    if std::env::var_os(CHILD).is_some() {
+        assert_eq!(of_full_disks(Store::Sqlite), []);
+        return;
+    }
+    let nothing = tempfile::tempdir().expect("a folder");
+    for full in [false, true] {
+        let mut child = Command::new(std::env::current_exe().expect("this test"));
+        child
+            .args([
+                "--exact",
+                "chaos::full_disks_that_cannot_be_are_said_and_fail_the_long_run",
+            ])
+            .env(CHILD, "1")
+            .env("PATH", nothing.path())
+            .env_remove("HY2_FULL");
+        if full {
+            child.env("HY2_FULL", "1");
+        }
+        let output = child.output().expect("it runs");
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        assert_eq!(output.status.success(), !full, "{said}");
+        let word = if full { "HY2_FULL wants" } else { "SKIPPED:" };
+        for part in [word, "MasterDiskFull", "needs root"] {
+            assert!(said.contains(part), "{part:?} not in {said}");
+        }
+    }
 }
 
 async fn start(clients: &[(&User, Ours)], on_cut: OnCut, random: &mut Random) -> Vec<Load> {

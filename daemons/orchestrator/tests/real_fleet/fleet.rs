@@ -98,7 +98,7 @@ impl Fleet {
         let small = |name: &str, mebibytes| {
             shape
                 .small_disks
-                .then(|| SmallDisk::mount(&path.join(name), mebibytes))
+                .then(|| SmallDisk::mount(&path.join(name), mebibytes).ok())
                 .flatten()
         };
         let postgres = (store == Store::Postgres)

@@ -68,6 +68,15 @@ pub(crate) async fn until<T, F: Future<Output = Result<T, String>>>(
     }
 }
 
+/// Says that `what` does not happen in this run and why, also where output is kept back. A long run counts only whole.
+pub(crate) fn skip(what: &str, why: &str) {
+    use std::io::Write;
+    assert!(!full(), "HY2_FULL wants {what}, but {why}");
+    let said = format!("SKIPPED: {what}: {why}\n");
+    // The macros' output is shown of tests that fail only.
+    let _ = std::io::stderr().write_all(said.as_bytes());
+}
+
 /// Says how a long run goes.
 pub(crate) fn say(text: &str) {
     eprintln!("{text}");

@@ -37,7 +37,9 @@ impl Postgres {
     pub(crate) fn start(options: &str, small_disk: bool) -> Self {
         let dir = std::env::temp_dir().join(format!("hy2-fleet-{:016x}", rand::random::<u64>()));
         let mut options = options.to_owned();
-        let disk = small_disk.then(|| SmallDisk::mount(&dir, 256)).flatten();
+        let disk = small_disk
+            .then(|| SmallDisk::mount(&dir, 256).ok())
+            .flatten();
         if disk.is_some() {
             options.push_str(" -c min_wal_size=32MB -c max_wal_size=48MB");
         }

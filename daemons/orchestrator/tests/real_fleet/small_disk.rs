@@ -13,8 +13,10 @@ pub(crate) struct SmallDisk {
 }
 
 impl SmallDisk {
-    /// `None`, and a word about it, where that is not allowed.
-    pub(crate) fn mount(path: &Path, mebibytes: u32) -> Option<Self> {
+    /// # Errors
+    ///
+    /// Why there is none, as where that is not allowed.
+    pub(crate) fn mount(path: &Path, mebibytes: u32) -> Result<Self, String> {
         fs::create_dir_all(path).expect("a folder");
         let size = format!("size={mebibytes}m,mode=700");
         let mounted = Command::new("mount")
@@ -22,16 +24,21 @@ impl SmallDisk {
             .arg(path)
             .output();
         match mounted {
-            Ok(output) if output.status.success() => Some(Self {
+            Ok(output) if output.status.success() => Ok(Self {
                 path: path.to_owned(),
             }),
-            other => {
-                crate::say(&format!(
-                    "NO FULL DISKS in this run: mounting a small one needs root: {other:?}"
-                ));
-                None
-            }
+            other => Err(format!("mounting a small disk needs root: {other:?}")),
         }
+    }
+
+    /// Tells whether this process may have one.
+    ///
+    /// # Errors
+    ///
+    /// Why not.
+    pub(crate) fn is_possible() -> Result<(), String> {
+        let folder = tempfile::tempdir().expect("a folder");
+        Self::mount(folder.path(), 1).map(drop)
     }
 
     /// Leaves no byte free.
