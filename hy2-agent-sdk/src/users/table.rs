@@ -542,8 +542,7 @@ impl UserTable {
     /// Lets a user go on who was held back, unless what was lent is used up again: relays do not wait for whoever found
     /// that there is more.
     fn resume(&self, user: &User) {
-        let known = self.user(user.id);
-        let gone = known.is_none_or(|known| !std::ptr::eq(Arc::as_ptr(&known), user));
+        let gone = !self.has(user);
         let mut held = user.held.lock();
         if (gone || user.has_allowance(self.total(user.id)))
             && held.take().is_some()
