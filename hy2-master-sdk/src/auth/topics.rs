@@ -238,6 +238,8 @@ mod tests {
         "certificate_authorities.private_key",
         "check.db",
         "cluster.fleet_keys",
+        "internal.audit_head",
+        "internal.event_seq",
         "node_tls.private_key",
         "secrets.value",
         "signing_keys.private_key",
