@@ -68,6 +68,9 @@ struct Arguments {
     /// Seconds per cell of the matrix
     #[arg(long, default_value_t = 10.0)]
     cell_seconds: f64,
+    /// Only cells of the matrix whose name contains this
+    #[arg(long, default_value = "")]
+    cells: String,
     /// Cells of the matrix at once; their links are far slower than the machine
     #[arg(long, default_value_t = 1)]
     lanes: usize,

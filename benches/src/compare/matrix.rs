@@ -204,15 +204,17 @@ pub(crate) struct Extent {
     pub(crate) lanes: usize,
 }
 
-/// Runs every cell and writes `matrix.json` and `matrix.md`; adds to `missed` what is below its bar.
+/// Runs every cell whose name contains `only`, and writes `matrix.json` and `matrix.md`; adds to `missed` what is below its bar.
 pub(crate) fn run(
     around: &Surroundings,
     extent: Extent,
+    only: &str,
     out: Option<&Path>,
     machine: &Value,
     missed: &mut Vec<String>,
 ) -> Result<()> {
-    let cells = cells(extent.quick);
+    let mut cells = cells(extent.quick);
+    cells.retain(|cell| cell.name.contains(only));
     let progress = Mutex::new(Progress::new(
         cells.len() * extent.runs * around.sides().len(),
     ));
@@ -326,6 +328,9 @@ fn verdicts(outcomes: &[Outcome], paired: bool) -> Vec<(String, bool)> {
     if paired {
         for (what, brutal, bar) in [("Brutal", true, 0.95), ("BBR", false, 0.9)] {
             let ratios: Vec<f64> = lossy(brutal).map(Outcome::ratio).collect();
+            if ratios.is_empty() {
+                continue;
+            }
             let mean = geometric_mean(&ratios);
             let worst = ratios.iter().copied().fold(f64::INFINITY, f64::min);
             verdicts.push((
@@ -341,10 +346,12 @@ fn verdicts(outcomes: &[Outcome], paired: bool) -> Vec<(String, bool)> {
         .filter(|outcome| outcome.cell.loss == 0.0)
         .map(|outcome| median(&outcome.efficiencies(0)))
         .fold(f64::INFINITY, f64::min);
-    verdicts.push((
-        format!("BBR on clean links, least efficiency {clean:.3} (bar 0.9)"),
-        clean >= 0.9,
-    ));
+    if clean.is_finite() {
+        verdicts.push((
+            format!("BBR on clean links, least efficiency {clean:.3} (bar 0.9)"),
+            clean >= 0.9,
+        ));
+    }
     let reordered: Vec<f64> = outcomes
         .iter()
         .filter(|outcome| outcome.cell.number == 12)

@@ -143,7 +143,14 @@ fn run_in(arguments: &Arguments, scratch: &Path, in_use: f64) -> Result<()> {
             lanes: arguments.lanes,
         };
         let out = arguments.out.as_deref();
-        matrix::run(&around, extent, out, &machine, &mut missed)?;
+        matrix::run(
+            &around,
+            extent,
+            &arguments.cells,
+            out,
+            &machine,
+            &mut missed,
+        )?;
     }
     if arguments.bars && !missed.is_empty() {
         bail!("below the bar: {}", missed.join(", "));
