@@ -106,7 +106,6 @@ fn issued(input: &mut Unstructured<'_>) {
                 assert_eq!(open(&other).is_ok(), taken.is_ok());
                 taken
             }
-            1 => identity.update(certificate, &message.trusted_cas, &message.signing_keys),
             _ => renewed(
                 &identity,
                 certificate,
