@@ -182,20 +182,22 @@ fn behind_the_key(text: &[u8]) {
     }
     EMPTY.runtime.block_on(async {
         if let Some((restored, dump)) = restored(plain.as_bytes()).await {
-            assert_eq!(restored, rows, "rows lost");
+            // Those of tables that the schema does not have are passed over.
+            assert!(restored <= rows, "rows made up");
             let (again, same) = restored_again(&dump).await;
-            assert!(again >= rows, "some are made by the schema");
+            assert!(again >= restored, "some are made by the schema");
             assert_eq!(lasting(&same), lasting(&dump));
         }
     });
 }
 
-/// Leaves out the row of the cluster: each restore begins an epoch.
+/// Leaves out the row of the cluster and the number of the last event: each restore begins an epoch, which they go by.
 fn lasting(dump: &str) -> Vec<&str> {
     let head = head_of(dump, "cluster").expect("a table");
     let mut lines: Vec<_> = dump.lines().collect();
     let at = lines.iter().position(|line| *line == head).expect("there");
     lines.remove(at + 1);
+    lines.retain(|line| !line.starts_with("[\"internal.event_seq\","));
     lines
 }
 
