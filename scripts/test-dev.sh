@@ -5,7 +5,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # All of them below the ports that the system gives to whoever connects.
-# Below the ports that the kernel gives out: those are in use by chance.
 base=$((21000 + RANDOM % 85 * 20))
 HY2_DEV_DIR=$(mktemp -d)
 export HY2_DEV_DIR HY2_DEV_MEBIBYTES=4
