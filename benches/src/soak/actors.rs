@@ -46,6 +46,8 @@ pub(crate) struct Tally {
     pub(crate) kicks: AtomicU64,
     /// Clients that were killed, and servers.
     pub(crate) killed: AtomicU64,
+    /// Servers that were started to be killed.
+    doomed: AtomicU64,
     pub(crate) widowed: AtomicU64,
     pub(crate) hopped: AtomicU64,
     /// Names that did not resolve.
@@ -445,8 +447,12 @@ impl Actors {
 
     /// A server in a process of its own, killed in the middle of a transfer.
     async fn kill_server(&self) -> Result<()> {
-        let (mut child, address) = spawn(&["server"]).await?;
+        // Of its own: another actor's server may get the port when this one is gone.
+        let number = self.tally.doomed.fetch_add(1, Relaxed);
+        let password = format!("the password of server {number}");
+        let (mut child, address) = spawn(&["server", &password]).await?;
         let mut config = client_config(&[address.parse()?]);
+        config.auth = password;
         config.memory = Arc::clone(&self.config.memory);
         let client = self.connect_with(&config).await?;
         let session = client.udp().await?;

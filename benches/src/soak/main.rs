@@ -59,7 +59,7 @@ enum Command {
     Victim(actors::VictimArguments),
     /// A server that is going to be killed
     #[command(hide = true)]
-    Server,
+    Server { password: String },
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -92,8 +92,8 @@ fn main() -> Result<()> {
             runtime.block_on(actors::victim(victim));
             Ok(())
         }
-        Some(Command::Server) => runtime.block_on(async {
-            let world = World::start().await?;
+        Some(Command::Server { password }) => runtime.block_on(async {
+            let world = World::start(&password).await?;
             println!("{}", world.address);
             std::future::pending().await
         }),
@@ -109,7 +109,7 @@ async fn soak(arguments: Arguments) -> Result<()> {
         .log_internal_errors(false)
         .with_writer(std::sync::Mutex::new(full))
         .init();
-    let mut world = World::start().await?;
+    let mut world = World::start(world::PASSWORD).await?;
     let tally = Arc::new(Tally::default());
     let end = Instant::now() + Duration::from_secs_f64(arguments.minutes * 60.0);
     let mut verdict = Verdict::default();

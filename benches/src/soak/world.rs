@@ -35,10 +35,11 @@ pub(crate) struct World {
     pub(crate) fan: Vec<SocketAddr>,
     pub(crate) origins: Origins,
     memory: [Arc<MemoryBudget>; 2],
+    password: String,
 }
 
 impl World {
-    pub(crate) async fn start() -> Result<Self> {
+    pub(crate) async fn start(password: &str) -> Result<Self> {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
         let mut world = Self {
             server: None,
@@ -48,6 +49,7 @@ impl World {
             fan: Vec::new(),
             origins: Origins::start().await?,
             memory: [MemoryBudget::new(256 << 20), MemoryBudget::new(256 << 20)],
+            password: password.to_owned(),
         };
         let server = world.bind()?;
         world.address = *server.local_addrs().first().context("no address")?;
@@ -66,7 +68,7 @@ impl World {
         config.memory = Arc::clone(&self.memory[0]);
         let builder = Server::builder(tls)
             .listen(self.address)
-            .authenticator(Password::new(PASSWORD))
+            .authenticator(Password::new(&self.password))
             .outbound(Direct::new(AddressPolicy::allow_all()))
             .config(config);
         Ok(builder.bind()?)
