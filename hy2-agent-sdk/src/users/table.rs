@@ -532,30 +532,18 @@ impl UserTable {
             let until = now + HELD_MAX_MS;
             self.inner.write().due.insert((until, user.id));
             // The answer, or the end of the user here, may have come before the hold.
-            if user.has_allowance(self.total(user.id)) || !self.has(user) {
-                self.let_go(user);
-            }
+            self.resume(user);
         }
         true
     }
 
-    /// Lets a user go on who was held back, unless what was lent is used up again: relays do not wait for whoever found
-    /// that there is more.
+    /// Lets a user go on who was held back and has more, or was removed. What was lent may be used up again: relays do not
+    /// wait for whoever found that there is more.
     fn resume(&self, user: &User) {
         let gone = !self.has(user);
         let mut held = user.held.lock();
         if (gone || user.has_allowance(self.total(user.id)))
             && held.take().is_some()
-            && let Some(engine) = self.engine()
-        {
-            engine.hold_user(user.id, false);
-        }
-    }
-
-    /// Lets a user go on who was held back.
-    fn let_go(&self, user: &User) {
-        let mut held = user.held.lock();
-        if held.take().is_some()
             && let Some(engine) = self.engine()
         {
             engine.hold_user(user.id, false);

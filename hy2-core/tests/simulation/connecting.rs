@@ -11,7 +11,19 @@ const PATIENCE: Duration = seconds(10);
 
 #[tokio::test(start_paused = true)]
 async fn a_third_of_all_packets_lost_keeps_few_out() {
-    let clean = Setup::new(0.0, 100.0, millis(20));
+    let mut in_time = 0;
+    for seed in 1..=4 {
+        in_time += sixty(seed).await;
+    }
+    println!("{in_time} of 240 in time");
+    // 229 to 235 with a first round trip taken for 100 ms, 214 and 216 with RFC 9002's 333.
+    assert!(in_time >= 224, "{in_time}");
+}
+
+/// Returns how many of sixty clients come in before they give up.
+async fn sixty(seed: u64) -> usize {
+    let mut clean = Setup::new(0.0, 100.0, millis(20));
+    clean.seed = seed;
     let mut world = World::start(&clean).await;
     world.stop_watching().await;
     let lossy = Setup::new(0.0, 100.0, millis(200)).loss_both(0.3);
@@ -20,15 +32,9 @@ async fn a_third_of_all_packets_lost_keeps_few_out() {
         let client = world.another_client(&lossy, &format!("10.0.1.{number}:4000"));
         connecting.spawn(async move {
             let start = Instant::now();
-            client.udp().await.is_ok().then(|| start.elapsed())
+            client.udp().await.is_ok() && start.elapsed() < PATIENCE
         });
     }
-    let took = connecting.join_all().await;
-    let in_time = took.into_iter().flatten().filter(|took| *took < PATIENCE);
-    let in_time: Vec<Duration> = in_time.collect();
-    let count = in_time.len();
-    let mean = in_time.iter().sum::<Duration>() / u32::try_from(count.max(1)).expect("few");
-    println!("{count} of 60 in time, {mean:?} on average");
-    // 57 and 58 with a first round trip taken for 100 ms, 50 with RFC 9002's 333.
-    assert!(count >= 55, "{count}");
+    let came = connecting.join_all().await;
+    came.into_iter().filter(|came| *came).count()
 }
