@@ -375,6 +375,22 @@ fn convert(keys: quic::Keys, watch: impl FnOnce(Box<dyn quic::PacketKey>) -> Wat
     }
 }
 
+/// PING and IMMEDIATE_ACK, frames of one byte (RFC 9000 section 19.2, draft-ietf-quic-ack-frequency
+/// section 5).
+const PING: u8 = 0x01;
+const IMMEDIATE_ACK: u8 = 0x1f;
+
+/// Makes the PING that a packet starts with ask for an acknowledgement at once.
+///
+/// quinn waits 25 ms with the acknowledgement of a single packet, for which it has no setting. A
+/// keep-alive is followed by nothing that the acknowledgement could wait for, so that a connection at
+/// rest would be looked at twice, each time with its memory cold. A loss probe is better answered soon.
+fn acknowledge_at_once(payload: &mut BytesMut) {
+    if let Some(first) = payload.first_mut().filter(|first| **first == PING) {
+        *first = IMMEDIATE_ACK;
+    }
+}
+
 /// A key for what a peer sends that may be a stranger.
 ///
 /// quinn cuts packets out of one allocation per system call, up to 64 KiB of them, and a frame that
@@ -400,6 +416,7 @@ impl PacketKey for Watched {
         self.remote.decrypt(packet, header, payload)?;
         if let Some(vigil) = &self.vigil {
             if vigil.over.load(Relaxed) {
+                acknowledge_at_once(payload);
                 return Ok(());
             }
             if !vigil.takes(payload.len()) {
@@ -443,6 +460,28 @@ mod tests {
         let mut endless = Late::default();
         assert!(!endless.take(&[24, 255, 255, 255]));
         assert!(!endless.take(&[0; 4096]));
+    }
+
+    #[test]
+    fn only_a_ping_at_the_front_is_made_another_frame() {
+        // Alone, and before padding and other frames.
+        for rest in [&[][..], &[0, 0, 0], &[1, 0], &[2, 7, 0, 0, 0]] {
+            let mut payload = BytesMut::from(&[&[PING], rest].concat()[..]);
+            acknowledge_at_once(&mut payload);
+            assert_eq!(payload, [&[IMMEDIATE_ACK], rest].concat());
+        }
+        // Others, with a PING that is not in front.
+        for other in [
+            &[][..],
+            &[0, 1],
+            &[2, 1, 0, 0, 0],
+            &[0x08, 1, 1],
+            &[0x40, 1],
+        ] {
+            let mut payload = BytesMut::from(other);
+            acknowledge_at_once(&mut payload);
+            assert_eq!(payload, other);
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Who waits sleeps: connections and streams on which nothing happens wake nobody.
 
+use hy2_link_emulator::memory::Direction;
 use tokio::runtime::Handle;
 
 use crate::{
@@ -49,6 +50,31 @@ async fn an_idle_connection_has_no_timer_of_its_own() {
     println!("an idle minute: {with} wakes, {without} without the connection");
     assert!(with > without, "keep-alives");
     assert!(with <= without + KEEP_ALIVES, "{with} and {without}");
+}
+
+/// What a keep-alive costs a server is looking at the connection, most of all: once, not again 25 ms
+/// later for the acknowledgement.
+#[tokio::test(start_paused = true)]
+async fn a_keep_alive_is_acknowledged_at_once() {
+    let world = World::start(&Setup::new(100.0, 200.0, millis(40))).await;
+    world.until(seconds(60)).await;
+    let moments = |direction| {
+        let offered = world.path.offered_per_ms(direction);
+        let moments = offered.iter().enumerate().skip(10_000);
+        moments
+            .filter(|(_, bytes)| **bytes > 0)
+            .map(|(at, _)| at)
+            .collect::<Vec<_>>()
+    };
+    let (asked, answered) = (moments(Direction::Up), moments(Direction::Down));
+    println!("asked at {asked:?} ms, answered at {answered:?}");
+    assert!((4..=6).contains(&asked.len()), "{asked:?}");
+    assert_eq!(asked.len(), answered.len());
+    for (asked, answered) in asked.iter().zip(&answered) {
+        // Half a round trip, and what the clock's milliseconds round.
+        let after = answered - asked;
+        assert!((20..=22).contains(&after), "after {after} ms");
+    }
 }
 
 #[tokio::test(start_paused = true)]
