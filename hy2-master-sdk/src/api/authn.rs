@@ -157,8 +157,9 @@ const fn changes(method: &Method) -> bool {
 /// does not say otherwise.
 pub(crate) fn check_origin(headers: &HeaderMap) -> Result<(), Problem> {
     let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
-    let site = text(HeaderName::from_static("sec-fetch-site"));
-    if site.is_some_and(|site| site != "same-origin") {
+    // Anything else that it may say, what is no text included.
+    let mut sites = headers.get_all("sec-fetch-site").iter();
+    if sites.any(|site| site != "same-origin") {
         return Err(Problem::csrf());
     }
     let host = text(header::HOST).ok_or_else(Problem::csrf)?;
@@ -204,7 +205,13 @@ mod tests {
             );
         }
         assert!(check_origin(&headers(&[host])).is_err());
-        assert!(check_origin(&headers(&[host, same, ("sec-fetch-site", "cross-site")])).is_err());
+        for site in ["cross-site", "same-or\u{e1}gin", ""] {
+            let refused = check_origin(&headers(&[host, same, ("sec-fetch-site", site)]));
+            assert!(refused.is_err(), "{site}");
+        }
+        let site = |site| ("sec-fetch-site", site);
+        let two = headers(&[host, same, site("same-origin"), site("cross-site")]);
+        assert!(check_origin(&two).is_err());
     }
 
     #[test]
