@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use hy2_daemon_runtime::logging;
@@ -23,6 +23,10 @@ pub(crate) struct Cli {
     #[arg(long, global = true, value_name = "FORMAT", default_value_t)]
     #[arg(env = "HY2_LOG_FORMAT")]
     pub(crate) log_format: logging::Format,
+
+    /// Threads to work on [default: one for each processor]
+    #[arg(long, global = true, value_name = "NUMBER", env = "HY2_THREADS")]
+    pub(crate) threads: Option<NonZeroUsize>,
 
     #[command(subcommand)]
     pub(crate) command: Command,

@@ -19,7 +19,7 @@ use hy2_agent_sdk::{
     report::PanicCount,
 };
 use hy2_daemon_runtime::{
-    Exposition, Signal, Signals, logging, on_panic, raise_descriptor_limit, service,
+    Exposition, Signal, Signals, logging, on_panic, raise_descriptor_limit, service, start_runtime,
 };
 use tokio::time::timeout;
 use zeroize::Zeroizing;
@@ -50,9 +50,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     let config = Config::read(&cli.config)?.agent();
     let logs = LogRing::new();
     logging::init_with(cli.log_level, cli.log_format, Some(logs.layer()))?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
+    let runtime = start_runtime(cli.threads)?;
     runtime.block_on(async {
         match &cli.command {
             Command::Check => say(&format!("{}: ok", cli.config.display())),

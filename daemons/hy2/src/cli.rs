@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use hy2_daemon_runtime::logging;
@@ -47,6 +47,10 @@ pub(crate) struct Global {
     )]
     #[arg(env = "HYSTERIA_LOG_FORMAT")]
     pub(crate) log_format: logging::Format,
+
+    /// Threads to work on [default: one for each processor]
+    #[arg(long, global = true, value_name = "NUMBER", env = "HY2_THREADS")]
+    pub(crate) threads: Option<NonZeroUsize>,
 
     /// Accepted for scripts of the official program; there is no update check
     #[arg(long, global = true, hide = true)]

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use anyhow::Context;
-use hy2_daemon_runtime::{Exposition, logging, raise_descriptor_limit};
+use hy2_daemon_runtime::{Exposition, logging, raise_descriptor_limit, start_runtime};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::info;
 
@@ -16,10 +16,7 @@ pub(crate) fn run<F: Future<Output = anyhow::Result<()>>>(
 ) -> anyhow::Result<()> {
     logging::init(global.log_level, global.log_format)?;
     raise_descriptor_limit();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?;
+    let runtime = start_runtime(global.threads).context("cannot start the runtime")?;
     let result = runtime.block_on(work());
     // Blocking work, such as a name lookup, is not waited for.
     runtime.shutdown_background();

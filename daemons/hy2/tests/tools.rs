@@ -167,6 +167,7 @@ fn the_command_line_is_told_about_mistakes() {
     for wrong in [
         &["serve"][..],
         &["server", "--log-level", "loud"],
+        &["server", "--threads", "0"],
         &["cert"],
         &["speedtest", "--duration", "10"],
         &["speedtest", "--skip-download", "--skip-upload"],

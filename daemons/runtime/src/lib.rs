@@ -15,6 +15,7 @@ mod panics;
 mod progress;
 pub mod service;
 mod signals;
+mod threads;
 mod watch;
 
 pub use configuration::configuration;
@@ -26,4 +27,5 @@ pub use new_file::NewFile;
 pub use panics::on_panic;
 pub use progress::{Progress, Spinner, human_bytes, human_rate};
 pub use signals::{Signal, Signals};
+pub use threads::start_runtime;
 pub use watch::FileWatch;

@@ -16,7 +16,16 @@ use process::Folder;
 
 #[test]
 fn everything_a_client_offers_carries_traffic() {
-    let folder = Folder::new();
+    carry_everything(&Folder::new());
+}
+
+/// As on a machine with one processor.
+#[test]
+fn everything_a_client_offers_carries_traffic_on_one_thread() {
+    carry_everything(&Folder::with(&["--threads", "1"]));
+}
+
+fn carry_everything(folder: &Folder) {
     let mut server = folder.server("allowPrivateTargets: true");
     let (tcp, udp, site) = (tcp_echo(), udp_echo(), web());
     let address = server.address("quic");

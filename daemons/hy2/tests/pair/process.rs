@@ -20,13 +20,19 @@ pub(crate) struct Folder {
     folder: tempfile::TempDir,
     /// Fingerprint of the certificate.
     pub(crate) pin: String,
+    flags: &'static [&'static str],
 }
 
 impl Folder {
     pub(crate) fn new() -> Self {
+        Self::with(&[])
+    }
+
+    /// One whose servers and clients are started with these flags.
+    pub(crate) fn with(flags: &'static [&'static str]) -> Self {
         let folder = tempfile::tempdir().expect("folder");
         let pin = make_certificate(folder.path());
-        Self { folder, pin }
+        Self { folder, pin, flags }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -109,6 +115,7 @@ impl Folder {
                 "--log-level",
                 "debug",
             ])
+            .args(self.flags)
             .args(more)
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
