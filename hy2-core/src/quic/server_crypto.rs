@@ -375,8 +375,8 @@ fn convert(keys: quic::Keys, watch: impl FnOnce(Box<dyn quic::PacketKey>) -> Wat
     }
 }
 
-/// PING and IMMEDIATE_ACK, frames of one byte (RFC 9000 section 19.2, draft-ietf-quic-ack-frequency
-/// section 5).
+/// Frames of one byte (RFC 9000 sections 19.1 and 19.2, draft-ietf-quic-ack-frequency section 5).
+const PADDING: u8 = 0x00;
 const PING: u8 = 0x01;
 const IMMEDIATE_ACK: u8 = 0x1f;
 
@@ -388,6 +388,16 @@ const IMMEDIATE_ACK: u8 = 0x1f;
 fn acknowledge_at_once(payload: &mut BytesMut) {
     if let Some(first) = payload.first_mut().filter(|first| **first == PING) {
         *first = IMMEDIATE_ACK;
+    }
+}
+
+/// Drops the padding of a PING, as which clients search for the largest packet that their path carries:
+/// quinn looks at a thousand bytes of it one by one.
+fn drop_padding(payload: &mut BytesMut) {
+    if let [PING, padding @ ..] = &payload[..]
+        && padding.iter().all(|byte| *byte == PADDING)
+    {
+        payload.truncate(1);
     }
 }
 
@@ -415,11 +425,13 @@ impl PacketKey for Watched {
     ) -> Result<(), CryptoError> {
         self.remote.decrypt(packet, header, payload)?;
         if let Some(vigil) = &self.vigil {
+            let len = payload.len();
+            drop_padding(payload);
             if vigil.over.load(Relaxed) {
                 acknowledge_at_once(payload);
                 return Ok(());
             }
-            if !vigil.takes(payload.len()) {
+            if !vigil.takes(len) {
                 // As if it was lost: it is not acknowledged and comes again.
                 return Err(CryptoError);
             }
@@ -480,6 +492,26 @@ mod tests {
         ] {
             let mut payload = BytesMut::from(other);
             acknowledge_at_once(&mut payload);
+            assert_eq!(payload, other);
+        }
+    }
+
+    #[test]
+    fn nothing_but_padding_behind_a_ping_is_dropped() {
+        for len in [0, 1, 1400] {
+            let mut payload = BytesMut::from(&[&[PING][..], &vec![PADDING; len]].concat()[..]);
+            drop_padding(&mut payload);
+            assert_eq!(payload, [PING][..]);
+        }
+        // A zero may be the last byte of another frame.
+        for other in [
+            &[][..],
+            &[0, 0],
+            &[PING, 0, 0, 2, 0, 0, 0, 0],
+            &[0x30, 0, 0],
+        ] {
+            let mut payload = BytesMut::from(other);
+            drop_padding(&mut payload);
             assert_eq!(payload, other);
         }
     }
