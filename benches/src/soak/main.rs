@@ -65,12 +65,15 @@ enum Command {
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Plant {
     Memory,
+    /// Memory that the server keeps, and that goes with it.
+    Server,
     Task,
     File,
 }
 
-/// The server is replaced by another on the same port every so many pauses.
-const RESTART_EVERY: u64 = 5;
+/// One actor of so many uses the server that is replaced, in every pause, by another on the same port. The others' lasts:
+/// what a server keeps for good shows only while it lives.
+const REPLACED_HAS: usize = 4;
 
 /// In this many rounds once, for a moment, there are no descriptors to be had.
 const STARVE_EVERY: u64 = 3;
@@ -109,7 +112,10 @@ async fn soak(arguments: Arguments) -> Result<()> {
         .log_internal_errors(false)
         .with_writer(std::sync::Mutex::new(full))
         .init();
-    let mut world = World::start(world::PASSWORD).await?;
+    let mut worlds = [
+        World::start(world::PASSWORD).await?,
+        World::start(world::PASSWORD).await?,
+    ];
     let tally = Arc::new(Tally::default());
     let end = Instant::now() + Duration::from_secs_f64(arguments.minutes * 60.0);
     let mut verdict = Verdict::default();
@@ -120,7 +126,8 @@ async fn soak(arguments: Arguments) -> Result<()> {
         let stop = Arc::new(AtomicBool::new(false));
         let mut actors = JoinSet::new();
         for number in 0..arguments.actors {
-            let actors_of = Actors::new(&world, Arc::clone(&tally), Arc::clone(&stop));
+            let world = &worlds[usize::from((number + 1).is_multiple_of(REPLACED_HAS))];
+            let actors_of = Actors::new(world, Arc::clone(&tally), Arc::clone(&stop));
             actors.spawn(actors_of.run(round, number));
         }
         let churn = Duration::from_secs_f64(arguments.churn);
@@ -134,15 +141,14 @@ async fn soak(arguments: Arguments) -> Result<()> {
         while let Some(ended) = actors.join_next().await {
             ended?;
         }
-        if round.is_multiple_of(RESTART_EVERY) {
-            world.restart().await?;
-            tally.restarts.fetch_add(1, Relaxed);
-        }
+        let [lasting, replaced] = &mut worlds;
+        replaced.restart().await?;
+        tally.restarts.fetch_add(1, Relaxed);
         if let Some(plant) = arguments.plant {
-            planted.plant(plant)?;
+            planted.plant(plant, lasting)?;
         }
         let Some(baseline) = verdict.baseline() else {
-            verdict.add(read(&world, at_rest(&world).await?)?);
+            verdict.add(read(&worlds, at_rest(&worlds).await?)?);
             report(round, &verdict, &tally);
             continue;
         };
@@ -152,13 +158,15 @@ async fn soak(arguments: Arguments) -> Result<()> {
         match arguments.plant {
             Some(Plant::Task) => most[0] += since,
             Some(Plant::File) => most[1] += since,
-            Some(Plant::Memory) | None => {}
+            Some(Plant::Memory | Plant::Server) | None => {}
         }
-        let reading = settled(&world, most).await?;
-        verdict.add(read(&world, reading)?);
+        let reading = settled(&worlds, most).await?;
+        verdict.add(read(&worlds, reading)?);
         report(round, &verdict, &tally);
     }
-    world.end().await;
+    for world in &mut worlds {
+        world.end().await;
+    }
     let judgement = verdict.judge();
     for line in &judgement.lines {
         println!("{line}");
@@ -178,9 +186,9 @@ async fn soak(arguments: Arguments) -> Result<()> {
 }
 
 /// Adds what memory there is once it was given back.
-fn read(world: &World, counted: Reading) -> Result<Reading> {
+fn read(worlds: &[World; 2], counted: Reading) -> Result<Reading> {
     watch::give_back();
-    let memory = Reading::take(world)?;
+    let memory = Reading::take(worlds)?;
     Ok(Reading {
         heap_kib: memory.heap_kib,
         resident_kib: memory.resident_kib,
@@ -195,16 +203,16 @@ fn report(round: u64, verdict: &Verdict, tally: &Tally) {
 }
 
 /// Waits until nothing has changed for longer than every timeout here.
-async fn at_rest(world: &World) -> Result<Reading> {
+async fn at_rest(worlds: &[World; 2]) -> Result<Reading> {
     let deadline = Instant::now() + 2 * SETTLE;
-    let mut before = Reading::take(world)?;
+    let mut before = Reading::take(worlds)?;
     let mut same = 0;
     while same < 24 || before.connections != 0 {
         if Instant::now() > deadline {
             bail!("FAILED: never came to rest: {before}");
         }
         sleep(Duration::from_millis(500)).await;
-        let now = Reading::take(world)?;
+        let now = Reading::take(worlds)?;
         same = if now.counts() == before.counts() {
             same + 1
         } else {
@@ -216,10 +224,10 @@ async fn at_rest(world: &World) -> Result<Reading> {
 }
 
 /// Waits until there is no more of anything than `most`, or time is up.
-async fn settled(world: &World, most: [usize; 6]) -> Result<Reading> {
+async fn settled(worlds: &[World; 2], most: [usize; 6]) -> Result<Reading> {
     let deadline = Instant::now() + SETTLE;
     loop {
-        let now = Reading::take(world)?;
+        let now = Reading::take(worlds)?;
         if now.no_more_than(most) || Instant::now() > deadline {
             return Ok(now);
         }
@@ -235,9 +243,10 @@ struct Planted {
 }
 
 impl Planted {
-    fn plant(&mut self, what: Plant) -> Result<()> {
+    fn plant(&mut self, what: Plant, server: &World) -> Result<()> {
         match what {
             Plant::Memory => self.memory.push(vec![1; 2 << 20]),
+            Plant::Server => server.leak(vec![1; 2 << 20]),
             Plant::File => self.files.push(File::open("/dev/null")?),
             // Detached on purpose: it is the leak.
             Plant::Task => drop(tokio::spawn(std::future::pending::<()>())),

@@ -47,7 +47,8 @@ impl Verdict {
             judgement.leaks.push("nothing was read".to_owned());
             return judgement;
         };
-        judgement.counts(first, last);
+        judgement.counts(&self.0, first);
+        judgement.last(first, last);
         let heap: Option<Vec<_>> = self.0.iter().map(|reading| reading.heap_kib).collect();
         if let Some(heap) = heap {
             judgement.memory("allocated", &heap, HEAP_NOISE_KIB);
@@ -59,14 +60,25 @@ impl Verdict {
 }
 
 impl Judgement {
-    fn counts(&mut self, first: &Reading, last: &Reading) {
+    /// Judges each pause: what is there too much for a while is too much as well.
+    fn counts(&mut self, readings: &[Reading], first: &Reading) {
+        for (at, (name, then)) in COUNTS.iter().zip(first.counts()).enumerate() {
+            let counts = readings.iter().map(|reading| reading.counts()[at]);
+            let Some((pause, most)) = counts.enumerate().max_by_key(|(_, count)| *count) else {
+                continue;
+            };
+            if most > then {
+                let (more, pause) = (most - then, pause + 1);
+                self.leaks
+                    .push(format!("{more} {name} are left over in pause {pause}"));
+            }
+        }
+    }
+
+    fn last(&mut self, first: &Reading, last: &Reading) {
         let mut left = Vec::new();
         for ((name, now), then) in COUNTS.iter().zip(last.counts()).zip(first.counts()) {
-            let more = now as i64 - then as i64;
-            left.push(format!("{more:+} {name}"));
-            if more > 0 {
-                self.leaks.push(format!("{more} {name} are left over"));
-            }
+            left.push(format!("{:+} {name}", now as i64 - then as i64));
         }
         let left = left.join(", ");
         self.lines
@@ -172,9 +184,15 @@ mod tests {
     fn one_task_or_one_descriptor_too_many_is_found() {
         assert_eq!(judged((0..9).map(|_| reading(9, 50_000, 9, 20))), [""; 0]);
         let tasks = judged((0..9).map(|n| reading(9, 50_000, 9 + n / 8, 20)));
-        assert_eq!(tasks, ["1 tasks are left over"]);
+        assert_eq!(tasks, ["1 tasks are left over in pause 9"]);
         let descriptors = judged((0..9).map(|n| reading(9, 50_000, 9, 20 + n / 8)));
-        assert_eq!(descriptors, ["1 descriptors are left over"]);
+        assert_eq!(descriptors, ["1 descriptors are left over in pause 9"]);
+    }
+
+    #[test]
+    fn what_is_left_over_for_some_pauses_is_found() {
+        let readings = (0..9).map(|n| reading(9, 50_000, 9, if n == 4 { 22 } else { 20 }));
+        assert_eq!(judged(readings), ["2 descriptors are left over in pause 5"]);
     }
 
     #[test]

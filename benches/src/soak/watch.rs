@@ -3,11 +3,12 @@
 use std::{fmt, fs};
 
 use anyhow::{Context, Result};
+use hy2_core::ServerHandle;
 use tokio::runtime::Handle;
 
 use crate::world::World;
 
-/// One look at the process and its server.
+/// One look at the process and its servers.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Reading {
     /// What is allocated, where the allocator tells.
@@ -22,19 +23,19 @@ pub(crate) struct Reading {
 }
 
 impl Reading {
-    pub(crate) fn take(world: &World) -> Result<Self> {
-        let handle = world.handle();
-        let users = handle.users();
+    pub(crate) fn take(worlds: &[World; 2]) -> Result<Self> {
+        let handles = worlds.each_ref().map(World::handle);
+        let users: Vec<_> = handles.iter().flat_map(ServerHandle::users).collect();
         Ok(Self {
             heap_kib: heap_kib(),
             resident_kib: resident_kib()?,
             tasks: Handle::current().metrics().num_alive_tasks(),
             // Without the one that reads the folder.
             descriptors: fs::read_dir("/proc/self/fd")?.count() - 1,
-            connections: handle.connection_count(),
+            connections: handles.iter().map(ServerHandle::connection_count).sum(),
             streams: users.iter().map(|user| user.traffic.streams).sum(),
             udp_sessions: users.iter().map(|user| user.traffic.udp_sessions).sum(),
-            reserved: world.reserved(),
+            reserved: worlds.iter().map(World::reserved).sum(),
         })
     }
 

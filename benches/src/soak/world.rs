@@ -1,11 +1,15 @@
-//! The server under churn.
+//! A server under churn.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use hy2_core::{
-    ClientConfig, Server, ServerHandle,
-    authenticator::Password,
+    BoxFuture, ClientConfig, Server, ServerHandle,
+    authenticator::{AuthContext, AuthDecision, Authenticator, Password},
     client::ServerAddress,
     memory::MemoryBudget,
     outbound::{AddressPolicy, Direct},
@@ -25,9 +29,28 @@ const PORTS: usize = 4;
 /// A killed peer is missed after this.
 const IDLE: Duration = Duration::from_secs(4);
 
-/// The server, and where everything is.
+/// Asks for a password, and keeps what is leaked on purpose for as long as its server lives.
+struct Keeping {
+    password: Password,
+    #[expect(dead_code, reason = "it is there to be held")]
+    kept: Arc<Mutex<Vec<Vec<u8>>>>,
+}
+
+impl Authenticator for Keeping {
+    fn authenticate<'a>(&'a self, request: AuthContext<'a>) -> BoxFuture<'a, AuthDecision> {
+        self.password.authenticate(request)
+    }
+
+    fn pretend<'a>(&'a self, request: AuthContext<'a>) -> BoxFuture<'a, ()> {
+        self.password.pretend(request)
+    }
+}
+
+/// A server, and where everything is.
 pub(crate) struct World {
     server: Option<Server>,
+    /// What the server keeps.
+    kept: Weak<Mutex<Vec<Vec<u8>>>>,
     certificate: CertificateDer<'static>,
     key: Vec<u8>,
     pub(crate) address: SocketAddr,
@@ -43,6 +66,7 @@ impl World {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
         let mut world = Self {
             server: None,
+            kept: Weak::new(),
             certificate: made.cert.der().clone(),
             key: made.signing_key.serialize_der(),
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
@@ -58,7 +82,13 @@ impl World {
         Ok(world)
     }
 
-    fn bind(&self) -> Result<Server> {
+    fn bind(&mut self) -> Result<Server> {
+        let kept = Arc::default();
+        self.kept = Arc::downgrade(&kept);
+        let authenticator = Keeping {
+            password: Password::new(&self.password),
+            kept,
+        };
         let key = PrivateKeyDer::try_from(self.key.clone())
             .map_err(|error| anyhow::anyhow!("{error}"))?;
         let tls = ServerTls::from_der(vec![self.certificate.clone()], key)?;
@@ -68,7 +98,7 @@ impl World {
         config.memory = Arc::clone(&self.memory[0]);
         let builder = Server::builder(tls)
             .listen(self.address)
-            .authenticator(Password::new(&self.password))
+            .authenticator(authenticator)
             .outbound(Direct::new(AddressPolicy::allow_all()))
             .config(config);
         Ok(builder.bind()?)
@@ -86,6 +116,14 @@ impl World {
     pub(crate) async fn end(&mut self) {
         if let Some(server) = self.server.take() {
             server.drain(Duration::ZERO).await;
+        }
+    }
+
+    /// Lets the server keep something for good.
+    pub(crate) fn leak(&self, bytes: Vec<u8>) {
+        if let Some(kept) = self.kept.upgrade() {
+            let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+            kept.push(bytes);
         }
     }
 
