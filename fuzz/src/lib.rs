@@ -30,6 +30,7 @@ targets! {
     admin_fields,
     auth_headers,
     backup_file,
+    backup_rows,
     bandwidth,
     brutal,
     changeover,

@@ -3,20 +3,8 @@
 //! Every function here calls one function of the crate and adds nothing to it.
 
 pub mod backup {
-    //! Keys of backups; what takes them is public.
-    use zeroize::Zeroizing;
-
-    use crate::backup::envelope::BackupKey;
-
-    /// A key of 32 bytes.
-    pub fn key(bytes: [u8; 32]) -> BackupKey {
-        BackupKey::Key(Zeroizing::new(bytes))
-    }
-
-    /// A passphrase.
-    pub fn passphrase(phrase: &str) -> BackupKey {
-        BackupKey::Passphrase(phrase.into())
-    }
+    //! Keys of backups, and rows without what surrounds them.
+    pub use crate::backup::fuzzing::*;
 }
 
 pub mod credentials {

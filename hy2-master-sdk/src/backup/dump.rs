@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use super::BackupError;
 use super::envelope::{BackupKey, CHUNK, Encryptor};
-use super::tables::{Kind, Table, schema};
+use super::tables::{Kind, Schema, Table, schema};
 use crate::store::{Connection, Store, Tx};
 
 /// Writes a backup of one state of the store into a channel, piece by piece.
@@ -71,18 +71,27 @@ pub async fn dump(store: &Store, lines: mpsc::Sender<String>) -> Result<(), Back
             "what no migration of the master makes is not in the backup"
         );
     }
+    dump_known(tx, &schema, &lines).await
+}
+
+/// Does the same for a store whose schema is known.
+pub(super) async fn dump_known(
+    mut tx: Tx,
+    schema: &Schema,
+    lines: &mpsc::Sender<String>,
+) -> Result<(), BackupError> {
     let first = json!({"hy2": 1, "schema": schema.version}).to_string() + "\n";
     if lines.send(first).await.is_err() {
         return Ok(());
     }
-    for table in schema.tables {
+    for table in schema.tables.iter() {
         let columns: Vec<&str> = table
             .columns
             .iter()
             .map(|column| column.name.as_str())
             .collect();
         let head = json!({"table": table.name, "columns": columns}).to_string() + "\n";
-        if lines.send(head).await.is_err() || !dump_table(&mut tx, &table, &lines).await? {
+        if lines.send(head).await.is_err() || !dump_table(&mut tx, table, lines).await? {
             return Ok(());
         }
     }

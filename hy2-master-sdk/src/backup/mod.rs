@@ -8,6 +8,8 @@
 
 pub mod dump;
 pub mod envelope;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 pub mod restore;
 mod tables;
 

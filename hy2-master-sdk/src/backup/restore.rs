@@ -1,5 +1,7 @@
 //! Rows in: one transaction, on an empty store of the same schema, and a new epoch of the cluster.
 
+use std::sync::Arc;
+
 use serde::Deserialize;
 use serde_json::Value;
 use sqlx::AssertSqlSafe;
@@ -7,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::BackupError;
 use super::envelope::{BackupKey, CHUNK, Decryptor, HEADER};
-use super::tables::{Kind, Table, schema};
+use super::tables::{Kind, Schema, Table, schema as schema_of};
 use crate::core::FLEET_KEYS;
 use crate::domain::Timestamp;
 use crate::secrets::Vault;
@@ -89,6 +91,19 @@ pub(crate) async fn read_checked(
     from: impl AsyncRead + Unpin,
     now: Timestamp,
 ) -> Result<Restored, BackupError> {
+    read_known(store, key, vault, for_postgres, None, from, now).await
+}
+
+/// Does the same; a schema that is known is not read again.
+pub(super) async fn read_known(
+    store: &Store,
+    key: &BackupKey,
+    vault: Option<&Vault>,
+    for_postgres: bool,
+    known: Option<&Schema>,
+    from: impl AsyncRead + Unpin,
+    now: Timestamp,
+) -> Result<Restored, BackupError> {
     let mut source = Source::open(key, from).await?;
     let schema = source.schema().await?;
     let newest = Store::newest_schema();
@@ -104,7 +119,11 @@ pub(crate) async fn read_checked(
     let mut tx = store.begin().await?;
     // Where it comes from may be slow.
     tx.may_pause().await?;
-    let mut restore = Restore::begin(&mut tx).await?;
+    let schema = match known {
+        Some(known) => known.clone(),
+        None => schema_of(&mut tx).await?,
+    };
+    let mut restore = Restore::begin(&mut tx, schema).await?;
     restore.for_postgres |= for_postgres;
     restore.lines(&mut tx, &mut source.plain).await?;
     while source.more().await? {
@@ -216,7 +235,7 @@ impl<R: AsyncRead + Unpin> Source<R> {
 }
 
 struct Restore {
-    tables: Vec<Table>,
+    tables: Arc<[Table]>,
     /// Whether a text with NUL is refused.
     for_postgres: bool,
     schema: i64,
@@ -237,18 +256,16 @@ struct Restore {
 }
 
 impl Restore {
-    async fn begin(tx: &mut Tx) -> Result<Self, BackupError> {
+    async fn begin(tx: &mut Tx, schema: Schema) -> Result<Self, BackupError> {
         if let Connection::Sqlite(sqlite) = tx.connection() {
             sqlx::query("pragma defer_foreign_keys = on")
                 .execute(&mut **sqlite)
                 .await?;
         }
-        let schema = schema(tx).await?;
-        for table in &schema.tables {
-            // Roles are made by the first start, before anybody can restore.
-            if table.name != "admin_roles" && !is_empty(tx, &table.name).await? {
-                return Err(BackupError::NotEmpty);
-            }
+        // Roles are made by the first start, before anybody can restore.
+        let tables = schema.tables.iter().map(|table| table.name.as_str());
+        if !are_empty(tx, tables.filter(|table| *table != "admin_roles")).await? {
+            return Err(BackupError::NotEmpty);
         }
         execute(tx, "delete from admin_roles".to_owned(), None).await?;
         Ok(Self {
@@ -481,15 +498,16 @@ fn has_nul(value: &Value) -> bool {
     }
 }
 
-async fn is_empty(tx: &mut Tx, table: &str) -> Result<bool, BackupError> {
-    let sql = AssertSqlSafe(format!(
-        "select count(*) from (select 1 from \"{table}\" limit 1) x"
-    ));
-    let count: i64 = match tx.connection() {
+/// Asks for all tables at once: there are many, and the database may be far away.
+async fn are_empty(tx: &mut Tx, tables: impl Iterator<Item = &str>) -> Result<bool, BackupError> {
+    let filled: Vec<String> = tables
+        .map(|table| format!("exists (select 1 from \"{table}\")"))
+        .collect();
+    let sql = AssertSqlSafe(format!("select not ({})", filled.join(" or ")));
+    Ok(match tx.connection() {
         Connection::Pg(pg) => sqlx::query_scalar(sql).fetch_one(&mut **pg).await?,
         Connection::Sqlite(sqlite) => sqlx::query_scalar(sql).fetch_one(&mut **sqlite).await?,
-    };
-    Ok(count == 0)
+    })
 }
 
 /// Runs a statement made from names of the schema; values come in one JSON parameter.

@@ -2,6 +2,7 @@
 //! columns, keys and references. Only what the migrations make: what else somebody keeps in the database is theirs.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::store::{Connection, Store, StoreError, Tx};
 
@@ -52,12 +53,12 @@ pub(super) struct Table {
 type Reference = (String, String, String);
 
 /// What a store holds.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Schema {
     /// Its newest migration.
     pub(super) version: i64,
     /// The master's tables in the order in which rows can be inserted.
-    pub(super) tables: Vec<Table>,
+    pub(super) tables: Arc<[Table]>,
     /// Tables, and columns of the master's, that no migration makes.
     pub(super) others: Vec<String>,
 }
@@ -78,7 +79,7 @@ pub(super) async fn schema(tx: &mut Tx) -> Result<Schema, StoreError> {
     if version <= Store::newest_schema() {
         others = keep_made(&mut tables, &Store::made_by(version).await?);
     }
-    let tables = in_order(tables, &references);
+    let tables = in_order(tables, &references).into();
     Ok(Schema {
         version,
         tables,
