@@ -13,7 +13,7 @@ mod tests;
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     io,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -30,7 +30,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::{
     clock::{Clock, moment, unix_ms},
-    files,
+    files::{self, Content, Pair},
     traffic::NoCut,
 };
 
@@ -155,9 +155,10 @@ impl Slice {
 /// Everything that is lent to this node.
 #[derive(Debug)]
 pub(crate) struct Leases {
-    path: PathBuf,
     clock: Arc<dyn Clock>,
     inner: Mutex<Inner>,
+    /// See [`Self::not_kept`].
+    unkept: Mutex<Option<String>>,
     /// There is something to ask for.
     pub(crate) wanted: Notify,
     /// Changes with every answer.
@@ -168,8 +169,9 @@ pub(crate) struct Leases {
     finished: AtomicBool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
+    file: Pair,
     /// The master's epoch that everything here is of; 0: not known.
     epoch: u64,
     /// Ascending by start.
@@ -207,13 +209,78 @@ pub(crate) trait Counters {
     fn spooled(&self, user: u64) -> u64;
 }
 
+impl Inner {
+    fn new(file: Pair) -> Self {
+        Self {
+            file,
+            epoch: 0,
+            slices: HashMap::new(),
+            places: HashMap::new(),
+            wants: HashSet::new(),
+            asked: HashSet::new(),
+            device_wants: HashMap::new(),
+            releases: Vec::new(),
+            unheard: BTreeSet::new(),
+            unsaid: Vec::new(),
+            exhausted: HashSet::new(),
+        }
+    }
+}
+
+/// What an answer of the master changes.
+struct Lent {
+    /// Of those whom it concerns.
+    slices: Vec<(u64, Vec<Slice>)>,
+    releases: Vec<LeaseWant>,
+    unheard: BTreeSet<u64>,
+    unsaid: Vec<u64>,
+}
+
+impl Inner {
+    fn lent(&self, response: &LeaseResponse) -> Lent {
+        let users: BTreeSet<u64> = response.quotas.iter().map(|quota| quota.user_id).collect();
+        let slices = users.into_iter().map(|user| {
+            let slices = self.slices.get(&user).cloned().unwrap_or_default();
+            (user, slices)
+        });
+        Lent {
+            slices: slices.collect(),
+            releases: self.releases.clone(),
+            unheard: self.unheard.clone(),
+            unsaid: self.unsaid.clone(),
+        }
+    }
+
+    fn undo(&mut self, before: Lent) {
+        self.slices.extend(before.slices);
+        self.releases = before.releases;
+        self.unheard = before.unheard;
+        self.unsaid = before.unsaid;
+    }
+}
+
 impl Leases {
     /// Reads what was lent from `folder`.
     pub(crate) fn open(folder: &Path, clock: Arc<dyn Clock>) -> io::Result<Self> {
         let path = folder.join("leases");
-        let mut inner = Inner::default();
-        if let Some(bytes) = files::read(&path)? {
-            match Stored::decode(&*bytes) {
+        let (file, content) = Pair::open(&path)?;
+        let mut inner = Inner::new(file);
+        let stored = match content {
+            Content::Whole(bytes) => Some(Stored::decode(&*bytes).map_err(|_| ())),
+            Content::Damaged => Some(Err(())),
+            // As versions before 28 November 2026 kept them.
+            Content::None => {
+                let bytes = files::read(&path)?;
+                if let Some(bytes) = &bytes
+                    && inner.file.write(bytes).is_ok()
+                {
+                    std::fs::remove_file(&path)?;
+                }
+                bytes.map(|bytes| Stored::decode(&*bytes).map_err(|_| ()))
+            }
+        };
+        if let Some(stored) = stored {
+            match stored {
                 Ok(stored) => {
                     inner.epoch = stored.epoch;
                     for slice in stored.slices {
@@ -224,13 +291,13 @@ impl Leases {
                     inner.places = places.map(|places| (places.user, places)).collect();
                 }
                 // The master debits them until the spool has come or somebody gives them up.
-                Err(error) => tracing::error!(%error, "damaged lease file is not used"),
+                Err(()) => tracing::error!("damaged lease files are not used"),
             }
         }
         Ok(Self {
-            path,
             clock,
             inner: Mutex::new(inner),
+            unkept: Mutex::default(),
             wanted: Notify::new(),
             answered: watch::Sender::new(0),
             online: AtomicBool::new(false),
@@ -397,7 +464,7 @@ impl Leases {
             changed = true;
         }
         if changed {
-            self.keep(&inner);
+            self.keep(&mut inner);
             self.wanted.notify_one();
         }
     }
@@ -500,7 +567,7 @@ impl Leases {
             }
         }
         if changed {
-            self.keep(&inner);
+            self.keep(&mut inner);
         }
     }
 
@@ -526,12 +593,15 @@ impl Leases {
             inner.places.clear();
             inner.exhausted.clear();
         }
-        self.keep(&inner);
+        self.keep(&mut inner);
         restored
     }
 
     /// Takes what the master granted and returns whom it concerns. A new slice begins where the
     /// last cut ended, so nothing may be cut meanwhile. Blocks on the disk.
+    ///
+    /// A slice that cannot be kept there is not taken: after a restart nobody would know what was used of it, and the master
+    /// would lend it again. Then [`Self::not_kept`] says why.
     pub(crate) fn grant(
         &self,
         response: &LeaseResponse,
@@ -541,6 +611,7 @@ impl Leases {
         let now = unix_ms(self.clock.now());
         let mut concerned = BTreeSet::new();
         let mut inner = self.inner.lock();
+        let before = (!response.quotas.is_empty()).then(|| inner.lent(response));
         for quota in &response.quotas {
             let total = counters.total(quota.user_id);
             let expires_ms = moment(quota.expires_at.as_ref()).map_or(0, unix_ms);
@@ -620,7 +691,11 @@ impl Leases {
             inner.exhausted.insert(*user);
             concerned.insert(*user);
         }
-        self.keep(&inner);
+        if !self.keep(&mut inner)
+            && let Some(before) = before
+        {
+            inner.undo(before);
+        }
         concerned
     }
 
@@ -659,7 +734,7 @@ impl Leases {
             concerned.insert(*user);
         }
         unsaid.extend(unknown.into_iter().filter(|lease| unheard.insert(*lease)));
-        self.keep(&inner);
+        self.keep(&mut inner);
         self.wanted.notify_one();
         concerned
     }
@@ -696,16 +771,25 @@ impl Leases {
         }
     }
 
-    fn keep(&self, inner: &Inner) {
+    /// Writes everything in place; returns whether that was possible.
+    fn keep(&self, inner: &mut Inner) -> bool {
         let stored = Stored {
             slices: inner.slices.values().flatten().cloned().collect(),
             places: inner.places.values().cloned().collect(),
             epoch: inner.epoch,
         };
-        // Without it on disk, a restart gives up the rest of the slices: less, never more.
-        if let Err(error) = files::write_atomic(&self.path, &stored.encode_to_vec()) {
+        let failed = inner.file.write(&stored.encode_to_vec()).err();
+        if let Some(error) = &failed {
             tracing::warn!(%error, "leases not kept on disk");
         }
+        let mut unkept = self.unkept.lock();
+        *unkept = failed.map(|error| error.to_string());
+        unkept.is_none()
+    }
+
+    /// Why the last change is not on the disk, if it is not.
+    pub(crate) fn not_kept(&self) -> Option<String> {
+        self.unkept.lock().clone()
     }
 }
 

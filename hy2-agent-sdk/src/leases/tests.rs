@@ -45,6 +45,66 @@ fn open(folder: &Path) -> (Leases, Arc<ManualClock>) {
     (Leases::open(folder, clock.clone()).unwrap(), clock)
 }
 
+/// After a restart nobody would know what was used of it.
+#[test]
+fn a_slice_that_cannot_be_kept_is_not_taken_until_it_can() {
+    let folder = tempfile::tempdir().unwrap();
+    let (leases, _) = open(folder.path());
+    let at = At::new(500);
+    leases.grant(&quota(7, 1000, MULTIPLIER_ONE), &at, &NoCut::NO_COUNTERS);
+    assert_eq!((leases.allowance(1), leases.not_kept()), (1500, None));
+    // Neither can be written.
+    for name in ["leases.0", "leases.1"] {
+        let file = folder.path().join(name);
+        std::fs::rename(&file, folder.path().join(format!("{name}.aside"))).unwrap();
+        std::fs::create_dir(&file).unwrap();
+    }
+    at.0.set(1400);
+    leases.want(1);
+    leases.request(&at).expect("a want");
+    for lease in [8, 7] {
+        let more = quota(lease, 2000, MULTIPLIER_ONE);
+        leases.grant(&more, &at, &NoCut::NO_COUNTERS);
+        assert_eq!(leases.allowance(1), 1500);
+        assert!(leases.not_kept().is_some());
+    }
+    for name in ["leases.0", "leases.1"] {
+        let file = folder.path().join(name);
+        std::fs::remove_dir(&file).unwrap();
+        std::fs::rename(folder.path().join(format!("{name}.aside")), &file).unwrap();
+    }
+    leases.grant(&quota(8, 2000, MULTIPLIER_ONE), &at, &NoCut::NO_COUNTERS);
+    assert_eq!((leases.allowance(1), leases.not_kept()), (3500, None));
+    drop(leases);
+    assert_eq!(open(folder.path()).0.allowance(1), 3500);
+}
+
+/// As versions before wrote it.
+#[test]
+fn a_file_of_an_earlier_version_is_taken_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let (leases, _) = open(folder.path());
+    leases.grant(
+        &quota(7, 1000, MULTIPLIER_ONE),
+        &At::new(0),
+        &NoCut::NO_COUNTERS,
+    );
+    drop(leases);
+    let path = folder.path().join("leases");
+    let (_, content) = Pair::open(&path).unwrap();
+    let Content::Whole(bytes) = content else {
+        panic!("{content:?}");
+    };
+    for name in ["leases.0", "leases.1"] {
+        std::fs::remove_file(folder.path().join(name)).unwrap();
+    }
+    std::fs::write(&path, bytes).unwrap();
+    for _ in 0..2 {
+        assert_eq!(open(folder.path()).0.allowance(1), 1000);
+        assert!(!path.exists());
+    }
+}
+
 #[test]
 fn slices_follow_each_other_and_uses_add_up_to_what_was_granted() {
     let folder = tempfile::tempdir().unwrap();

@@ -48,7 +48,7 @@ const INTERVAL_MIN: Duration = Duration::from_millis(10);
 const INTERVAL_MAX: Duration = Duration::from_secs(86_400);
 /// After a certificate was renewed because the master refused it, this long goes by before that is tried again.
 const RENEWAL_PAUSE: Duration = Duration::from_secs(300);
-/// After the disk failed, traffic is delivered on when this has gone by.
+/// After the disk failed, traffic is delivered on and slices are asked for when this has gone by.
 const DISK_PAUSE: Duration = Duration::from_secs(5);
 /// Reversed connections at once.
 const REVERSED_MAX: usize = 4;
@@ -693,8 +693,9 @@ async fn ask_for_leases(node: Arc<Node>, mut master: Master) -> Result<(), LinkE
         };
         // It asks again by itself when there is no answer, also when the session ends here.
         let response = bounded(master.lease(asked.request())).await?;
-        let node = Arc::clone(&node);
+        let granting = Arc::clone(&node);
         blocking(move || {
+            let node = granting;
             let no_cut = node.traffic.no_cut();
             let request = asked.answered();
             node.leases.released(&request);
@@ -708,6 +709,11 @@ async fn ask_for_leases(node: Arc<Node>, mut master: Master) -> Result<(), LinkE
             Ok(())
         })
         .await?;
+        if let Some(error) = node.leases.not_kept() {
+            node.alert("leases_not_written", "error", &error);
+            // Who has to have more asks again, and the disk will hardly take it at once.
+            sleep(DISK_PAUSE).await;
+        }
     }
 }
 

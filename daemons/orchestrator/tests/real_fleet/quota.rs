@@ -10,8 +10,9 @@ use tokio::{io::AsyncWriteExt, net::UdpSocket, task::JoinSet};
 
 use crate::{
     client::{Ours, Ping, ping},
-    fleet::{Fleet, Store},
+    fleet::{Fleet, Shape, Store},
     load::{Door, Load, OnCut, Plan},
+    small_disk::SmallDisk,
 };
 
 const SLICE: u64 = 1 << 20;
@@ -218,6 +219,72 @@ async fn without_a_master_nodes_go_no_further_than_the_slices_in_hand() {
         })
         .await;
     }
+}
+
+/// What was used cannot be reported, and the slices have to be known all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_killed_while_its_disk_is_full_goes_no_further_than_the_quota() {
+    if let Err(why) = SmallDisk::is_possible() {
+        crate::skip("a quota on a full disk", &why);
+        return;
+    }
+    // A fourth of it is the largest slice.
+    let quota = 12 * SLICE;
+    let shape = Shape {
+        small_disks: true,
+        ..Shape::default()
+    };
+    let mut fleet = Fleet::start_with(Store::Sqlite, 1, shape).await;
+    let alice = fleet.user("alice", json!({"quota_bytes": quota})).await;
+    let uri = fleet.links(&alice).await.remove(0);
+    fleet.nodes[0].disk.as_ref().expect("a disk").fill();
+    let client = Ours::start(fleet.path(), &uri).await;
+    let targets = (alice.origin.tcp, alice.origin.udp);
+    let load = Load::start(client.door, targets, PLAN, 1).await;
+    let passed = || {
+        let (tx, rx) = alice.origin.bytes();
+        tx + rx
+    };
+    let folder = fleet.path().to_owned();
+    let refused = || async {
+        let found = ping(&folder, &uri, "", alice.origin.tcp).await;
+        (found.code == Ping::REFUSED)
+            .then_some(())
+            .ok_or(found.said)
+    };
+    let mut kills = 0;
+    while kills < 8 && refused().await.is_err() {
+        let before = passed();
+        crate::until("a mebibyte, or the end", || async {
+            match passed() >= before + SLICE {
+                true => Ok(()),
+                false => refused().await,
+            }
+        })
+        .await;
+        fleet.kill_agent(0).await;
+        fleet.start_agent(0);
+        kills += 1;
+        crate::until("the node", || async {
+            let found = ping(&folder, &uri, "", alice.origin.tcp).await;
+            let serves = found.arrived() || found.code == Ping::REFUSED;
+            serves.then_some(()).ok_or(found.said)
+        })
+        .await;
+    }
+    crate::until("the end of the quota", refused).await;
+    load.finish().await;
+    let on_full_disk = passed();
+    fleet.nodes[0].disk.as_ref().expect("a disk").free();
+    fleet.spool_is_store().await;
+    let (tx, rx) = fleet.counted(&alice).await.expect("counted");
+    crate::say(&format!(
+        "a quota of {quota}, {kills} kills: {on_full_disk} at the origin, {} counted",
+        tx + rx
+    ));
+    assert!(kills > 3, "{kills}");
+    assert!(on_full_disk <= quota + quota / 4, "{on_full_disk}");
+    assert!(tx + rx <= quota + quota / 4, "{tx} and {rx}");
 }
 
 /// A node that loses a user gives the rest of the slice back, so nothing of the quota is lost by it.
