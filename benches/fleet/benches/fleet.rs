@@ -1,5 +1,5 @@
-//! Control plane: a node's configuration, who has a credential among 100,000, and a batch of
-//! traffic into the master's store.
+//! Control plane: a node's configuration, who has a credential among 100,000, the tokens of the REST
+//! interface, and a batch of traffic into the master's store.
 
 use std::{
     hint::black_box,
@@ -15,7 +15,11 @@ use hy2_agent_sdk::{
     users::bench::{Users, credential},
 };
 use hy2_master_sdk::{
-    domain::{NodeId, Timestamp, UserStatus},
+    auth::{
+        api_token::ApiToken,
+        jwt::{TokenKey, TokenSigner},
+    },
+    domain::{AdminId, NodeId, Timestamp, UserStatus},
     store::{
         Store, StoreOptions,
         nodes::{self, NewNode},
@@ -65,6 +69,29 @@ fn lookup(criterion: &mut Criterion) {
                     .find(black_box("a credential that nobody has"))
                     .is_none()
             )
+        });
+    });
+    group.finish();
+}
+
+/// What each request to the REST interface brings, without what the store is asked about it.
+fn tokens(criterion: &mut Criterion) {
+    const SECONDS: i64 = NOW.0 / 1_000;
+    let mut group = criterion.benchmark_group("tokens");
+    group.throughput(Throughput::Elements(1));
+    let key = || TokenKey::generate(Uuid::new_v4()).expect("a key");
+    let signer = TokenSigner::new("a cluster", key(), vec![key()]);
+    let issued = signer.issue(AdminId(7), Uuid::new_v4(), 3, SECONDS);
+    let token = issued.expect("a token");
+    group.bench_function("check of a session's, EdDSA", |bencher| {
+        bencher.iter(|| signer.check(black_box(&token), SECONDS + 1).expect("valid"));
+    });
+    let token = ApiToken::generate();
+    let (hash, text) = (token.hash(), token.reveal());
+    group.bench_function("check of an API token", |bencher| {
+        bencher.iter(|| {
+            let token: ApiToken = black_box(&text).parse().expect("a token");
+            assert!(token.matches(black_box(&hash)));
         });
     });
     group.finish();
@@ -209,6 +236,6 @@ criterion_group! {
         .warm_up_time(Duration::from_millis(500))
         .measurement_time(Duration::from_secs(3))
         .sample_size(20);
-    targets = config, lookup, ingest
+    targets = config, lookup, tokens, ingest
 }
 criterion_main!(benches);

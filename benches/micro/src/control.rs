@@ -2,9 +2,12 @@
 
 use std::hint::black_box;
 
-use hy2_proto::control::rpc::{LeaseUse, TrafficBatch, UserEntry, UserTraffic};
+use hy2_proto::control::rpc::{
+    EngineState, Heartbeat, LeaseUse, SessionRequest, TrafficBatch, UserEntry, UserTraffic,
+    session_request::Event,
+};
 use prost::Message;
-use prost_types::Timestamp;
+use prost_types::{Duration, Timestamp};
 
 use crate::Case;
 
@@ -39,6 +42,22 @@ pub(crate) fn cases() -> Vec<Case> {
             })
         })
         .allocates(1.0),
+        // As they come on a session.
+        Case::new("control/heartbeat encode", || {
+            let heartbeat = heartbeat();
+            let mut wire = Vec::with_capacity(heartbeat.encoded_len());
+            Box::new(move || {
+                wire.clear();
+                black_box(&heartbeat).encode(&mut wire).expect("has room");
+                black_box(&wire);
+            })
+        }),
+        Case::new("control/heartbeat decode", || {
+            let wire = heartbeat().encode_to_vec();
+            Box::new(move || {
+                black_box(SessionRequest::decode(black_box(&wire[..])).expect("valid"));
+            })
+        }),
     ]
 }
 
@@ -80,5 +99,25 @@ fn user(id: u64) -> UserEntry {
         expires_at: moment(1_800_000_000),
         metered: true,
         rev: 3,
+    }
+}
+
+fn heartbeat() -> SessionRequest {
+    SessionRequest {
+        event: Some(Event::Heartbeat(Heartbeat {
+            uptime: Some(Duration {
+                seconds: 1_234_567,
+                nanos: 890_000_000,
+            }),
+            connections: 1_234,
+            users_online: 567,
+            tx_bytes_per_s: 12_345_678,
+            rx_bytes_per_s: 123_456_789,
+            cpu_permille: 345,
+            memory_permille: 456,
+            manifest_rev: 7_890,
+            spool_bytes: 65_536,
+            engine: EngineState::Serving.into(),
+        })),
     }
 }

@@ -56,6 +56,20 @@ pub(crate) fn cases() -> Vec<Case> {
         })
         .bytes(BATCH)
         .items(MAX_RUN_DATAGRAMS as u64),
+        // What of `batch/salamander in, compacted` closes the gaps that the salts leave.
+        Case::new("batch/compaction", || {
+            let mut buf = payload(MAX_RUN_DATAGRAMS * FULL);
+            Box::new(move || {
+                let mut to = 0;
+                for from in (0..buf.len()).step_by(FULL) {
+                    buf.copy_within(black_box(from + SALT_LEN..from + FULL), to);
+                    to += FULL - SALT_LEN;
+                }
+                black_box(&buf);
+            })
+        })
+        .bytes(BATCH)
+        .items(MAX_RUN_DATAGRAMS as u64),
         Case::new("gecko/split and pad 1200", || {
             let sizes = PacketSizes::new(512, 1200).expect("in order");
             let datagram = long(1200);
