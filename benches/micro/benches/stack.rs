@@ -27,6 +27,9 @@ fn stack(criterion: &mut Criterion<CpuTime>) {
     group.bench_function("request", |bencher| {
         bencher.iter(|| runtime.block_on(stack.request()));
     });
+    group.bench_function("datagram", |bencher| {
+        bencher.iter(|| runtime.block_on(stack.datagrams(1)));
+    });
     group.bench_function("connect and authenticate", |bencher| {
         bencher.iter(|| runtime.block_on(stack.connect()));
     });

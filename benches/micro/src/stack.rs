@@ -2,20 +2,21 @@
 //! thread: nothing waits for a clock, so the time it takes is the CPU's.
 
 use std::{
+    collections::VecDeque,
     io,
     net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU16, Ordering::Relaxed},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use hy2_core::{
     Address, BoxFuture, Client, ClientConfig, Server,
     authenticator::Password,
-    client::ServerAddress,
+    client::{ServerAddress, UdpSession},
     memory::MemoryBudget,
     outbound::{DialError, Outbound, TcpConnection, UdpAssociation},
     rustls::{RootCertStore, pki_types::PrivateKeyDer},
@@ -26,9 +27,11 @@ use hy2_link_emulator::{
     memory::{Direction, MemorySocket, Network, Path},
     model::LinkConfig,
 };
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadBuf, duplex},
     runtime::{Builder, Runtime},
+    sync::OnceCell,
 };
 
 const PASSWORD: &str = "a long enough password";
@@ -42,6 +45,9 @@ const DELAY: Duration = Duration::from_millis(1);
 /// What one call of the origin moves.
 const BLOCK: usize = 64 << 10;
 
+/// Bytes of a relayed UDP datagram.
+const DATAGRAM: usize = 1200;
+
 /// A server, a client that is connected to it, and what is between them.
 pub struct Stack {
     network: Network,
@@ -49,6 +55,8 @@ pub struct Stack {
     link: LinkConfig,
     roots: Arc<RootCertStore>,
     client: Client,
+    /// Opened by the first datagram.
+    session: OnceCell<UdpSession>,
     _server: Server,
     next_address: AtomicU16,
 }
@@ -102,6 +110,7 @@ impl Stack {
             link,
             roots,
             client,
+            session: OnceCell::new(),
             _server: server,
             next_address: AtomicU16::new(1),
         }
@@ -167,6 +176,25 @@ impl Stack {
         stream.shutdown().await.expect("end");
     }
 
+    /// Has `count` datagrams of 1,200 bytes echoed, one after the other, through one UDP session.
+    ///
+    /// # Panics
+    ///
+    /// When one does not come back.
+    pub async fn datagrams(&self, count: u64) {
+        let session = self
+            .session
+            .get_or_init(async || self.client.udp().await.expect("session"));
+        let session = session.await;
+        for _ in 0..count {
+            session
+                .send(&[7; DATAGRAM], "203.0.113.17:7")
+                .expect("sent");
+            let answer = session.recv().await.expect("answer");
+            assert_eq!(answer.data.len(), DATAGRAM);
+        }
+    }
+
     /// Connects and authenticates one more client, and disconnects it.
     ///
     /// # Panics
@@ -211,7 +239,7 @@ fn address(text: &str) -> SocketAddr {
     text.parse().expect("address")
 }
 
-/// Targets in memory: port 1 sends as many bytes as asked for, port 2 takes them, port 3 echoes.
+/// Targets in memory: port 1 sends as many bytes as asked for, port 2 takes them, port 3 echoes, and so does UDP.
 struct Origin;
 
 impl Outbound for Origin {
@@ -231,7 +259,7 @@ impl Outbound for Origin {
         &'a self,
         _: &'a Address,
     ) -> BoxFuture<'a, Result<Box<dyn UdpAssociation>, DialError>> {
-        Box::pin(async { Ok(Box::new(Sink) as Box<dyn UdpAssociation>) })
+        Box::pin(async { Ok(Box::new(Echo::default()) as Box<dyn UdpAssociation>) })
     }
 }
 
@@ -262,20 +290,44 @@ async fn serve(mut stream: DuplexStream, port: u16) -> io::Result<()> {
     stream.shutdown().await
 }
 
-/// Takes everything.
-struct Sink;
+/// Sends back what comes in.
+#[derive(Default)]
+struct Echo(Mutex<Waiting>);
 
-impl UdpAssociation for Sink {
-    fn try_send_to(&self, _: &[u8], _: SocketAddr) -> io::Result<()> {
+#[derive(Default)]
+struct Waiting {
+    datagrams: VecDeque<Vec<u8>>,
+    /// Buffers to use again, so that the target allocates nothing.
+    spare: Vec<Vec<u8>>,
+    reader: Option<Waker>,
+}
+
+impl UdpAssociation for Echo {
+    fn try_send_to(&self, data: &[u8], _: SocketAddr) -> io::Result<()> {
+        let mut waiting = self.0.lock();
+        let mut datagram = waiting.spare.pop().unwrap_or_default();
+        datagram.clear();
+        datagram.extend_from_slice(data);
+        waiting.datagrams.push_back(datagram);
+        if let Some(reader) = waiting.reader.take() {
+            reader.wake();
+        }
         Ok(())
     }
 
     fn poll_recv_from(
         &self,
-        _: &mut Context<'_>,
-        _: &mut ReadBuf<'_>,
+        context: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<SocketAddr>> {
-        Poll::Pending
+        let mut waiting = self.0.lock();
+        let Some(datagram) = waiting.datagrams.pop_front() else {
+            waiting.reader = Some(context.waker().clone());
+            return Poll::Pending;
+        };
+        buf.put_slice(&datagram);
+        waiting.spare.push(datagram);
+        Poll::Ready(Ok(([203, 0, 113, 17], 7).into()))
     }
 
     fn resolve<'a>(&'a self, target: &'a Address) -> BoxFuture<'a, Result<SocketAddr, DialError>> {
