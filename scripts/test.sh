@@ -42,6 +42,10 @@ else
     scripts/run_tests.py
 fi
 
+step "instructions of every part"
+scripts/test-instructions.sh
+scripts/instructions.sh
+
 step "examples"
 # Built with the whole workspace: alone they would have other features, hence other dependencies.
 cargo build --workspace --examples --quiet

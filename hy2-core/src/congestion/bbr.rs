@@ -155,6 +155,11 @@ impl Bbr {
         }
     }
 
+    #[cfg(feature = "fuzzing")]
+    pub(super) fn draw_from(&mut self, seed: u32) {
+        self.draw = seed;
+    }
+
     /// The path changed: the estimate of the old one is a start, its round trip is not.
     pub(super) fn on_new_path(&mut self, now: Instant) {
         self.min_rtt = None;

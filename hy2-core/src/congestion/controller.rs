@@ -120,6 +120,14 @@ impl Paced {
         this
     }
 
+    /// Takes chance away.
+    #[cfg(feature = "fuzzing")]
+    pub(super) fn draw_from(&mut self, seed: u32) {
+        if let State::Bbr(bbr) = &mut self.state {
+            bbr.draw_from(seed);
+        }
+    }
+
     /// Notices a command given through the handle.
     fn follow_command(&mut self, now: Instant) {
         let generation = self.shared.generation();

@@ -1,4 +1,4 @@
-//! A controller without a connection, for the fuzz targets.
+//! A controller without a connection, for the fuzz targets and benches.
 
 use std::{
     sync::Arc,
@@ -24,12 +24,15 @@ pub struct Driven {
 }
 
 impl Driven {
-    /// Builds the controller as quinn does for a new path.
+    /// Builds the controller as quinn does for a new path, but for what it draws by chance: that is
+    /// the same in every run.
     pub fn new(handle: &CongestionHandle, now: Instant, mtu: u16) -> Self {
         let built = Arc::new(Factory::new(handle.0.clone())).build(now, mtu);
+        let mut paced = paced(built);
+        paced.draw_from(1);
         Self {
             handle: handle.clone(),
-            paced: paced(built),
+            paced,
         }
     }
 
