@@ -1,6 +1,8 @@
-//! The list of `hy2_microbenches::cases`, and counters that two threads fight over.
+//! The list of `hy2_microbenches::cases`, and counters that two threads fight over. At the end, the
+//! table of docs/benchmarks.md of what was timed, with the goals beside it.
 
 mod cpu_time;
+mod table;
 
 use std::{
     hint::black_box,
@@ -13,9 +15,12 @@ use std::{
 };
 
 use cpu_time::CpuTime;
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group, measurement::Measurement};
 use hy2_core::{fuzzing::meter::count, meter::UserCounters};
 use hy2_microbenches::cases;
+
+/// How often criterion measures a case.
+const SAMPLES: usize = 50;
 
 fn parts(criterion: &mut Criterion<CpuTime>) {
     for case in cases() {
@@ -25,8 +30,20 @@ fn parts(criterion: &mut Criterion<CpuTime>) {
             0 => Throughput::Elements(case.items),
             bytes => Throughput::Bytes(bytes),
         });
-        // Prepared only when it is chosen: some take a second.
-        group.bench_function(what, |bencher| bencher.iter((case.make)()));
+        // Prepared only when it is chosen, and once for all its samples: some take a second.
+        let mut run = None;
+        group.bench_function(what, |bencher| {
+            let run = run.get_or_insert_with(case.make);
+            bencher.iter_custom(|rounds| {
+                let start = CpuTime.start();
+                for _ in 0..rounds {
+                    run();
+                }
+                let took = CpuTime.end(start);
+                table::note(case.name, took, rounds);
+                took
+            });
+        });
         group.finish();
     }
 }
@@ -68,7 +85,12 @@ criterion_group! {
         .with_measurement(CpuTime)
         .warm_up_time(Duration::from_millis(500))
         .measurement_time(Duration::from_secs(2))
-        .sample_size(50);
+        .sample_size(SAMPLES);
     targets = parts, contended
 }
-criterion_main!(benches);
+
+fn main() {
+    benches();
+    Criterion::default().configure_from_args().final_summary();
+    table::print(&cases(), SAMPLES);
+}
