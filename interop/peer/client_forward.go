@@ -6,13 +6,16 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/apernet/hysteria/core/v2/client"
 )
 
 type forwardArgs struct {
 	Listen string `json:"listen"` // default 127.0.0.1:0
 	Target string `json:"target"`
-	// IdleMS ends a UDP flow that receives nothing, default 60000.
+	// IdleMS ends a UDP flow that carries nothing, default 60000.
 	IdleMS uint64 `json:"idle_ms"`
 }
 
@@ -44,16 +47,15 @@ func (u *user) forwardTCP(_ context.Context, a forwardArgs) (any, error) {
 	return fields{"addr": ln.Addr().String()}, nil
 }
 
+// relay calls the library as the official program does and nothing else: what a
+// comparison measures is the reference, not this peer.
 func (u *user) relay(local net.Conn, target string) {
 	defer local.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), defaultTimeout)
-	remote, err := u.open(ctx, target)
-	cancel()
+	remote, err := u.inner.TCP(target)
 	if err != nil {
 		u.out.emit("forward_failed", fields{"target": target, "error": describe(err)})
 		return
 	}
-	_ = remote.SetDeadline(time.Time{})
 	defer remote.Close()
 	done := make(chan struct{}, 2)
 	go func() { _, _ = io.Copy(remote, local); done <- struct{}{} }()
@@ -77,11 +79,14 @@ func (u *user) forwardUDP(_ context.Context, a forwardArgs) (any, error) {
 	if a.IdleMS > 0 {
 		idle = time.Duration(a.IdleMS) * time.Millisecond
 	}
-	f := &udpForward{u: u, local: conn, target: a.Target, idle: idle, flows: map[netip.AddrPort]*session{}}
+	f := &udpForward{u: u, local: conn, target: a.Target, idle: idle, flows: map[netip.AddrPort]*udpFlow{}}
 	go f.run()
+	go f.expire()
 	return fields{"addr": conn.LocalAddr().String()}, nil
 }
 
+// udpForward calls the library's sessions directly, as the official program
+// does: one goroutine sends for all of them, one of each receives.
 type udpForward struct {
 	u      *user
 	local  *net.UDPConn
@@ -89,7 +94,12 @@ type udpForward struct {
 	idle   time.Duration
 
 	mu    sync.Mutex
-	flows map[netip.AddrPort]*session
+	flows map[netip.AddrPort]*udpFlow
+}
+
+type udpFlow struct {
+	conn client.HyUDPConn
+	last atomic.Int64 // when a datagram last went either way, nanoseconds
 }
 
 func (f *udpForward) run() {
@@ -100,9 +110,10 @@ func (f *udpForward) run() {
 			f.u.out.emit("forward_ended", fields{"error": describe(err)})
 			return
 		}
-		s, err := f.flow(from)
+		flow, err := f.flow(from)
 		if err == nil {
-			err = s.send(buf[:n], f.target)
+			flow.last.Store(time.Now().UnixNano())
+			err = flow.conn.Send(buf[:n], f.target)
 		}
 		if err != nil {
 			f.u.out.emit("forward_failed", fields{"target": f.target, "error": describe(err)})
@@ -110,37 +121,50 @@ func (f *udpForward) run() {
 	}
 }
 
-func (f *udpForward) flow(from netip.AddrPort) (*session, error) {
+func (f *udpForward) flow(from netip.AddrPort) (*udpFlow, error) {
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	if s := f.flows[from]; s != nil {
-		return s, nil
+	flow := f.flows[from]
+	f.mu.Unlock()
+	if flow != nil {
+		return flow, nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), defaultTimeout)
-	defer cancel()
-	s, err := f.u.session(ctx)
+	conn, err := f.u.inner.UDP()
 	if err != nil {
 		return nil, err
 	}
-	f.flows[from] = s
-	go f.outward(from, s)
-	return s, nil
+	flow = &udpFlow{conn: conn}
+	flow.last.Store(time.Now().UnixNano())
+	f.mu.Lock()
+	f.flows[from] = flow
+	f.mu.Unlock()
+	go f.outward(from, flow)
+	return flow, nil
 }
 
-func (f *udpForward) outward(to netip.AddrPort, s *session) {
-	defer func() {
-		f.mu.Lock()
-		delete(f.flows, to)
-		f.mu.Unlock()
-		_ = s.close()
-	}()
+func (f *udpForward) outward(to netip.AddrPort, flow *udpFlow) {
 	for {
-		ctx, cancel := context.WithTimeout(context.Background(), f.idle)
-		got, err := s.receive(ctx)
-		cancel()
+		data, _, err := flow.conn.Receive()
 		if err != nil {
-			return
+			break // closed, by expire or with the connection
 		}
-		_, _ = f.local.WriteToUDPAddrPort(got.data, to) // a failed send is a lost datagram
+		_, _ = f.local.WriteToUDPAddrPort(data, to) // a failed send is a lost datagram
+		flow.last.Store(time.Now().UnixNano())
+	}
+	f.mu.Lock()
+	delete(f.flows, to)
+	f.mu.Unlock()
+	_ = flow.conn.Close()
+}
+
+// expire closes the flows that were idle for too long; their receivers end then.
+func (f *udpForward) expire() {
+	for now := range time.Tick(min(f.idle, time.Second)) {
+		f.mu.Lock()
+		for _, flow := range f.flows {
+			if now.UnixNano()-flow.last.Load() > int64(f.idle) {
+				_ = flow.conn.Close()
+			}
+		}
+		f.mu.Unlock()
 	}
 }
