@@ -1,7 +1,7 @@
 //! Many connections, all made by our client, so that the servers are compared: idle ones, and ones
 //! that come and go.
 
-use std::{thread, time::Duration};
+use std::{fmt, thread, time::Duration};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -34,11 +34,12 @@ pub(crate) const fn memory_bar(used: bool) -> f64 {
 pub(crate) fn idle(
     around: &Surroundings,
     whose: Whose,
+    setup: Setup,
     count: u64,
     used: bool,
     span: Duration,
 ) -> Result<Idle> {
-    let (server, address, _) = around.server(whose, Setup::default(), None)?;
+    let (server, address) = around.server(whose, setup, None)?;
     let mut config = around.client_config(&address, &Wanted::default());
     config["use"] = used.into();
     let crowd = |config: &Value| -> Result<Process> {
@@ -99,7 +100,18 @@ pub(crate) fn connects(
         lost: 0,
         server_mib: server.resident()? as f64 / 1_048_576.0,
         client_mib: client.resident()? as f64 / 1_048_576.0,
+        others: 0.0,
     })
+}
+
+impl fmt::Display for Idle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:.1} KiB of server memory each, {:.2} % of a core per 1,000",
+            self.kibibytes, self.percent
+        )
+    }
 }
 
 impl Idle {

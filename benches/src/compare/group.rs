@@ -8,6 +8,8 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
+use crate::pair::behind;
+
 /// A group with a limit; removed when dropped, for which its processes must be gone.
 #[derive(Debug)]
 pub(crate) struct Group {
@@ -46,8 +48,7 @@ impl Group {
         let enter = "echo $$ > \"$0\" && exec \"$@\"";
         inside.args(["-c", enter]);
         inside.arg(self.directory.join("cgroup.procs"));
-        inside.arg(command.get_program()).args(command.get_args());
-        inside
+        behind(inside, command)
     }
 
     /// Returns the most that its processes held at once, in bytes, files in memory included.

@@ -2,8 +2,9 @@
 //! reference peer.
 
 use std::{
-    io::Read,
-    net::SocketAddr,
+    io,
+    net::{SocketAddr, UdpSocket},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -17,12 +18,14 @@ use hy2_core::{
     outbound::{AddressPolicy, Direct},
     quic::QuicConfig,
     server::ServerConfig,
-    socket::{Obfuscation, SocketOptions},
+    socket::{self, DirectSocketFactory, Obfuscation, SocketFactory, SocketOptions},
     tls::ServerTls,
 };
 use serde_json::{Value, json};
+use socket2::SockRef;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
+    sync::mpsc,
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
@@ -46,7 +49,7 @@ enum Role {
 
 pub(crate) fn run(arguments: Arguments) -> Result<()> {
     let mut line = String::new();
-    std::io::stdin().read_line(&mut line)?;
+    io::stdin().read_line(&mut line)?;
     let config: Value = serde_json::from_str(&line)?;
     let threads = config["threads"].as_u64().unwrap_or(1);
     let runtime = if threads == 1 {
@@ -60,16 +63,20 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
             .enable_all()
             .build()?
     };
+    let (sender, questions) = mpsc::channel(1);
     // The parent holds our standard input; when it is gone, so are we.
-    std::thread::spawn(|| {
-        let mut rest = Vec::new();
-        let _ = std::io::stdin().read_to_end(&mut rest);
+    std::thread::spawn(move || {
+        for line in io::stdin().lines().map_while(io::Result::ok) {
+            let question = serde_json::from_str(&line).unwrap_or_default();
+            // A role that answers nothing is not asked.
+            let _ = sender.blocking_send(question);
+        }
         std::process::exit(0);
     });
     runtime.block_on(async {
         match arguments.role {
-            Role::Server => serve(&config).await,
-            Role::Client => forward(&config).await,
+            Role::Server => serve(&config, questions).await,
+            Role::Client => forward(&config, questions).await,
             Role::Crowd => crowd(&config).await,
             Role::Connects => connects(&config).await,
         }
@@ -100,25 +107,49 @@ fn transport(config: &Value, quic: &mut QuicConfig, socket: &mut SocketOptions) 
         quic.receive_window = bytes;
     }
     socket.gso = asked["disable_gso"] != true;
+    for (buffer, bytes) in [
+        (&mut socket.recv_buffer, &config["buffers"]["recv"]),
+        (&mut socket.send_buffer, &config["buffers"]["send"]),
+    ] {
+        if let Some(bytes) = bytes.as_u64().and_then(|bytes| usize::try_from(bytes).ok()) {
+            *buffer = bytes;
+        }
+    }
 }
 
-/// What the kernel grants a socket with these options.
-fn granted(options: &SocketOptions) -> Result<Value> {
-    let socket = hy2_core::socket::bind("127.0.0.1:0".parse()?, options)?;
-    let granted = options.apply_buffers(&socket);
-    Ok(json!({"recv": granted.recv, "send": granted.send, "gso": options.gso}))
+/// What the kernel has granted a socket, in its own accounting, which is twice what was asked for.
+fn buffers(socket: &UdpSocket) -> Result<Value> {
+    let socket = SockRef::from(socket);
+    Ok(json!({"rcvbuf": socket.recv_buffer_size()?, "sndbuf": socket.send_buffer_size()?}))
 }
 
-async fn serve(config: &Value) -> Result<()> {
+/// Answers each question with what `facts` says then.
+async fn answer(mut questions: mpsc::Receiver<Value>, facts: impl Fn() -> Result<Value>) {
+    while let Some(question) = questions.recv().await {
+        let mut line = json!({"event": "answer", "id": question["id"], "ok": true});
+        match facts() {
+            Ok(facts) => line["result"] = facts,
+            Err(error) => {
+                line["ok"] = false.into();
+                line["error"] = format!("{error:#}").into();
+            }
+        }
+        println!("{line}");
+    }
+}
+
+async fn serve(config: &Value, questions: mpsc::Receiver<Value>) -> Result<()> {
     let certificate = config["tls_cert"].as_str().context("tls_cert")?;
     let key = config["tls_key"].as_str().context("tls_key")?;
     let mut settings = ServerConfig::default();
     settings.obfuscation = obfuscation(config)?;
     settings.overclaim_guard = config["overclaim_guard"] == true;
     transport(config, &mut settings.quic, &mut settings.socket);
-    let socket = granted(&settings.socket)?;
+    let socket = socket::bind("127.0.0.1:0".parse()?, &settings.socket)?;
+    // The same socket, to ask the kernel about.
+    let same = socket.try_clone()?;
     let server = Server::builder(ServerTls::from_pem_files(certificate, key)?)
-        .listen("127.0.0.1:0".parse()?)
+        .socket(socket)
         .authenticator(Password::new(
             config["password"].as_str().context("password")?,
         ))
@@ -127,10 +158,48 @@ async fn serve(config: &Value) -> Result<()> {
         .bind()?;
     println!(
         "{}",
-        json!({"event": "ready", "addr": server.local_addrs()[0].to_string(), "socket": socket})
+        json!({"event": "ready", "addr": server.local_addrs()[0].to_string()})
     );
-    server.closed().await;
+    let handle = server.handle();
+    let facts = || {
+        let settings = handle.config();
+        let traffic: serde_json::Map<String, Value> = handle
+            .users()
+            .into_iter()
+            .map(|user| {
+                let counted = json!({"tx": user.traffic.tx, "rx": user.traffic.rx});
+                (user.user.to_string(), counted)
+            })
+            .collect();
+        Ok(json!({
+            "socket": buffers(&same)?,
+            "gso_asked_for": settings.socket.gso,
+            "stream_window": settings.quic.stream_receive_window,
+            "conn_window": settings.quic.receive_window,
+            "traffic": traffic,
+        }))
+    };
+    tokio::select! {
+        () = server.closed() => {}
+        () = answer(questions, facts) => {}
+    }
     Ok(())
+}
+
+/// Opens the sockets that a client has anyway, and keeps the newest to ask the kernel about.
+#[derive(Debug)]
+struct Watched {
+    ordinary: DirectSocketFactory,
+    newest: Mutex<Option<UdpSocket>>,
+}
+
+impl SocketFactory for Watched {
+    fn open(&self, remote: SocketAddr) -> io::Result<UdpSocket> {
+        let socket = self.ordinary.open(remote)?;
+        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        *newest = Some(socket.try_clone()?);
+        Ok(socket)
+    }
 }
 
 fn client_settings(config: &Value) -> Result<ClientConfig> {
@@ -147,9 +216,15 @@ fn client_settings(config: &Value) -> Result<ClientConfig> {
     Ok(settings)
 }
 
-async fn forward(config: &Value) -> Result<()> {
+async fn forward(config: &Value, questions: mpsc::Receiver<Value>) -> Result<()> {
     let target = config["target"].as_str().context("target")?.to_owned();
-    let settings = client_settings(config)?;
+    let mut settings = client_settings(config)?;
+    let watched = Arc::new(Watched {
+        ordinary: DirectSocketFactory::new(settings.socket.clone()),
+        newest: Mutex::default(),
+    });
+    settings.socket_factory = Some(Arc::clone(&watched) as _);
+    let gso = settings.socket.gso;
     if config["warm"] == true {
         // The crypto library prepares its random numbers once per process.
         Client::connect(settings.clone()).await?.close().await;
@@ -172,19 +247,30 @@ async fn forward(config: &Value) -> Result<()> {
             "addr": tcp.local_addr()?.to_string(),
             "udp": udp.local_addr()?.to_string(),
             "connect_ms": connect_ms,
-            "max_datagram": client.info().await?.max_datagram,
         })
     );
     // The load generator notices a connection that ends early, but not why.
     let broken = Targets::new().with_target("hy2_core::inbound::tcp_forward", Level::DEBUG);
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
     tracing_subscriber::registry()
         .with(lines.with_filter(broken))
         .init();
+    let facts = || {
+        let newest = watched
+            .newest
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        Ok(json!({
+            "socket": buffers(newest.as_ref().context("no socket")?)?,
+            "gso_asked_for": gso,
+            "max_datagram": client.connection().and_then(|connection| connection.max_datagram),
+        }))
+    };
     let stop = CancellationToken::new();
     tokio::join!(
         tcp.run(client.clone(), stop.clone()),
-        udp.run(client.clone(), stop)
+        udp.run(client.clone(), stop),
+        answer(questions, facts)
     );
     Ok(())
 }

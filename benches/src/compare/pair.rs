@@ -4,6 +4,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
+    thread,
     time::Duration,
 };
 
@@ -16,7 +17,7 @@ use serde_json::{Value, json};
 
 use crate::{
     group::Group,
-    load,
+    load, machine,
     process::Process,
     reference,
     scenario::{Setup, Way},
@@ -27,6 +28,16 @@ use crate::{
 pub(crate) enum Whose {
     Ours,
     Reference,
+}
+
+impl Whose {
+    /// Returns what tables and files call it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Ours => "hy2",
+            Self::Reference => "reference",
+        }
+    }
 }
 
 /// What all pairs of a run have in common.
@@ -69,8 +80,6 @@ pub(crate) struct Side {
     pub(crate) udp: SocketAddr,
     pub(crate) relay: Option<Relay>,
     pub(crate) connect_ms: f64,
-    /// What it says of its sockets and packets.
-    pub(crate) facts: Value,
 }
 
 /// A client that is connected, behind its link when there is one.
@@ -80,8 +89,6 @@ pub(crate) struct Connected {
     pub(crate) udp: SocketAddr,
     pub(crate) relay: Option<Relay>,
     pub(crate) connect_ms: f64,
-    /// What it says of its packets.
-    pub(crate) max_datagram: Value,
 }
 
 const PASSWORD: &str = "bench-password";
@@ -107,11 +114,13 @@ impl Surroundings {
     /// What a server is told.
     pub(crate) fn server_config(&self, setup: Setup) -> Value {
         let obfs = json!({"type": "salamander", "password": "bench-obfuscation-key"});
+        let cores = || thread::available_parallelism().map_or(1, usize::from) as u64;
+        let threads = if setup.shipped { cores() } else { self.threads };
         json!({
             "tls_cert": self.certificate, "tls_key": self.key, "password": PASSWORD,
             "obfs": setup.salamander.then_some(obfs),
-            "quic": quic(setup),
-            "overclaim_guard": setup.guard, "threads": self.threads,
+            "quic": quic(setup), "buffers": buffers(setup),
+            "overclaim_guard": setup.guard, "threads": threads,
         })
     }
 
@@ -127,31 +136,33 @@ impl Surroundings {
             "fast_open": wanted.fast_open.then_some(true),
             "warm": wanted.link.is_some(),
             "no_parrot": setup.equal.then_some(true),
-            "quic": quic(setup),
+            "quic": quic(setup), "buffers": buffers(setup),
             "target": self.origin.to_string(), "udp_target": self.udp_origin.to_string(),
         })
     }
 
-    /// Starts a server alone; returns its address and what it says of its sockets.
+    /// Starts a server alone; returns its address.
     pub(crate) fn server(
         &self,
         whose: Whose,
         setup: Setup,
         group: Option<&Group>,
-    ) -> Result<(Process, String, Value)> {
+    ) -> Result<(Process, String)> {
         let config = self.server_config(setup);
         let place = |command| within(group, on_core(setup.one_core.then_some(0), command));
         match whose {
             Whose::Ours => {
-                let (process, ready) = Process::start(place(self.ourselves("server")?), &config)?;
+                let mut command = self.ourselves("server")?;
+                if setup.shipped {
+                    command.env_remove(TUNABLES);
+                }
+                let (process, ready) = Process::start(place(command), &config)?;
                 let address = ready["addr"].as_str().context("no address")?.to_owned();
-                Ok((process, address, ready["socket"].clone()))
+                Ok((process, address))
             }
             Whose::Reference => {
                 let command = place(Command::new(self.peer()?));
-                let (mut process, address) = reference::server(command, &config)?;
-                let stats = process.ask(json!({"cmd": "stats"}))?;
-                Ok((process, address, stats["socket"].clone()))
+                reference::server(command, &config)
             }
         }
     }
@@ -182,18 +193,16 @@ impl Surroundings {
         let config = self.client_config(&dialled, wanted);
         let core = wanted.setup.one_core.then_some(1);
         let place = |command| within(group, on_core(core, command));
-        let (process, tcp, udp, connect_ms, max_datagram) = match whose {
+        let (process, tcp, udp, connect_ms) = match whose {
             Whose::Ours => {
                 let (process, ready) = Process::start(place(self.ourselves("client")?), &config)?;
                 let text = |key: &str| ready[key].as_str().unwrap_or_default().to_owned();
                 let connect_ms = ready["connect_ms"].as_f64().unwrap_or(f64::NAN);
-                let max_datagram = ready["max_datagram"].clone();
-                (process, text("addr"), text("udp"), connect_ms, max_datagram)
+                (process, text("addr"), text("udp"), connect_ms)
             }
             Whose::Reference => {
                 let command = place(Command::new(self.peer()?));
-                let (process, tcp, udp, connect_ms) = reference::client(command, &config)?;
-                (process, tcp, udp, connect_ms, Value::Null)
+                reference::client(command, &config)?
             }
         };
         Ok(Connected {
@@ -202,18 +211,13 @@ impl Surroundings {
             udp: udp.parse()?,
             relay,
             connect_ms,
-            max_datagram,
         })
     }
 
     /// Starts both ends.
     pub(crate) fn side(&self, whose: Whose, wanted: &Wanted) -> Result<Side> {
-        let (server, address, socket) = self.server(whose, wanted.setup, None)?;
+        let (server, address) = self.server(whose, wanted.setup, None)?;
         let client = self.client(whose, &address, wanted, None)?;
-        let mut facts = json!({"server_socket": socket});
-        if !client.max_datagram.is_null() {
-            facts["max_datagram_frame"] = client.max_datagram;
-        }
         Ok(Side {
             server,
             client: client.process,
@@ -221,7 +225,6 @@ impl Surroundings {
             udp: client.udp,
             relay: client.relay,
             connect_ms: client.connect_ms,
-            facts,
         })
     }
 
@@ -238,39 +241,29 @@ impl Surroundings {
         }
     }
 
-    /// Describes what both run with.
+    /// Describes what both run with: as far as it can be, what running processes and their sockets say.
     pub(crate) fn facts(&self) -> Result<Value> {
         let mut facts = json!({});
         for whose in self.sides() {
-            let name = match whose {
-                Whose::Ours => "hy2",
-                Whose::Reference => "reference",
-            };
-            let mut side = self.side(*whose, &Wanted::default())?;
-            let mut about = side.facts.take();
-            about["largest_datagrams"] = self.largest_datagrams(*whose)?;
+            let mut about = self.seen(*whose)?;
             if let Some(peer) = &self.peer {
-                let (_server, address, _) = self.server(*whose, Setup::default(), None)?;
+                let (_server, address) = self.server(*whose, Setup::default(), None)?;
                 let seen = reference::look_at(Command::new(peer), &address, &Value::Null)?;
                 about["cipher"] = seen["cipher"].clone();
+                if *whose == Whose::Reference {
+                    about["gso"] = seen["gso"].clone();
+                    // Nothing is asked for, and the library does not say what it has.
+                    about["windows"] =
+                        "its defaults, 8 MiB per stream and 20 MiB per connection".into();
+                }
             }
-            facts[name] = about;
+            facts[whose.name()] = about;
         }
-        if let Some(peer) = &self.peer {
-            let (_server, address, _) = self.server(Whose::Reference, Setup::default(), None)?;
-            let seen = reference::look_at(Command::new(peer), &address, &Value::Null)?;
-            facts["reference"]["gso"] = seen["gso"].clone();
-            facts["reference"]["client_socket"] = seen["socket"].clone();
-        }
-        facts["both"] = json!({
-            "windows": "8 MiB per stream, 20 MiB per connection",
-            "counters": "on",
-        });
         Ok(facts)
     }
 
-    /// Bytes of UDP payload of the largest datagram of each direction, once the path's limit has been looked for.
-    fn largest_datagrams(&self, whose: Whose) -> Result<Value> {
+    /// Moves some bytes each way over a wide link, then asks both ends of a side.
+    fn seen(&self, whose: Whose) -> Result<Value> {
         let link = LinkConfig::clean(1e3, Duration::ZERO, Duration::from_millis(50));
         let wanted = Wanted {
             link: Some(Between {
@@ -280,15 +273,45 @@ impl Surroundings {
             }),
             ..Wanted::default()
         };
-        let side = self.side(whose, &wanted)?;
+        let mut side = self.side(whose, &wanted)?;
         for way in [Way::Down, Way::Up] {
-            load::bulk(side.tcp, way, 16 << 20, 1)?;
+            load::bulk(side.tcp, way, LOOK, 1)?;
         }
         let report = side.relay.as_ref().context("no link")?.report();
-        Ok(
-            json!({"from_server": report.down.largest_bytes, "from_client": report.up.largest_bytes}),
-        )
+        let server = side.server.ask(json!({"cmd": "stats"}))?;
+        let client = side.client.ask(json!({"cmd": "stats"}))?;
+        let mut about = json!({
+            "server_socket": server["socket"],
+            "client_socket": client["socket"],
+            // UDP payload, once the path's limit has been looked for.
+            "largest_datagrams": {
+                "from_server": report.down.largest_bytes, "from_client": report.up.largest_bytes,
+            },
+            "counters": {"moved_each_way": LOOK, "counted": counted(&server["traffic"])},
+        });
+        if whose == Whose::Ours {
+            about["gso_asked_for"] = json!({
+                "server": server["gso_asked_for"], "client": client["gso_asked_for"],
+            });
+            about["windows"] = json!({
+                "stream": server["stream_window"], "connection": server["conn_window"],
+            });
+            about["max_datagram_frame"] = client["max_datagram"].clone();
+        }
+        Ok(about)
     }
+}
+
+/// Bytes each way for a look at what a side has.
+const LOOK: u64 = 16 << 20;
+
+/// Adds up what a server has counted for its users.
+fn counted(traffic: &Value) -> Value {
+    let of = |way: &str| -> u64 {
+        let users = traffic.as_object().into_iter().flatten();
+        users.filter_map(|(_, user)| user[way].as_u64()).sum()
+    };
+    json!({"tx": of("tx"), "rx": of("rx")})
 }
 
 fn quic(setup: Setup) -> Value {
@@ -301,6 +324,27 @@ fn quic(setup: Setup) -> Value {
         quic["conn_window"] = (20 << 20).into();
     }
     quic
+}
+
+/// The socket buffers that our side asks for where both have the same.
+fn buffers(setup: Setup) -> Option<Value> {
+    let most = |of: &str| machine::number(&format!("/proc/sys/net/core/{of}"));
+    setup.equal.then(|| {
+        json!({"recv": reference_buffer(most("rmem_max")), "send": reference_buffer(most("wmem_max"))})
+    })
+}
+
+/// Returns what the reference ends with where the system grants `most` to everybody.
+///
+/// quic-go asks for 8 MiB and is content when the kernel reports as much, which is twice what it grants; below it
+/// insists, as we do (`sys_conn_buffers.go`).
+fn reference_buffer(most: u64) -> u64 {
+    const WANTED: u64 = 8 << 20;
+    if 2 * most < WANTED {
+        WANTED
+    } else {
+        WANTED.min(most)
+    }
 }
 
 /// Puts a command into a group.
@@ -318,6 +362,59 @@ fn on_core(core: Option<usize>, command: Command) -> Command {
     };
     let mut bound = Command::new("taskset");
     bound.args(["-c", &core.to_string()]);
-    bound.arg(command.get_program()).args(command.get_args());
-    bound
+    behind(bound, &command)
+}
+
+/// Has `front` run a command, with the command's environment.
+pub(crate) fn behind(mut front: Command, command: &Command) -> Command {
+    front.arg(command.get_program()).args(command.get_args());
+    for (key, value) in command.get_envs() {
+        match value {
+            Some(value) => front.env(key, value),
+            None => front.env_remove(key),
+        };
+    }
+    front
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_behind_another_keeps_its_environment() {
+        let mut command = Command::new("program");
+        command
+            .arg("argument")
+            .env("SET", "value")
+            .env_remove("UNSET");
+        let bound = on_core(Some(0), command);
+        assert_eq!(bound.get_program(), "taskset");
+        let arguments: Vec<_> = bound.get_args().collect();
+        assert_eq!(arguments, ["-c", "0", "program", "argument"]);
+        let environment: Vec<_> = bound.get_envs().collect();
+        assert_eq!(
+            environment,
+            [
+                ("SET".as_ref(), Some("value".as_ref())),
+                ("UNSET".as_ref(), None)
+            ]
+        );
+    }
+
+    #[test]
+    fn equal_buffers_are_what_the_reference_has() {
+        let mebibytes = [(0, 8), (3, 8), (4, 4), (6, 6), (64, 8)];
+        for (most, buffer) in mebibytes {
+            assert_eq!(reference_buffer(most << 20), buffer << 20, "{most}");
+        }
+        assert_eq!(buffers(Setup::default()), None);
+    }
+
+    #[test]
+    fn traffic_of_all_users_is_added() {
+        let traffic = json!({"a": {"tx": 1, "rx": 10}, "b": {"tx": 2, "rx": 20}});
+        assert_eq!(counted(&traffic), json!({"tx": 3, "rx": 30}));
+        assert_eq!(counted(&Value::Null), json!({"tx": 0, "rx": 0}));
+    }
 }

@@ -4,7 +4,10 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use crate::scenario::{Bar, Scenario};
+use crate::{
+    machine,
+    scenario::{Bar, Scenario},
+};
 
 /// One run of one side.
 #[derive(Debug, Clone, Copy, Default)]
@@ -22,6 +25,8 @@ pub(crate) struct Sample {
     /// Resident memory after the run, in MiB.
     pub(crate) server_mib: f64,
     pub(crate) client_mib: f64,
+    /// Cores that other programs used meanwhile.
+    pub(crate) others: f64,
 }
 
 /// The runs of one side.
@@ -63,6 +68,14 @@ impl Row {
             cpu: paired(&reference.cpu(server_only), &self.ours.cpu(server_only)),
             rate: paired(&self.ours.of(|run| run.rate), &reference.of(|run| run.rate)),
         })
+    }
+
+    /// Returns, run by run of both sides, how many cores other programs used.
+    pub(crate) fn others(&self) -> Vec<f64> {
+        let mut others = self.ours.of(|run| run.others);
+        let reference = self.reference.iter();
+        others.extend(reference.flat_map(|figures| figures.of(|run| run.others)));
+        others
     }
 
     /// Says what is below its bar.
@@ -110,6 +123,7 @@ impl Row {
                 "lost": figures.0.iter().map(|run| run.lost).sum::<u64>(),
                 "server_mib": summary(&figures.of(|run| run.server_mib)),
                 "client_mib": summary(&figures.of(|run| run.client_mib)),
+                "others_cores": summary(&figures.of(|run| run.others)),
             })
         };
         json!({
@@ -161,8 +175,10 @@ impl Row {
             cell
         };
         let name = format!(
-            "{} {} ({cpu_unit}, {rate_unit})",
-            self.scenario.number, self.scenario.name
+            "{} {} ({cpu_unit}, {rate_unit}){}",
+            self.scenario.number,
+            self.scenario.name,
+            machine::mark(&self.others())
         );
         let mut line = format!("| {name} | hy2 | {} |", cell(&self.ours));
         if let (Some(reference), Some(ratios)) = (&self.reference, self.ratios()) {

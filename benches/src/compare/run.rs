@@ -14,13 +14,15 @@ use hy2_link_emulator::model::LinkConfig;
 use serde_json::{Value, json};
 
 use crate::{
-    Arguments, crowd, limit, load, machine, matrix,
+    Arguments, crowd, limit, load,
+    machine::{self, Watch},
+    matrix,
     pair::{self, Between, Side, Surroundings, Wanted, Whose},
     plot,
     process::Process,
     progress::Progress,
     report::{Figures, HEAD, Row, Sample, by_line},
-    scenario::{self, Load, Scenario},
+    scenario::{self, Load, Scenario, Setup},
 };
 
 pub(crate) fn run(mut arguments: Arguments) -> Result<()> {
@@ -90,7 +92,9 @@ fn run_in(arguments: &Arguments, scratch: &Path, in_use: f64) -> Result<()> {
     machine["runs"] = arguments.runs.into();
     machine["threads_of_hy2"] = arguments.threads.into();
     machine["tunables_of_hy2"] = pair::tunables().into();
+    let watch = Watch::start();
     machine["sides"] = around.facts()?;
+    machine["cores_in_use_by_others_meanwhile"] = rounded(watch.others()).into();
     println!("{machine:#}");
 
     let scenarios: Vec<Scenario> = scenario::all()
@@ -100,8 +104,12 @@ fn run_in(arguments: &Arguments, scratch: &Path, in_use: f64) -> Result<()> {
     let sides = around.sides().len();
     let idle = "idle".contains(&arguments.only);
     let limited = limit::NAME.contains(&arguments.only);
-    let alone = if idle { 2 * sides } else { 0 } + if limited { sides } else { 0 };
-    let steps = scenarios.len() * (arguments.runs + 1) * sides + alone;
+    // Idle ones also as our server ships.
+    let alone = if idle { 2 * (sides + 1) } else { 0 } + if limited { sides } else { 0 };
+    let runs = scenarios
+        .iter()
+        .map(|scenario| scenario.runs(arguments.runs) + 1);
+    let steps = runs.sum::<usize>() * sides + alone;
     let mut progress = Progress::new(steps);
     let mut rows = Vec::new();
     println!("\n{HEAD}");
@@ -115,16 +123,19 @@ fn run_in(arguments: &Arguments, scratch: &Path, in_use: f64) -> Result<()> {
     let mut other = Vec::new();
     if idle {
         for used in [false, true] {
-            let row = compare_idle(&around, used, arguments, &mut progress, &mut missed)?;
-            println!("{}", row.0);
-            other.push(row);
+            other.push(watched(|| {
+                compare_idle(&around, used, arguments, &mut progress, &mut missed)
+            })?);
+            other.push(watched(|| {
+                idle_as_shipped(&around, used, arguments, &mut progress)
+            })?);
         }
     }
     if limited {
         let span = Duration::from_secs(if arguments.quick { 3 } else { 30 });
-        let row = limit::compare(&around, span, &mut progress, &mut missed)?;
-        println!("{}", row.0);
-        other.push(row);
+        other.push(watched(|| {
+            limit::compare(&around, span, &mut progress, &mut missed)
+        })?);
     }
     for missed in &missed {
         println!("below its bar: {missed}");
@@ -158,6 +169,21 @@ fn run_in(arguments: &Arguments, scratch: &Path, in_use: f64) -> Result<()> {
     Ok(())
 }
 
+/// Runs what is not a row of the table, prints it, and says what others used meanwhile.
+fn watched(measure: impl FnOnce() -> Result<(String, Value)>) -> Result<(String, Value)> {
+    let watch = Watch::start();
+    let (mut line, mut value) = measure()?;
+    let others = rounded(watch.others());
+    value["others_cores"] = others.into();
+    line += &machine::mark(&[others]);
+    println!("{line}");
+    Ok((line, value))
+}
+
+fn rounded(cores: f64) -> f64 {
+    (cores * 100.0).round() / 100.0
+}
+
 /// Runs one scenario, in turn, both sides being up all the time.
 fn compare(
     around: &Surroundings,
@@ -175,12 +201,14 @@ fn compare(
         .collect::<Result<_>>()
         .with_context(|| scenario.name.clone())?;
     // One uncounted run of each first.
-    for run in 0..=arguments.runs {
+    for run in 0..=scenario.runs(arguments.runs) {
         for (side, (figures, whose)) in sides.iter().zip(figures.iter_mut().zip(around.sides())) {
             progress.step(&format!("{} ({whose:?})", scenario.name));
-            let sample = side
+            let watch = Watch::start();
+            let mut sample = side
                 .measure(around, &scenario, arguments)
                 .with_context(|| format!("{} ({whose:?})", scenario.name))?;
+            sample.others = rounded(watch.others());
             if run > 0 {
                 figures.0.push(sample);
             }
@@ -203,7 +231,7 @@ enum Running {
 impl Running {
     fn start(around: &Surroundings, whose: Whose, scenario: &Scenario) -> Result<Self> {
         if let Load::Connects { .. } = scenario.load {
-            let (server, address, _) = around.server(whose, scenario.setup, None)?;
+            let (server, address) = around.server(whose, scenario.setup, None)?;
             return Ok(Self::Server(server, address));
         }
         let mut wanted = Wanted {
@@ -280,6 +308,7 @@ impl Running {
             lost: outcome.lost,
             server_mib: side.server.resident()? as f64 / 1_048_576.0,
             client_mib: side.client.resident()? as f64 / 1_048_576.0,
+            others: 0.0,
         })
     }
 }
@@ -291,24 +320,17 @@ fn compare_idle(
     progress: &mut Progress,
     missed: &mut Vec<String>,
 ) -> Result<(String, Value)> {
-    let span = Duration::from_secs(if arguments.quick { 3 } else { 30 });
-    let state = if used { "after use" } else { "never used" };
-    let name = format!("14 {} idle connections, {state}", arguments.idle);
+    let name = idle_name(used, arguments);
     let mut line = format!("{name}:");
     let mut value = json!({"name": name});
     for whose in around.sides() {
         progress.step(&format!("{name} ({whose:?})"));
-        let idle = crowd::idle(around, *whose, arguments.idle, used, span)?;
+        let setup = Setup::default();
+        let span = idle_span(arguments);
+        let idle = crowd::idle(around, *whose, setup, arguments.idle, used, span)?;
         let bar = crowd::memory_bar(used);
-        let who = match whose {
-            Whose::Ours => "hy2",
-            Whose::Reference => "reference",
-        };
-        let _ = write!(
-            line,
-            " {who} {:.1} KiB of server memory each, {:.2} % of a core per 1,000;",
-            idle.kibibytes, idle.percent
-        );
+        let who = whose.name();
+        let _ = write!(line, " {who} {idle};");
         value[who] = idle.json();
         if *whose == Whose::Ours {
             let _ = write!(line, " (bars {bar} and {})", crowd::CPU_BAR);
@@ -325,6 +347,35 @@ fn compare_idle(
         }
     }
     Ok((line, value))
+}
+
+/// The same of our server with its own settings; nobody judges that.
+fn idle_as_shipped(
+    around: &Surroundings,
+    used: bool,
+    arguments: &Arguments,
+    progress: &mut Progress,
+) -> Result<(String, Value)> {
+    let name = format!("{}, as `hy2 server` ships", idle_name(used, arguments));
+    progress.step(&name);
+    let setup = Setup {
+        shipped: true,
+        ..Setup::default()
+    };
+    let span = idle_span(arguments);
+    let idle = crowd::idle(around, Whose::Ours, setup, arguments.idle, used, span)?;
+    let line =
+        format!("{name} (a thread for each core, heap in ordinary pages; no bar): hy2 {idle};");
+    Ok((line, json!({"name": name, "hy2": idle.json()})))
+}
+
+fn idle_name(used: bool, arguments: &Arguments) -> String {
+    let state = if used { "after use" } else { "never used" };
+    format!("14 {} idle connections, {state}", arguments.idle)
+}
+
+fn idle_span(arguments: &Arguments) -> Duration {
+    Duration::from_secs(if arguments.quick { 3 } else { 30 })
 }
 
 fn write(
@@ -347,12 +398,9 @@ fn write(
          that alternate; a ratio is the median of the ratios pair by pair. CPU ratio: the \
          reference's over ours. Rate ratio: ours over the reference's.\n\n",
     );
-    if machine["quick"] == true || machine["forced"] == true {
-        text.push_str(
-            "**Not a measurement**: a quick run, or one on a busy machine, which shows that the \
-             harness works.\n\n",
-        );
-    }
+    let others: Vec<f64> = rows.iter().flat_map(Row::others).collect();
+    let disturbed = others.iter().filter(|others| **others > machine::OTHERS);
+    text += &machine::notes(&machine::caveats(machine), disturbed.count(), others.len());
     let _ = writeln!(text, "```json\n{machine:#}\n```\n\n{HEAD}");
     for row in rows {
         let _ = writeln!(text, "{}", row.line());

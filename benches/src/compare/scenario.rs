@@ -50,11 +50,13 @@ pub(crate) struct Setup {
     pub(crate) no_gso: bool,
     /// The server has the first core to itself and nobody else.
     pub(crate) one_core: bool,
-    /// Windows, keep-alive and rate given to both instead of each one's defaults, and no imitation
+    /// Windows, socket buffers, keep-alive and rate given to both instead of each one's defaults, and no imitation
     /// of a browser by the reference.
     pub(crate) equal: bool,
     /// `overclaimGuard` at our server.
     pub(crate) guard: bool,
+    /// Our server as `hy2 server` ships: a thread for each core, and an allocator that is told nothing.
+    pub(crate) shipped: bool,
 }
 
 /// Ratios that must be reached: the reference's CPU over ours, and our rate over the reference's.
@@ -78,6 +80,19 @@ pub(crate) struct Scenario {
     pub(crate) load: Load,
     pub(crate) setup: Setup,
     pub(crate) bar: Bar,
+    /// Runs of each side at least, where fewer decide too little.
+    pub(crate) pairs: usize,
+}
+
+impl Scenario {
+    /// Returns how many runs each side has when `asked` are asked for; few are a look, and stay few.
+    pub(crate) fn runs(&self, asked: usize) -> usize {
+        if asked < 5 {
+            asked
+        } else {
+            asked.max(self.pairs)
+        }
+    }
 }
 
 /// 8 Gbit/s.
@@ -145,6 +160,10 @@ pub(crate) fn all() -> Vec<Scenario> {
         let load = Load::Requests { at_once };
         let name = format!("connection per request x{at_once}");
         list.add(6, name, load, plain, bar);
+        if at_once == 50 {
+            // Both sides scatter by a third, and the ratio has been met by a hundredth.
+            list.last_has_pairs(9);
+        }
     }
     for at_once in [1, 64] {
         let load = Load::Connects { at_once };
@@ -221,7 +240,14 @@ impl List {
             load,
             setup,
             bar,
+            pairs: 0,
         });
+    }
+
+    fn last_has_pairs(&mut self, pairs: usize) {
+        if let Some(last) = self.0.last_mut() {
+            last.pairs = pairs;
+        }
     }
 
     fn bulk(&mut self, number: u32, what: &str, streams: u64, setup: Setup, bar: Bar) {
@@ -250,5 +276,20 @@ fn cpu_rate(cpu: f64, rate: f64) -> Bar {
         cpu: Some(cpu),
         rate: Some(rate),
         ..Bar::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_that_scatters_has_more_runs_unless_few_are_asked_for() {
+        let all = all();
+        let named = |name: &str| all.iter().find(|row| row.name == name).expect("a row");
+        let scattered = named("connection per request x50");
+        assert_eq!([2, 5, 20].map(|asked| scattered.runs(asked)), [2, 9, 20]);
+        let other = named("connection per request x1");
+        assert_eq!([2, 5, 20].map(|asked| other.runs(asked)), [2, 5, 20]);
     }
 }
