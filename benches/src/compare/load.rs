@@ -18,6 +18,12 @@ use crate::scenario::Way;
 
 const BUFFER: usize = 256 << 10;
 
+/// What an origin that sends for a time sends between two looks at the clock.
+const PIECE: u64 = 64 << 10;
+
+/// How long what was sent in time may take to arrive: at 2 Mbit/s, 15 MB.
+const DRAIN: Duration = Duration::from_secs(60);
+
 /// What the sockets of load and origin ask for, so that it is never they who lose a datagram.
 const SOCKET_BUFFER: usize = 4 << 20;
 
@@ -53,8 +59,8 @@ impl Outcome {
     }
 }
 
-/// Serves `D <bytes>` (sends them), `U <bytes>` (takes them, then answers one byte) and `E`
-/// (echoes) on a free port, for as long as the process lives.
+/// Serves `D <bytes>` (sends them), `T <milliseconds>` (sends for as long), `U <bytes>` (takes them, then
+/// answers one byte) and `E` (echoes) on a free port, for as long as the process lives.
 pub(crate) fn origin() -> Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?;
@@ -109,6 +115,7 @@ fn serve(stream: TcpStream) -> Result<()> {
     let bytes: u64 = bytes.parse()?;
     match verb {
         "D" => send(&mut writer, bytes)?,
+        "T" => send_for(&mut writer, Duration::from_millis(bytes))?,
         "U" => {
             receive(&mut reader, bytes)?;
             writer.write_all(b"!")?;
@@ -135,6 +142,14 @@ fn send(stream: &mut impl Write, mut bytes: u64) -> std::io::Result<()> {
             .min(block.len());
         stream.write_all(&block[..count])?;
         bytes -= count as u64;
+    }
+    Ok(())
+}
+
+fn send_for(stream: &mut impl Write, span: Duration) -> std::io::Result<()> {
+    let start = Instant::now();
+    while start.elapsed() < span {
+        send(stream, PIECE)?;
     }
     Ok(())
 }
@@ -215,6 +230,57 @@ pub(crate) fn download_for(proxy: SocketAddr, span: Duration) -> Result<Outcome>
         operations: bytes,
         ..Outcome::default()
     })
+}
+
+/// What came of a download that was received to its end.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Drained {
+    /// Bytes that came while the origin sent, and how long that was.
+    pub(crate) in_time: u64,
+    pub(crate) elapsed: Duration,
+    pub(crate) total: u64,
+    /// Whether that is all; otherwise the rest took too long.
+    pub(crate) whole: bool,
+}
+
+/// Receives what an origin sends for `span`, to its end: nothing is on its way then.
+pub(crate) fn download_to_the_end(proxy: SocketAddr, span: Duration) -> Result<Drained> {
+    let mut stream = TcpStream::connect(proxy)?;
+    stream.set_read_timeout(Some(Duration::from_millis(250)))?;
+    // Before the origin's clock, so that it does not end first.
+    let start = Instant::now();
+    stream.write_all(format!("T {}\n", span.as_millis()).as_bytes())?;
+    drain(&mut stream, start, span)
+}
+
+fn drain(stream: &mut impl Read, start: Instant, span: Duration) -> Result<Drained> {
+    let mut block = vec![0; BUFFER];
+    let mut bytes = 0;
+    let mut in_time = None;
+    loop {
+        let count = match stream.read(&mut block) {
+            Ok(count) => Some(count),
+            Err(error) if is_timeout(&error) => None,
+            Err(error) => return Err(error).context(format!("after {bytes} bytes")),
+        };
+        bytes += count.unwrap_or(0) as u64;
+        let elapsed = start.elapsed();
+        if elapsed >= span {
+            in_time.get_or_insert((bytes, elapsed));
+        }
+        let ended = count == Some(0);
+        if !ended && elapsed < span + DRAIN {
+            continue;
+        }
+        let (in_time, elapsed) =
+            in_time.with_context(|| format!("the connection ended after {bytes} bytes"))?;
+        return Ok(Drained {
+            in_time,
+            elapsed,
+            total: bytes,
+            whole: ended,
+        });
+    }
 }
 
 /// Sends for `span` and returns how many bytes were taken.
@@ -428,4 +494,33 @@ fn open_udp(socket: &UdpSocket, datagram: &mut [u8], buffer: &mut [u8]) -> Resul
         }
     }
     bail!("no datagram of {} bytes came back", datagram.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_arrives_after_the_time_counts_in_the_total_alone() -> Result<()> {
+        let span = Duration::from_millis(50);
+        let drained = download_to_the_end(origin()?, span)?;
+        assert!(drained.whole && drained.elapsed >= span, "{drained:?}");
+        assert!(
+            0 < drained.in_time && drained.in_time <= drained.total,
+            "{drained:?}"
+        );
+        assert_eq!(drained.total % PIECE, 0);
+        Ok(())
+    }
+
+    #[test]
+    fn a_connection_that_ends_early_is_an_error() {
+        let error = drain(
+            &mut [1_u8, 2, 3].as_slice(),
+            Instant::now(),
+            Duration::from_secs(60),
+        )
+        .expect_err("too early");
+        assert!(error.to_string().contains("after 3 bytes"), "{error}");
+    }
 }

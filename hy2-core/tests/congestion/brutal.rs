@@ -183,6 +183,46 @@ async fn what_is_sent_twice_was_lost() {
     assert!(failures.is_empty(), "{failures:#?}");
 }
 
+/// The link carries nine tenths of what Brutal sends to make up for a fifth lost, and drops the rest at its queue.
+/// Brutal takes that for loss and keeps on, as its rate says; but what the link carried is not sent again.
+#[tokio::test(start_paused = true)]
+async fn on_a_link_too_narrow_for_the_compensation_only_what_it_dropped_is_sent_twice() {
+    let (rates, rtts): (&[f64], &[u64]) = if full_matrix() {
+        (&[100.0, 200.0], &[20, 100, 200])
+    } else {
+        (&[50.0], &[20, 200])
+    };
+    let mut failures = Vec::new();
+    for cell in cells(rates, rtts, &[0.2, 0.3]) {
+        let setup = Setup::new(
+            brutal_mbps(cell.mbps * 0.9),
+            cell.mbps,
+            cell.rtt,
+            cell.rtt.max(millis(20)),
+        );
+        let transfer = Transfer::start(&setup.loss(cell.loss)).await;
+        let before = transfer.until(seconds(10)).await;
+        let after = transfer.until(seconds(40)).await;
+        let offered = (after.counters.offered_bytes - before.counters.offered_bytes) as f64;
+        let carried =
+            (after.counters.delivered_bytes - before.counters.delivered_bytes) as f64 / offered;
+        let efficiency = (after.received - before.received) as f64 / offered;
+        let least = 0.97 * carried - 0.02;
+        println!(
+            "{} of {} Mbit/s, {} ms, {:.0} % loss: {carried:.3} of what was sent is carried, {efficiency:.3} of use, \
+             at least {least:.3}",
+            cell.mbps * 0.9,
+            cell.mbps,
+            cell.rtt.as_millis(),
+            cell.loss * 100.0,
+        );
+        if efficiency < least {
+            failures.push((cell, efficiency));
+        }
+    }
+    assert!(failures.is_empty(), "{failures:#?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn low_rates_on_short_paths_are_carried() {
     let cells = if full_matrix() {
