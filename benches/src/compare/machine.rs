@@ -1,7 +1,7 @@
 //! What this machine is, and whether it has time for us.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs, process, thread,
     time::{Duration, Instant},
 };
@@ -130,6 +130,36 @@ fn parse_stat(stat: &str) -> Option<(u32, (u32, u64))> {
     Some((id, (parent, spent.sum())))
 }
 
+/// Returns how many datagrams the kernel has dropped at this process' sockets, which are open, for want of room.
+pub(crate) fn dropped() -> u64 {
+    let files = fs::read_dir("/proc/self/fd")
+        .into_iter()
+        .flatten()
+        .flatten();
+    let links = files.filter_map(|file| fs::read_link(file.path()).ok());
+    let inodes: HashSet<u64> = links
+        .filter_map(|link| {
+            let inode = link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?;
+            inode.parse().ok()
+        })
+        .collect();
+    ["/proc/net/udp", "/proc/net/udp6"]
+        .map(|table| dropped_in(&read(table), &inodes))
+        .iter()
+        .sum()
+}
+
+/// Adds up the drops of the sockets with these inodes in a table of the kernel's.
+fn dropped_in(table: &str, inodes: &HashSet<u64>) -> u64 {
+    let sockets = table.lines().skip(1).filter_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let inode: u64 = fields.get(9)?.parse().ok()?;
+        let drops: u64 = fields.get(12)?.parse().ok()?;
+        inodes.contains(&inode).then_some(drops)
+    });
+    sockets.sum()
+}
+
 /// Returns why figures of such a run are none.
 pub(crate) fn caveats(machine: &Value) -> Vec<String> {
     let mut caveats = Vec::new();
@@ -247,6 +277,8 @@ fn read(path: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::net::UdpSocket;
+
     use super::*;
 
     fn stat(id: u32, name: &str, parent: u32, spent: [u64; 4]) -> String {
@@ -286,6 +318,30 @@ mod tests {
         while processes().ours == before.ours {
             sum = std::hint::black_box(sum.wrapping_add(1));
         }
+    }
+
+    #[test]
+    fn drops_are_those_of_the_sockets_asked_for() {
+        let table = "\
+   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops
+  100: 0100007F:1F90 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 4711 2 0000000000000000 7
+  101: 0100007F:1F91 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 4712 2 0000000000000000 9
+";
+        assert_eq!(dropped_in(table, &HashSet::from([4711])), 7);
+        assert_eq!(dropped_in(table, &HashSet::from([4711, 4712, 1])), 16);
+    }
+
+    #[test]
+    fn a_socket_without_room_shows_in_the_kernels_table() {
+        let receiver = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        let sender = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        let before = dropped();
+        // Far more than any default buffer has room for.
+        for _ in 0..20_000 {
+            let to = receiver.local_addr().expect("an address");
+            sender.send_to(&[0; 1400], to).expect("sent");
+        }
+        assert!(dropped() > before);
     }
 
     #[test]

@@ -248,7 +248,7 @@ struct Run {
     efficiency: f64,
     /// The share of what was offered that the link carried: neither lost nor dropped at its queue.
     carried: f64,
-    /// Datagrams left the emulator late: the machine was too busy.
+    /// Datagrams left the emulator late, or never reached it, uncounted: the machine was too busy.
     late: bool,
     /// Cores that other programs used meanwhile.
     others: f64,
@@ -382,7 +382,7 @@ pub(crate) fn run(
     if late > 0 {
         let of = others.len();
         caveats.push(format!(
-            "in {late} of {of} runs datagrams left the link emulator late"
+            "in {late} of {of} runs the link emulator was late, or missed datagrams"
         ));
     }
     let disturbed = others.iter().filter(|others| **others > machine::OTHERS);
@@ -585,6 +585,7 @@ fn one(around: &Surroundings, whose: Whose, cell: &Cell, seed: u64, seconds: f64
     let side = around.side(whose, &wanted)?;
     let relay = side.relay.as_ref().context("no link")?;
     let before = relay.report().down;
+    let dropped = machine::dropped();
     let watch = Watch::start();
     let drained = load::download_to_the_end(side.tcp, Duration::from_secs_f64(seconds))?;
     let others = watch.others();
@@ -592,10 +593,12 @@ fn one(around: &Surroundings, whose: Whose, cell: &Cell, seed: u64, seconds: f64
     if !drained.whole {
         eprintln!("  {}: {whose:?}: not all has arrived", cell.name);
     }
-    let late = report.late_packets > report.down.offered_packets / 100;
+    let dropped = machine::dropped().saturating_sub(dropped);
+    let offered = report.down.offered_packets;
+    let late = report.late_packets > offered / 100 || dropped > offered / 1000;
     if late {
         eprintln!(
-            "  {}: the machine was too busy: {} datagrams left the emulator late",
+            "  {}: the machine was too busy: {} datagrams left the emulator late, {dropped} never reached it",
             cell.name, report.late_packets
         );
     }
