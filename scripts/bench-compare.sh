@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# hy2 and the reference, side by side: CPU, rate, latency, memory. Wants a quiet machine.
+# hy2 and the reference, side by side: CPU, rate, latency, memory. Wants a quiet machine, and root for the scenario
+# with a memory limit.
 #   QUICK=1   a tenth of everything, to see that it works (results go to target/)
-#   MATRIX=1  lossy, long and reordering links in addition (two hours)
+#   MATRIX=1  lossy, long and reordering links in addition (three and a half hours)
 #   LANES=2   two of these links at once, in half the time
 #   FORCE=1   run although the machine is busy
 #   ONLY=...  scenarios whose name contains this

@@ -14,20 +14,25 @@ async fn reordering_is_not_loss() {
         (&[100.0], &[100])
     };
     let late: &[(f64, u64)] = if full_matrix() {
-        &[(0.0, 0), (0.1, 1), (0.1, 10), (0.3, 1), (0.3, 4), (0.3, 10)]
+        &[
+            (0.0, 0),
+            (0.1, 1),
+            (0.1, 4),
+            (0.1, 10),
+            (0.3, 1),
+            (0.3, 4),
+            (0.3, 10),
+        ]
     } else {
         &[(0.0, 0), (0.3, 4), (0.3, 10)]
     };
+    let mut failures = Vec::new();
     for (&mbps, &rtt) in rates
         .iter()
         .flat_map(|rate| rtts.iter().map(move |rtt| (rate, rtt)))
     {
-        let mut goodput = Vec::new();
+        let mut in_order = None;
         for &(share, delay) in late {
-            if delay == 10 && mbps > 150.0 {
-                // More packets than may overtake another, see `congestion::tune`.
-                continue;
-            }
             let mut setup = Setup::new(brutal_mbps(mbps), mbps * 2.0, millis(rtt), millis(60));
             setup.link.reorder = Reorder {
                 probability: share,
@@ -36,17 +41,23 @@ async fn reordering_is_not_loss() {
             let transfer = Transfer::start(&setup).await;
             let before = transfer.until(seconds(5)).await;
             let after = transfer.until(seconds(15)).await;
-            goodput.push((after.received - before.received) as f64 * 8e-7);
+            let goodput = (after.received - before.received) as f64 * 8e-7;
+            let kept = goodput / *in_order.get_or_insert(goodput);
             println!(
-                "{mbps} Mbit/s, {rtt} ms, {:.0} % late by {delay} ms: {:.1} Mbit/s, ack rate {:.3}",
+                "{mbps} Mbit/s, {rtt} ms, {:.0} % late by {delay} ms: {goodput:.1} Mbit/s, {kept:.3} of that in order, \
+                 ack rate {:.3}",
                 share * 100.0,
-                goodput[goodput.len() - 1],
                 after.snapshot.ack_rate
             );
+            // More packets overtake these than may, see `congestion::tune`: nearly all are taken for lost, and
+            // Brutal makes up for a fifth (docs/deviations.md).
+            let beyond = delay == 10 && share > 0.2 && mbps > 150.0;
+            if kept < if beyond { 0.8 } else { 0.95 } {
+                failures.push((mbps, rtt, share, delay, kept));
+            }
         }
-        let least = goodput.iter().copied().fold(f64::INFINITY, f64::min);
-        assert!(least >= 0.95 * goodput[0], "{goodput:?}");
     }
+    assert!(failures.is_empty(), "{failures:?}");
 }
 
 /// Moves every 5 s through `addresses` and returns, per change, the share of the rate in the two
