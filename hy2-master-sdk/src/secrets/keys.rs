@@ -73,6 +73,9 @@ pub enum KeyFileError {
     /// There is no key.
     #[error("the master keys are empty")]
     Empty,
+    /// The last version has a key, and it would be lost with all that it sealed.
+    #[error("no master key can be added: the last version there is, 4294967295, has one")]
+    NoVersion,
     /// The system gives no random bytes.
     #[error(transparent)]
     Random(#[from] super::RandomError),
@@ -188,11 +191,9 @@ impl MasterKeys {
     ///
     /// # Errors
     ///
-    /// The file cannot be written, or the system gives no random bytes.
+    /// The file cannot be written, the system gives no random bytes, or there is no version left.
     pub fn rotate(&mut self, path: &Path) -> Result<u32, KeyFileError> {
-        let version = self.current().0.saturating_add(1);
-        let mut next = self.clone();
-        next.keys.insert(version, random()?);
+        let (version, next) = self.with_one_more()?;
         let temporary = path.with_extension("new");
         let write = |source| KeyFileError::Write {
             path: path.to_owned(),
@@ -207,6 +208,27 @@ impl MasterKeys {
         sync_directory(path).map_err(write)?;
         *self = next;
         Ok(version)
+    }
+
+    /// Returns these keys and another, and its version.
+    pub(crate) fn with_one_more(&self) -> Result<(u32, Self), KeyFileError> {
+        let version = self.current().0.checked_add(1);
+        let version = version.ok_or(KeyFileError::NoVersion)?;
+        let mut next = self.clone();
+        next.keys.insert(version, random()?);
+        Ok((version, next))
+    }
+
+    /// Returns what the file holds.
+    pub(crate) fn to_text(&self) -> Zeroizing<String> {
+        let mut text = Zeroizing::new(String::new());
+        for (version, key) in &self.keys {
+            let key = Zeroizing::new(URL_SAFE_NO_PAD.encode(key.as_slice()));
+            text.push_str(&format!("{version} "));
+            text.push_str(&key);
+            text.push('\n');
+        }
+        text
     }
 
     /// Returns the version and key that seal.
@@ -230,15 +252,8 @@ impl MasterKeys {
             use std::os::unix::fs::OpenOptionsExt;
             options.mode(0o600);
         }
-        let mut text = Zeroizing::new(String::new());
-        for (version, key) in &self.keys {
-            let key = Zeroizing::new(URL_SAFE_NO_PAD.encode(key.as_slice()));
-            text.push_str(&format!("{version} "));
-            text.push_str(&key);
-            text.push('\n');
-        }
         let mut file = options.open(path)?;
-        file.write_all(text.as_bytes())?;
+        file.write_all(self.to_text().as_bytes())?;
         file.sync_all()?;
         sync_directory(path)
     }
@@ -297,6 +312,17 @@ mod tests {
         assert_eq!(read.current().0, 2);
         assert_eq!(read.version(1), Some(&first));
         assert_ne!(read.current().1, &first);
+    }
+
+    #[test]
+    fn the_key_of_the_last_version_is_not_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("master.key");
+        let key = URL_SAFE_NO_PAD.encode(*random::<32>().unwrap());
+        let mut keys = MasterKeys::parse(&format!("{} {key}", u32::MAX)).unwrap();
+        assert!(matches!(keys.rotate(&path), Err(KeyFileError::NoVersion)));
+        assert_eq!(URL_SAFE_NO_PAD.encode(keys.current().1), key);
+        assert!(!path.exists());
     }
 
     #[test]
