@@ -5,11 +5,15 @@
 //! node runs ([`open`]).
 
 use std::collections::BTreeMap;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use http::{HeaderName, HeaderValue, Uri};
 use hy2_proto::control::rpc;
+use hy2_proto::gecko::PacketSizes;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use thiserror::Error;
@@ -422,6 +426,143 @@ impl ConfigBody {
         }
     }
 
+    /// Checks whether nodes take this, so that who configures hears of it and not who looks at nodes later. Bodies that
+    /// are stored were checked when they were written: what was in force stays so.
+    ///
+    /// # Errors
+    ///
+    /// Every field that a node would refuse.
+    pub fn check_for_nodes(&self) -> Result<(), Vec<ConfigError>> {
+        let mut errors = Vec::new();
+        let mut wrong = |path: &str, message: String| {
+            errors.push(ConfigError {
+                path: path.to_owned(),
+                message,
+            });
+        };
+        let mut listen: Vec<SocketAddr> = Vec::new();
+        for (index, text) in self.listen.iter().enumerate() {
+            let path = format!("listen[{index}]");
+            let address = match text.strip_prefix(':') {
+                Some(port) => port
+                    .parse()
+                    .ok()
+                    .map(|port| (Ipv6Addr::UNSPECIFIED, port).into()),
+                None => text.parse().ok(),
+            };
+            match address {
+                None => wrong(&path, "not :port or address:port".to_owned()),
+                Some(address) if listen.contains(&address) => {
+                    wrong(&path, "listed before".to_owned());
+                }
+                Some(address) => listen.push(address),
+            }
+        }
+        let quic = &self.quic;
+        for (path, value, range) in [
+            ("up_bytes_per_s", self.up_bytes_per_s, 65_536..=u64::MAX),
+            ("down_bytes_per_s", self.down_bytes_per_s, 65_536..=u64::MAX),
+            (
+                "quic.stream_receive_window",
+                quic.stream_receive_window,
+                WINDOW,
+            ),
+            (
+                "quic.connection_receive_window",
+                quic.connection_receive_window,
+                WINDOW,
+            ),
+            (
+                "quic.max_idle_timeout_s",
+                quic.max_idle_timeout_s.into(),
+                4..=120,
+            ),
+            (
+                "quic.max_incoming_streams",
+                quic.max_incoming_streams.into(),
+                8..=u64::MAX,
+            ),
+            ("udp_idle_s", self.udp_idle_s.into(), 2..=600),
+            ("drain_grace_s", self.drain_grace_s.into(), 1..=86_400),
+        ] {
+            if value != 0 && !range.contains(&value) {
+                let (least, most) = range.into_inner();
+                wrong(
+                    path,
+                    match most {
+                        u64::MAX => format!("neither 0 nor at least {least}"),
+                        _ => format!("neither 0 nor between {least} and {most}"),
+                    },
+                );
+            }
+        }
+        let previous = self.previous_obfs.as_ref();
+        if previous.is_some_and(|previous| previous.until.0 < 0) {
+            wrong("previous_obfs.until", "before 1970".to_owned());
+        }
+        for (path, obfs) in [
+            ("obfs", self.obfs.as_ref()),
+            (
+                "previous_obfs.obfs",
+                previous.and_then(|previous| previous.obfs.as_ref()),
+            ),
+        ] {
+            let Some(ObfsBody::Gecko {
+                min_packet_size,
+                max_packet_size,
+                ..
+            }) = obfs
+            else {
+                continue;
+            };
+            let size = |size: u32, default: u16| match size {
+                0 => Some(default),
+                size => u16::try_from(size).ok(),
+            };
+            let sizes = size(*min_packet_size, 512).zip(size(*max_packet_size, 1200));
+            if !sizes.is_some_and(|(min, max)| PacketSizes::new(min, max).is_ok()) {
+                wrong(
+                    &format!("{path}.gecko.min_packet_size"),
+                    "larger than max_packet_size (0: 512 and 1200), or that beyond 2048".to_owned(),
+                );
+            }
+        }
+        match &self.masquerade {
+            Some(MasqueradeBody::Proxy { url, .. }) => {
+                let url = url.parse::<Uri>().ok();
+                if !url.is_some_and(|url| {
+                    matches!(url.scheme_str(), Some("http" | "https")) && url.host().is_some()
+                }) {
+                    wrong(
+                        "masquerade.proxy.url",
+                        "not an http:// or https:// URL".to_owned(),
+                    );
+                }
+            }
+            Some(MasqueradeBody::String {
+                headers, status, ..
+            }) => {
+                if *status == AUTH_STATUS {
+                    let message = "233 is what tells clients that they are in";
+                    wrong("masquerade.string.status", message.to_owned());
+                }
+                for (name, value) in headers {
+                    if name.parse::<HeaderName>().is_err() || value.parse::<HeaderValue>().is_err()
+                    {
+                        let message = format!("{name:?} or its value cannot be an HTTP header");
+                        wrong("masquerade.string.headers", message);
+                    }
+                }
+            }
+            _ => {}
+        }
+        if errors.is_empty() {
+            Ok(())
+        } else {
+            Err(errors)
+        }
+    }
+
     /// Returns the configuration as the node gets it.
     pub fn to_proto(&self, parts: &NodeParts) -> rpc::NodeConfig {
         let listen = if self.listen.is_empty() {
@@ -624,6 +765,10 @@ fn seconds(seconds: u32) -> Option<prost_types::Duration> {
         .flatten()
 }
 
+/// What a node takes for a window of QUIC, in bytes.
+const WINDOW: RangeInclusive<u64> = 16_384..=1 << 30;
+/// Reference §1.2.
+const AUTH_STATUS: u16 = 233;
 const MAX_LISTEN: usize = 16;
 /// security.md §3.1; the reference takes 4.
 const MIN_OBFS_PASSWORD: usize = 16;
@@ -766,6 +911,58 @@ mod tests {
                 .contains("unknown")
         );
         assert_eq!(ConfigBody::parse(json!({})).unwrap(), ConfigBody::default());
+    }
+
+    #[test]
+    fn what_nodes_would_refuse_is_named() {
+        let paths = |value| {
+            let body = ConfigBody::parse(value).unwrap();
+            let errors = body.check_for_nodes().err().unwrap_or_default();
+            errors
+                .into_iter()
+                .map(|error| error.path)
+                .collect::<Vec<_>>()
+        };
+        let text = |more: Value| json!({"masquerade": {"string": more}});
+        for (value, path) in [
+            (json!({"udp_idle_s": 1}), "udp_idle_s"),
+            (json!({"drain_grace_s": 86_401}), "drain_grace_s"),
+            (json!({"up_bytes_per_s": 65_535}), "up_bytes_per_s"),
+            (json!({"listen": [":1", "[::]:1"]}), "listen[1]"),
+            (json!({"listen": ["name:1"]}), "listen[0]"),
+            (
+                json!({"quic": {"max_idle_timeout_s": 121}}),
+                "quic.max_idle_timeout_s",
+            ),
+            (
+                json!({"quic": {"max_incoming_streams": 7}}),
+                "quic.max_incoming_streams",
+            ),
+            (
+                json!({"quic": {"stream_receive_window": 1}}),
+                "quic.stream_receive_window",
+            ),
+            (
+                json!({"obfs": {"gecko": {"password": "a-password-of-16", "max_packet_size": 511}}}),
+                "obfs.gecko.min_packet_size",
+            ),
+            (
+                text(json!({"content": "", "status": 233})),
+                "masquerade.string.status",
+            ),
+            (
+                text(json!({"content": "", "headers": {"a b": "c"}})),
+                "masquerade.string.headers",
+            ),
+            (
+                json!({"masquerade": {"proxy": {"url": "https://"}}}),
+                "masquerade.proxy.url",
+            ),
+        ] {
+            assert_eq!(paths(value), [path]);
+        }
+        let good = json!({"udp_idle_s": 2, "drain_grace_s": 86_400, "listen": [":1", "1.2.3.4:1"]});
+        assert_eq!(paths(good), Vec::<String>::new());
     }
 
     #[test]

@@ -420,7 +420,8 @@ impl Service {
 
     fn check_body(&self, mut merged: Value, at: &str) -> Result<(), ServiceError> {
         config::open(self.vault(), &mut merged).map_err(ServiceError::internal)?;
-        ConfigBody::parse(merged).map(drop).map_err(|errors| {
+        let checked = ConfigBody::parse(merged).and_then(|body| body.check_for_nodes());
+        checked.map_err(|errors| {
             let issue = |error: config::ConfigError| {
                 FieldIssue::new(format!("{at}: {}", error.path), error.message)
             };
