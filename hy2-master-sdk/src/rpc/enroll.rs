@@ -1,5 +1,7 @@
 //! How a node gets its identity, and keeps it.
 
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, ED25519, UnparsedPublicKey,
 };
@@ -29,7 +31,7 @@ pub(super) async fn enroll(
         return Err(refused());
     }
     let csr = NodeRequest::parse(&request.csr).map_err(|error| authority(&error))?;
-    let public_host = public_host(&request, peer)?;
+    let public_host = public_host(&request, peer.address)?;
     let listen_port = match request.listen_port {
         0 => 8080,
         port => {
@@ -149,8 +151,39 @@ async fn prove(
     request: &rpc::RenewCertificateRequest,
     now: Timestamp,
 ) -> Result<(NodeId, Uuid), Status> {
-    let denied =
-        || Status::unauthenticated("a client certificate, or proof of an expired one, is required");
+    let at = claim(request, now)?;
+    // Known by its fingerprint: the authority issued it, whatever it says. Or, in a store that was restored from a backup
+    // of before, by its name and its key, with which the request is signed.
+    let found = core
+        .store
+        .identity(&sha256(&request.expired_certificate))
+        .await
+        .map_err(|error| store(&error))?;
+    let found = match (found, read_node(&request.expired_certificate)) {
+        (None, Some((uid, issued))) => core
+            .store
+            .identity_of_key(uid, &issued.spki_sha256)
+            .await
+            .map_err(|error| store(&error))?,
+        (found, _) => found,
+    };
+    let row = found
+        .filter(|row| row.revoked_at.is_none())
+        .ok_or_else(denied)?;
+    check_signature(request, at)?;
+    Ok((row.node_id, row.node_uid))
+}
+
+/// One answer for proofs of who is not known and of who is not who it claims to be.
+fn denied() -> Status {
+    Status::unauthenticated("a client certificate, or proof of an expired one, is required")
+}
+
+/// Checks whether a request has an expired certificate and is of this moment; returns the moment.
+pub(super) fn claim(
+    request: &rpc::RenewCertificateRequest,
+    now: Timestamp,
+) -> Result<&prost_types::Timestamp, Status> {
     if request.expired_certificate.is_empty() {
         return Err(denied());
     }
@@ -172,24 +205,14 @@ async fn prove(
             "at: the node's clock is off by more than 5 minutes",
         ));
     }
-    // Known by its fingerprint: the authority issued it, whatever it says. Or, in a store that was restored from a backup
-    // of before, by its name and its key, with which the request is signed.
-    let found = core
-        .store
-        .identity(&sha256(&request.expired_certificate))
-        .await
-        .map_err(|error| store(&error))?;
-    let found = match (found, read_node(&request.expired_certificate)) {
-        (None, Some((uid, issued))) => core
-            .store
-            .identity_of_key(uid, &issued.spki_sha256)
-            .await
-            .map_err(|error| store(&error))?,
-        (found, _) => found,
-    };
-    let row = found
-        .filter(|row| row.revoked_at.is_none())
-        .ok_or_else(denied)?;
+    Ok(at)
+}
+
+/// Checks whether the key of the expired certificate signed a request, and that moment with it.
+pub(super) fn check_signature(
+    request: &rpc::RenewCertificateRequest,
+    at: &prost_types::Timestamp,
+) -> Result<(), Status> {
     let (_, certificate) =
         X509Certificate::from_der(&request.expired_certificate).map_err(|_| denied())?;
     let spki = certificate.public_key();
@@ -208,8 +231,7 @@ async fn prove(
     .concat();
     UnparsedPublicKey::new(algorithm, key)
         .verify(&signed, &request.signature)
-        .map_err(|_| denied())?;
-    Ok((row.node_id, row.node_uid))
+        .map_err(|_| denied())
 }
 
 async fn make_node(
@@ -220,12 +242,7 @@ async fn make_node(
     listen_port: u16,
     now: Timestamp,
 ) -> Result<NodeRow, Status> {
-    let hostname = request.info.as_ref().map_or("", |info| &info.hostname);
-    let wanted = [&request.name, hostname, "node"]
-        .into_iter()
-        .map(clean_name)
-        .find(|name| !name.is_empty())
-        .unwrap_or_default();
+    let wanted = wanted_name(request);
     let uid = Uuid::new_v4();
     let taken = nodes::name_taken(tx, &wanted)
         .await
@@ -260,16 +277,32 @@ async fn make_node(
     Ok(node)
 }
 
+/// Returns the name that a node would have, were it nobody else's.
+pub(super) fn wanted_name(request: &rpc::EnrollRequest) -> String {
+    let hostname = request.info.as_ref().map_or("", |info| &info.hostname);
+    [&request.name, hostname, "node"]
+        .into_iter()
+        .map(clean_name)
+        .find(|name| !name.is_empty())
+        .unwrap_or_default()
+}
+
 /// Returns the address under which clients reach the node.
-fn public_host(request: &rpc::EnrollRequest, peer: &Peer) -> Result<String, Status> {
+pub(super) fn public_host(
+    request: &rpc::EnrollRequest,
+    peer: SocketAddr,
+) -> Result<String, Status> {
     let host = if request.public_host.is_empty() {
-        peer.address.ip().to_canonical().to_string()
+        peer.ip().to_canonical().to_string()
     } else {
         request.public_host.clone()
     };
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let in_brackets = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'));
     let valid = host.len() <= 253
-        && (bare.parse::<std::net::IpAddr>().is_ok()
+        && (host.parse::<IpAddr>().is_ok()
+            || in_brackets.is_some_and(|host| host.parse::<Ipv6Addr>().is_ok())
             || rustls_pki_types::DnsName::try_from(host.as_str()).is_ok());
     if !valid {
         return Err(Status::invalid_argument(
