@@ -15,10 +15,15 @@ use serde_saphyr::Error;
 pub fn configuration<T: DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
     let text =
         std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    parse(&text).map_err(|reason| anyhow!("{}: {reason}", path.display()))
+    configuration_text(&text).map_err(|reason| anyhow!("{}: {reason}", path.display()))
 }
 
-fn parse<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+/// Reads the text of a YAML file.
+///
+/// # Errors
+///
+/// As [`configuration`], without the file's name.
+pub fn configuration_text<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     let options = serde_saphyr::options! { with_snippet: false };
     let mut key = String::new();
     let read = serde_saphyr::with_deserializer_from_str_with_options(text, options, |file| {
@@ -34,10 +39,22 @@ fn parse<T: DeserializeOwned>(text: &str) -> Result<T, String> {
         let said = reason(error.without_snippet());
         // Between two keys, the path ends with one that is not known yet.
         match key.trim_end_matches(['.', '?']) {
-            "" => said,
-            key => format!("{key}: {said}"),
+            "" => one_line(&said),
+            key => one_line(&format!("{key}: {said}")),
         }
     })
+}
+
+/// A key is of the file's own making, and a mistake one line all the same.
+fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c.is_control() {
+            true => line.extend(c.escape_debug()),
+            false => line.push(c),
+        }
+    }
+    line
 }
 
 /// Says what is wrong, also where the parser speaks to who calls it.
@@ -96,6 +113,7 @@ mod tests {
             ("api: {listen: '1.2.3.4:5'}\n", "proxies"),
             ("api: null\n", "api"),
             ("api: {listen: '1.2.3.4:5', proxies: [1\n", "line"),
+            ("\"a\\e[2Jb\\nc\": 1\n", "a\\u{1b}[2Jb\\nc: "),
             (
                 "api: {listen: '1.2.3.4:5', proxies: []}\n---\na: b\n",
                 "document",
@@ -106,10 +124,10 @@ mod tests {
                 "api: line 2: key \"listen\" is given twice",
             ),
         ] {
-            let error = parse::<File>(&format!("{secret}{rest}")).expect_err(rest);
+            let error = configuration_text::<File>(&format!("{secret}{rest}")).expect_err(rest);
             assert!(error.contains(wanted), "{wanted} not in {error}");
             assert!(
-                !error.contains("hunter2") && !error.contains('\n'),
+                !error.contains("hunter2") && !error.contains(char::is_control),
                 "{error}"
             );
             assert!(
@@ -132,7 +150,7 @@ mod tests {
             "null\n",
             "~\n",
         ] {
-            let error = parse::<File>(text).expect_err(text);
+            let error = configuration_text::<File>(text).expect_err(text);
             assert_eq!(error, "the file has no settings", "{text:?}");
         }
     }

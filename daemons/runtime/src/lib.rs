@@ -18,7 +18,7 @@ mod signals;
 mod threads;
 mod watch;
 
-pub use configuration::configuration;
+pub use configuration::{configuration, configuration_text};
 pub use descriptors::raise_descriptor_limit;
 pub use exposition::{Exposition, Recorder};
 pub use interval::interval;
