@@ -1,6 +1,6 @@
 //! Headers of the authentication request and its answer.
 //!
-//! Planted bug: a rate with a plus sign was read; found after 0.3 s without seeds.
+//! Planted bug: a rate with a plus sign was read.
 
 use hy2_proto::{
     auth::{

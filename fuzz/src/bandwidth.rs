@@ -1,6 +1,6 @@
 //! Bandwidths as text: `100 mbps`.
 //!
-//! Planted bug: a part of a byte was rounded up; found after 1.1 s from the seeds.
+//! Planted bug: a part of a byte was rounded up.
 
 use hy2_proto::bandwidth::Bandwidth;
 

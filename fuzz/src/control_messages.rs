@@ -1,7 +1,6 @@
 //! Messages between master, nodes and operators: whatever decodes is the same again after encoding.
 //!
-//! Planted bug: the hash of a user set left out a byte of each digest; found after 1.5 s from the
-//! seeds.
+//! Planted bug: the hash of a user set left out a byte of each digest.
 
 use hy2_proto::control::{hash, rpc};
 use prost::Message;

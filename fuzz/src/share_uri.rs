@@ -1,7 +1,6 @@
 //! Share links.
 //!
-//! Planted bug: a plus sign was printed as it is, and read as a space; found after 0.6 s without
-//! seeds.
+//! Planted bug: a plus sign was printed as it is, and read as a space.
 
 use arbitrary::Unstructured;
 use hy2_proto::{

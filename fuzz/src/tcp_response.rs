@@ -1,6 +1,6 @@
 //! The answer to a TCP request.
 //!
-//! Planted bug: status 1 counted as success; found after 1.3 s from the seeds.
+//! Planted bug: status 1 counted as success.
 
 use hy2_proto::tcp::{MAX_MESSAGE_LEN, MAX_PADDING_LEN, MAX_RESPONSE_LEN, TcpResponse};
 

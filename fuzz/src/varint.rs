@@ -1,6 +1,6 @@
 //! QUIC variable-length integers.
 //!
-//! Planted bug: 0x4000 was written in two bytes; found after 0.6 s without seeds.
+//! Planted bug: 0x4000 was written in two bytes.
 
 use hy2_proto::{codec::DecodeError, varint};
 

@@ -35,6 +35,19 @@ pub mod credentials {
     }
 }
 
+pub mod enrolment {
+    //! What a node proves with.
+    use uuid::Uuid;
+
+    use crate::auth::ca::{self, Issued};
+    pub use crate::rpc::fuzzing::*;
+
+    /// See `ca::read_node`.
+    pub fn read_node(certificate: &[u8]) -> Option<(Uuid, Issued)> {
+        ca::read_node(certificate)
+    }
+}
+
 pub mod grpc {
     //! Requests of AdminService.
     pub use crate::api::grpc::fuzzing::*;
@@ -48,4 +61,23 @@ pub mod http {
 pub mod import {
     //! Users from elsewhere.
     pub use crate::service::import::fuzzing::*;
+}
+
+pub mod keys {
+    //! The file of the master keys; what reads it is public.
+    use crate::secrets::{KeyFileError, MasterKeys};
+
+    /// Returns what the file of these keys holds.
+    pub fn text(keys: &MasterKeys) -> String {
+        keys.to_text().to_string()
+    }
+
+    /// Returns these keys and another, and its version.
+    ///
+    /// # Errors
+    ///
+    /// There is no version left.
+    pub fn with_one_more(keys: &MasterKeys) -> Result<(u32, MasterKeys), KeyFileError> {
+        keys.with_one_more()
+    }
 }

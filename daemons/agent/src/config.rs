@@ -60,20 +60,27 @@ impl Config {
     /// Reads a file.
     pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
         let config: Self = configuration(path)?;
-        let mut mistakes = config.agent().mistakes();
-        if config.data_dir.as_os_str().is_empty() {
+        match config.check() {
+            Ok(()) => Ok(config),
+            Err(mistakes) => bail!("{}: {mistakes}", path.display()),
+        }
+    }
+
+    /// Judges what the types of the values do not.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let mut mistakes = self.agent().mistakes();
+        if self.data_dir.as_os_str().is_empty() {
             mistakes.push("dataDir: must be a folder".to_owned());
         }
         let is_host = |host: &str| host.parse::<IpAddr>().is_ok() || url::Host::parse(host).is_ok();
-        if !config.public_host.is_empty() && !is_host(&config.public_host) {
+        if !self.public_host.is_empty() && !is_host(&self.public_host) {
             mistakes.push("publicHost: must be a host name or an address".to_owned());
         }
         if mistakes.is_empty() {
-            return Ok(config);
+            return Ok(());
         }
         // As the file calls them.
-        let mistakes = mistakes.join("; ").replace("spool_cap", "spoolMebibytes");
-        bail!("{}: {mistakes}", path.display());
+        Err(mistakes.join("; ").replace("spool_cap", "spoolMebibytes"))
     }
 
     /// Returns what the agent is configured with.

@@ -54,7 +54,17 @@ pub(crate) struct Profiles {
     path: PathBuf,
 }
 
-type Entries = BTreeMap<String, Profile>;
+pub(crate) type Entries = BTreeMap<String, Profile>;
+
+/// Reads what a file holds.
+pub(crate) fn parse(bytes: &[u8]) -> serde_json::Result<Entries> {
+    serde_json::from_slice(bytes)
+}
+
+/// Returns what a file is to hold.
+pub(crate) fn to_text(entries: &Entries) -> serde_json::Result<Vec<u8>> {
+    serde_json::to_vec_pretty(entries)
+}
 
 impl Profiles {
     /// Uses this file, or the one of this account on this host.
@@ -129,7 +139,7 @@ impl Profiles {
             }
         }
         match fs::read(&self.path) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
+            Ok(bytes) => parse(&bytes)
                 .map_err(|error| anyhow::anyhow!("{shown} is not a file of profiles: {error}")),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Entries::new()),
             Err(error) => Err(error).with_context(|| format!("cannot read {shown}")),
@@ -144,7 +154,7 @@ impl Profiles {
         let written = (|| {
             let mut file =
                 private(fs::OpenOptions::new().create(true).truncate(true)).open(&temporary)?;
-            file.write_all(&serde_json::to_vec_pretty(entries)?)?;
+            file.write_all(&to_text(entries)?)?;
             file.sync_all()?;
             fs::rename(&temporary, &self.path)
         })();

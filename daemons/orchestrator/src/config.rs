@@ -192,23 +192,22 @@ impl Config {
     /// Reads a file.
     pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
         let config: Self = configuration(path)?;
-        // What is loopback is for this host; anything else wants TLS in front of it.
-        let api = &config.api;
-        let guarded = api.tls.is_some() || !api.trusted_proxies.is_empty();
-        if !api.listen.ip().is_loopback() && !guarded {
-            bail!(
-                "{}: api.listen: {} is not loopback: set api.tls, or put a proxy with TLS in front \
-                 and name it in api.trustedProxies",
-                path.display(),
-                api.listen
-            );
-        }
         config.check().with_context(|| path.display().to_string())?;
         Ok(config)
     }
 
     /// Judges what the types of the values do not.
-    fn check(&self) -> anyhow::Result<()> {
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        // What is loopback is for this host; anything else wants TLS in front of it.
+        let api = &self.api;
+        let guarded = api.tls.is_some() || !api.trusted_proxies.is_empty();
+        if !api.listen.ip().is_loopback() && !guarded {
+            bail!(
+                "api.listen: {} is not loopback: set api.tls, or put a proxy with TLS in front and \
+                 name it in api.trustedProxies",
+                api.listen
+            );
+        }
         if self.roles.is_empty() {
             bail!("roles: must name at least one of agents, api, public");
         }
@@ -367,6 +366,55 @@ impl Config {
             front.targets = hy2_master_sdk::targets::TargetPolicy::Any;
         }
         front
+    }
+}
+
+#[cfg(feature = "fuzzing")]
+impl Config {
+    /// Returns what the file would have to say for the same, as JSON, and so YAML.
+    pub(crate) fn to_json(&self) -> serde_json::Value {
+        let tls = |tls: &Option<TlsFiles>| {
+            tls.as_ref()
+                .map(|tls| serde_json::json!({"cert": tls.cert, "key": tls.key}))
+        };
+        let interval = |interval: Option<Interval>| {
+            interval.map(|Interval(span)| format!("{}ms", span.as_millis()))
+        };
+        let database = match &self.database {
+            Database::Sqlite(path) => format!("sqlite:{}", path.display()),
+            Database::Postgres(url) => url.clone(),
+        };
+        let roles = self.roles.iter().map(|role| match role {
+            Role::Agents => "agents",
+            Role::Api => "api",
+            Role::Public => "public",
+        });
+        let public = self.public.as_ref().map(|public| {
+            serde_json::json!({
+                "url": public.url,
+                "listen": public.listen,
+                "tls": tls(&public.tls),
+            })
+        });
+        serde_json::json!({
+            "database": database,
+            "keyFile": self.key_file,
+            "agents": {
+                "listen": self.agents.listen,
+                "names": self.agents.names,
+                "trafficInterval": interval(self.agents.traffic_interval),
+                "heartbeatInterval": interval(self.agents.heartbeat_interval),
+            },
+            "api": {
+                "listen": self.api.listen,
+                "tls": tls(&self.api.tls),
+                "trustedProxies": self.api.trusted_proxies,
+            },
+            "public": public,
+            "roles": roles.collect::<Vec<_>>(),
+            "redis": self.redis(),
+            "allowPrivateWebhooks": self.allow_private_webhooks,
+        })
     }
 }
 

@@ -13,6 +13,15 @@ pub fn certificate(key: &NodeKey) -> Result<Vec<u8>, rcgen::Error> {
     Ok(params.self_signed(&pair)?.der().to_vec())
 }
 
+/// See `NodeKey::request`.
+///
+/// # Errors
+///
+/// None that anybody knows.
+pub fn request(key: &NodeKey, name: &str) -> Result<Vec<u8>, rcgen::Error> {
+    key.request(name)
+}
+
 /// See `Identity::renewal_due`.
 pub fn renewal_due(identity: &Identity, now: SystemTime) -> bool {
     identity.renewal_due(now)

@@ -520,7 +520,7 @@ impl ConfigBody {
                 size => u16::try_from(size).ok(),
             };
             let sizes = size(*min_packet_size, 512).zip(size(*max_packet_size, 1200));
-            if !sizes.is_some_and(|(min, max)| PacketSizes::new(min, max).is_ok()) {
+            if sizes.is_none_or(|(min, max)| PacketSizes::new(min, max).is_err()) {
                 wrong(
                     &format!("{path}.gecko.min_packet_size"),
                     "larger than max_packet_size (0: 512 and 1200), or that beyond 2048".to_owned(),

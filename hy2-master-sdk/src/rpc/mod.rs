@@ -3,6 +3,8 @@
 mod alerts;
 mod enroll;
 pub(crate) mod error;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod lease;
 mod listener;
 pub(crate) mod live;
