@@ -85,6 +85,28 @@ impl Loans {
         self.leases.again(request);
     }
 
+    /// See `Leases::released`.
+    pub fn released(&self, request: &LeaseRequest) {
+        self.leases.released(request);
+    }
+
+    /// See `Leases::delivered`.
+    pub fn delivered(&self) {
+        self.leases.delivered();
+    }
+
+    /// See `Leases::enter_epoch`.
+    pub fn enter_epoch(&self, epoch: u64, total: u64) -> bool {
+        self.leases.enter_epoch(epoch, &At(total))
+    }
+
+    /// Returns which leases there are slices of.
+    pub fn held(&self) -> BTreeSet<u64> {
+        let inner = self.leases.inner.lock();
+        let slices = inner.slices.values().flatten();
+        slices.map(|slice| slice.lease).collect()
+    }
+
     /// See `Leases::grant`.
     pub fn grant(&self, response: &LeaseResponse, total: u64) {
         self.leases.grant(response, &At(total), &NoCut::NO_COUNTERS);
