@@ -230,7 +230,8 @@ async fn prolonged(
 }
 
 /// Gives a node slots for a user's devices; returns how many it holds from then on, and until when.
-/// `None`: the user has no limit, or is not on this node.
+/// `None`: the user has no limit, or is not on this node. What nodes hold that the user was taken off does not count: they
+/// cut the user as soon as they hear of it, and one that is lost would keep the slots from the others.
 ///
 /// # Errors
 ///
@@ -247,11 +248,25 @@ pub async fn grant_devices(
     let Some(row) = quota(tx, node, user).await? else {
         return Ok(None);
     };
-    let Some(most) = row.max_devices.filter(|_| row.assigned > 0) else {
+    if row.assigned == 0 {
+        // The node has heard that the user is gone. Dropped here and not with the assignment: requests lock these rows user
+        // by user, and who releases many users holds other locks.
+        const DROP: &str = "delete from device_leases where user_id = $1 and node_id = $2";
+        on!(tx, |ex| sqlx::query(DROP)
+            .bind(user)
+            .bind(node)
+            .execute(ex)
+            .await
+            .rows())?;
+        return Ok(None);
+    }
+    let Some(most) = row.max_devices else {
         return Ok(None);
     };
-    const OTHERS: &str = "select cast(coalesce(sum(slots), 0) as bigint) from device_leases \
-                          where user_id = $1 and node_id <> $2 and expires_at > $3";
+    const OTHERS: &str = "select cast(coalesce(sum(l.slots), 0) as bigint) from device_leases l \
+                          where l.user_id = $1 and l.node_id <> $2 and l.expires_at > $3 and exists \
+                          (select 1 from node_assignments a where a.user_id = l.user_id and a.node_id = l.node_id \
+                          and a.released_at is null)";
     let others = on!(tx, |ex| sqlx::query_scalar::<_, i64>(OTHERS)
         .bind(user)
         .bind(node)
@@ -279,7 +294,7 @@ pub async fn grant_devices(
 }
 
 /// Writes off what a node still owes for a user: after that its late traffic is counted, and may
-/// exceed the quota.
+/// exceed the quota. Its slots for devices are free. Returns how many slices there were.
 ///
 /// # Errors
 ///
@@ -292,13 +307,21 @@ pub async fn forfeit(
 ) -> Result<u64, StoreError> {
     const SQL: &str = "update quota_leases set closed_at = $3, close_reason = 'forfeited' \
                        where node_id = $1 and ($2 = 0 or user_id = $2) and closed_at is null";
-    Ok(on!(tx, |ex| sqlx::query(SQL)
+    let slices = on!(tx, |ex| sqlx::query(SQL)
         .bind(node)
         .bind(user.unwrap_or(UserId(0)))
         .bind(now)
         .execute(ex)
         .await
-        .rows())?)
+        .rows())?;
+    const SLOTS: &str = "delete from device_leases where node_id = $1 and ($2 = 0 or user_id = $2)";
+    on!(tx, |ex| sqlx::query(SLOTS)
+        .bind(node)
+        .bind(user.unwrap_or(UserId(0)))
+        .execute(ex)
+        .await
+        .rows())?;
+    Ok(slices)
 }
 
 /// Returns the number after which the leases of an epoch begin. Those from before a restore are at most that; how many

@@ -63,6 +63,7 @@ on_both!(
     quotas::what_is_lent_and_what_passed_keep_their_multiplier,
     quotas::what_was_lent_before_a_restore_ends_when_the_node_is_back,
     quotas::device_slots_are_fleet_wide,
+    quotas::device_slots_of_nodes_that_serve_the_user_no_more_are_free,
     users::time_and_traffic_change_users_and_bring_them_back,
     users::what_time_and_traffic_do_is_told_once_to_whose_users_they_are,
     users::what_is_rolled_back_is_not_told_and_many_are_told_at_once,

@@ -502,6 +502,56 @@ pub(crate) async fn device_slots_are_fleet_wide(backend: &Backend) {
     );
 }
 
+pub(crate) async fn device_slots_of_nodes_that_serve_the_user_no_more_are_free(backend: &Backend) {
+    let store = &backend.store;
+    let nodes = [node(store, "one").await, node(store, "two").await];
+    let ann = user_with(store, "ann", |user| user.max_devices = Some(1)).await;
+    for node in nodes {
+        assign(store, ann, node).await;
+    }
+    let slots = async |node: NodeId, wanted: i64| {
+        let mut tx = store.begin().await.unwrap();
+        let granted = leases::grant_devices(&mut tx, node, ann, wanted, wanted, NOW)
+            .await
+            .unwrap();
+        tx.commit().await.unwrap();
+        granted.map(|(slots, _)| slots)
+    };
+    let take_off = async |node: NodeId| {
+        let mut tx = store.begin().await.unwrap();
+        assignments::release(&mut tx, ann, node, NOW).await.unwrap();
+        tx.commit().await.unwrap();
+    };
+    let [one, two] = nodes;
+    assert_eq!(slots(one, 1).await, Some(1));
+    assert_eq!(slots(two, 1).await, Some(0));
+    // Moved: whatever the node of before says or does not say.
+    take_off(one).await;
+    assert_eq!(slots(two, 1).await, Some(1));
+    assert_eq!(slots(one, 1).await, None);
+    assert_eq!(slots(two, 1).await, Some(1));
+    // Back at once, and the device has not left the other: it has the only place.
+    assign(store, ann, one).await;
+    assert_eq!(slots(one, 1).await, Some(0));
+    // Back after the node has heard of it: nothing counts that was lent before.
+    take_off(two).await;
+    assert_eq!(slots(two, 0).await, None);
+    assign(store, ann, two).await;
+    assert_eq!(slots(one, 1).await, Some(1));
+    // The host of a node is lost: its places are written off with what it owes, by hand or when it is revoked.
+    let mut tx = store.begin().await.unwrap();
+    let slices = leases::forfeit(&mut tx, one, None, NOW).await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(slices, 0, "places are no slices");
+    assert_eq!(slots(two, 1).await, Some(1));
+    let mut tx = store.begin().await.unwrap();
+    certificates::revoke_node(&mut tx, two, "stolen", NOW)
+        .await
+        .unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(slots(one, 1).await, Some(1));
+}
+
 async fn grant(
     store: &Store,
     node: NodeId,
