@@ -160,6 +160,8 @@ async fn serve(config: &Value, questions: mpsc::Receiver<Value>) -> Result<()> {
         "{}",
         json!({"event": "ready", "addr": server.local_addrs()[0].to_string()})
     );
+    // Such as why it closed a connection.
+    say("hy2_core", Level::WARN);
     let handle = server.handle();
     let facts = || {
         let settings = handle.config();
@@ -184,6 +186,15 @@ async fn serve(config: &Value, questions: mpsc::Receiver<Value>) -> Result<()> {
         () = answer(questions, facts) => {}
     }
     Ok(())
+}
+
+/// Prints on standard error what a part of our code says.
+fn say(part: &str, level: Level) {
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    let wanted = Targets::new().with_target(part, level);
+    tracing_subscriber::registry()
+        .with(lines.with_filter(wanted))
+        .init();
 }
 
 /// Opens the sockets that a client has anyway, and keeps the newest to ask the kernel about.
@@ -250,11 +261,7 @@ async fn forward(config: &Value, questions: mpsc::Receiver<Value>) -> Result<()>
         })
     );
     // The load generator notices a connection that ends early, but not why.
-    let broken = Targets::new().with_target("hy2_core::inbound::tcp_forward", Level::DEBUG);
-    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
-    tracing_subscriber::registry()
-        .with(lines.with_filter(broken))
-        .init();
+    say("hy2_core::inbound::tcp_forward", Level::DEBUG);
     let facts = || {
         let newest = watched
             .newest
