@@ -389,6 +389,24 @@ impl Leases {
         self.wanted.notify_one();
     }
 
+    /// Gives back the places of a user who is gone. On disk they may stay until the answer is there: nobody looks at those
+    /// of users who are not here.
+    pub(crate) fn release_places(&self, user: u64) {
+        let mut inner = self.inner.lock();
+        let places = inner.places.remove(&user);
+        inner.device_wants.remove(&user);
+        if places.is_none_or(|places| places.slots == 0) {
+            return;
+        }
+        let nothing = DeviceWant {
+            user_id: user,
+            in_use: 0,
+            wanted: 0,
+        };
+        inner.device_wants.insert(user, nothing);
+        self.wanted.notify_one();
+    }
+
     /// Returns how many devices a user may have here; 0 without a lease. What was lent stays good
     /// past its end while no master can be asked: users come in without one.
     pub(crate) fn places(&self, user: u64) -> u32 {

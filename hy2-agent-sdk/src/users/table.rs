@@ -579,8 +579,10 @@ impl UserTable {
         let mut actions = Vec::new();
         let mut inner = self.inner.write();
         for id in users {
-            if let Some(user) = inner.by_id.get(&id).cloned() {
-                self.refresh_locked(&mut inner, &user, &mut actions);
+            match inner.by_id.get(&id).cloned() {
+                Some(user) => self.refresh_locked(&mut inner, &user, &mut actions),
+                // Places that were on their way here when the user was removed.
+                None => self.leases.release_places(id),
             }
         }
         drop(inner);
@@ -693,7 +695,10 @@ impl UserTable {
                     }
                 }
                 Action::Stop(user) => self.stop(&user, &*engine),
-                Action::Release(user) => self.leases.release(user, self.total(user)),
+                Action::Release(user) => {
+                    self.leases.release(user, self.total(user));
+                    self.leases.release_places(user);
+                }
                 Action::LetGo(user) => self.resume(&user),
                 Action::Free(user) => {
                     let held = user.held.lock();

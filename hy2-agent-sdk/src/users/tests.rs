@@ -225,6 +225,43 @@ fn a_chunk_on_its_way_when_its_user_is_removed_holds_nobody_who_comes_back() {
     assert!(engine.0.load(SeqCst));
 }
 
+#[test]
+fn places_of_who_is_removed_go_back_once_and_who_comes_back_asks_for_one() {
+    let node = Node::new();
+    let engine: Arc<dyn Engine> = Arc::new(Held::default());
+    node.table.connect(&engine);
+    let leases = &node.table.leases;
+    let asked = || {
+        let request = leases.request(&*node.table)?;
+        let wanted = request.devices.iter().map(|want| want.wanted);
+        Some(wanted.collect::<Vec<_>>())
+    };
+    let mut entry = node.entry("hers");
+    entry.max_devices = 2;
+    node.has(Some(entry.clone()));
+    node.lent(&places(1));
+    node.table.refresh([1]);
+    assert_eq!(asked(), None);
+    node.has(None);
+    assert_eq!(asked(), Some(vec![0]));
+    // What was on its way here goes back, too.
+    node.lent(&places(1));
+    node.table.refresh([1]);
+    assert_eq!(asked(), Some(vec![0]));
+    node.lent(&places(0));
+    node.table.refresh([1]);
+    assert_eq!(asked(), None);
+    // Who is back before that was said has no place from before, and is asked for alone.
+    node.has(Some(entry.clone()));
+    node.lent(&places(1));
+    node.table.refresh([1]);
+    node.has(None);
+    node.has(Some(entry));
+    assert_eq!(leases.places(1), 0);
+    leases.want_places(1, 0, 1);
+    assert_eq!(asked(), Some(vec![1]));
+}
+
 #[tokio::test(start_paused = true)]
 async fn who_waits_for_a_slice_is_let_in_when_it_is_there() {
     let node = Node::new();

@@ -463,6 +463,37 @@ async fn places_of_devices_that_are_gone_after_a_restart_go_back() {
 }
 
 #[tokio::test]
+async fn the_place_of_who_is_removed_goes_back_and_is_there_for_who_comes_back() {
+    let mut world = World::with_users(&[]).await;
+    let mut entry = user(1, ALICE);
+    entry.max_devices = 1;
+    let desired = &world.master.shared.desired;
+    desired.lock().users.insert(1, entry.clone());
+    world.master.shared.quotas.lock().places.insert(1, 1);
+    world.start().await;
+    let lent = |world: &World| world.master.shared.quotas.lock().lent[&1];
+    let alice = world.client(ALICE).await;
+    assert_eq!(lent(&world), 1);
+    world
+        .master
+        .publish_acked(|desired| {
+            desired.users.remove(&1);
+        })
+        .await;
+    until("the place is back", || lent(&world) == 0).await;
+    drop(alice);
+    world
+        .master
+        .publish_acked(|desired| {
+            desired.users.insert(1, entry);
+        })
+        .await;
+    let alice = world.client(ALICE).await;
+    assert_eq!(lent(&world), 1);
+    alice.close().await;
+}
+
+#[tokio::test]
 async fn devices_for_which_the_master_has_no_place_any_more_are_cut_the_newest_first() {
     let mut world = World::with_users(&[]).await;
     let mut entry = user(1, ALICE);
