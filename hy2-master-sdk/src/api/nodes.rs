@@ -365,8 +365,8 @@ struct Forfeited {
     slices: u64,
 }
 
-/// Writes off what a node that is away was lent of quotas and places, so that its users can have it on other nodes. What it reports
-/// should it come back is counted all the same. Revoking or deleting a node does this, too.
+/// Writes off what a node that is away was lent of quotas and places, so that its users can have it on other nodes. What
+/// it reports should it come back is counted all the same. Revoking or deleting a node does this, too.
 #[utoipa::path(post, path = "/nodes/{id}/forfeit", tag = "nodes",
     params(("id" = i64, Path)),
     responses((status = 200, body = Forfeited), errors::Common))]

@@ -199,7 +199,8 @@ impl Service {
     }
 
     /// Writes off what a node that is away was lent of quotas, and of places for devices, so that its users can have it
-    /// elsewhere. Should it come back, what it reports is counted all the same, and may exceed a quota by what it was lent. Returns how many slices.
+    /// elsewhere. Should it come back, what it reports is counted all the same, and may exceed a quota by what it was
+    /// lent. Returns how many slices.
     ///
     /// # Errors
     ///

@@ -9,7 +9,7 @@ use serde_json::json;
 use tokio::{io::AsyncWriteExt, net::UdpSocket, task::JoinSet};
 
 use crate::{
-    client::{Ours, Ping, ping},
+    client::{Ours, Ping, let_in, ping},
     fleet::{Fleet, Shape, Store},
     load::{Door, Load, OnCut, Plan},
     small_disk::SmallDisk,
@@ -421,4 +421,36 @@ async fn devices_are_counted_over_all_nodes_and_a_device_that_leaves_makes_room(
         found.arrived().then_some(()).ok_or(found.said)
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_device_of_who_is_moved_to_another_node_has_its_place_there() {
+    let fleet = Fleet::start(Store::Sqlite, 2).await;
+    let alice = fleet.user("alice", json!({"max_devices": 1})).await;
+    let links = fleet.links(&alice).await;
+    let off = |at: usize| format!("/assignments/{}/{}", alice.id, fleet.nodes[at].id);
+    let plan = Plan {
+        on_cut: OnCut::End,
+        ..PLAN
+    };
+    let targets = (alice.origin.tcp, alice.origin.udp);
+    let client = Ours::start(fleet.path(), &links[0]).await;
+    let load = Load::start(client.door, targets, plan, 1).await;
+    let second = ping(fleet.path(), &links[1], "", targets.0).await;
+    assert_eq!(second.code, Ping::REFUSED, "{}", second.said);
+    // The node that she was on keeps no place of hers, which was lent for a quarter of an hour.
+    fleet.rest.delete(&off(0)).await;
+    let_in(&links[1], targets.0).await;
+    load.until_cut(plan.streams).await;
+    load.finish().await;
+    drop(client);
+    // And back at once.
+    let client = Ours::start(fleet.path(), &links[1]).await;
+    let load = Load::start(client.door, targets, plan, 2).await;
+    let back = json!({"user_id": alice.id, "node_id": fleet.nodes[0].id});
+    fleet.rest.post("/assignments", back).await;
+    fleet.rest.delete(&off(1)).await;
+    let_in(&links[0], targets.0).await;
+    load.until_cut(plan.streams).await;
+    load.finish().await;
 }
