@@ -35,7 +35,7 @@ mod wire;
 use std::time::Duration;
 
 /// How long anything may take. Generous: the machine may be busy.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Whether this is the long run.
 pub(crate) fn full() -> bool {
