@@ -291,13 +291,15 @@ impl World {
         }
         let most = self.granted.entry((user_id, lease_id)).or_default();
         *most = (*most).max(granted_bytes);
+        let end = self.loans.allowance(user_id);
         self.loans.grant(&response, self.total);
         self.unsaid.remove(&lease_id);
-        if self.unheard.remove(&lease_id) {
-            // It was taken back before it came.
-            let used = self.loans.used(user_id, 0, u64::MAX);
-            assert_eq!(of(&used, lease_id), 0, "used after it was taken back");
-            self.recalled.insert((user_id, lease_id), 0);
+        if self.unheard.remove(&lease_id) && self.own {
+            // It was taken back before it came: of it is only what went over the end of the one before.
+            let used = of(&self.loans.used(user_id, 0, u64::MAX), lease_id);
+            let is_over = end != 0 && end < self.total;
+            assert!(used == 0 || is_over, "used after it was taken back");
+            self.recalled.insert((user_id, lease_id), used);
         }
     }
 
