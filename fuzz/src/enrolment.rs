@@ -152,11 +152,11 @@ fn own_request(input: &mut Unstructured<'_>) {
         1 => {
             let (_, parsed) = X509CertificationRequest::from_der(&der).expect("our own");
             let info = parsed.certification_request_info.raw;
-            // The name of the signature's algorithm is not signed.
+            // The name of the signature's algorithm is not signed, nor what the signature is wrapped in.
             let start = info.as_ptr().addr() - der.as_ptr().addr() + info.len();
-            let algorithm = start..start + 12;
+            let wrapping = start..start + 15;
             let at = at % der.len();
-            if algorithm.contains(&at) || byte == 0 {
+            if wrapping.contains(&at) || byte == 0 {
                 let _ = requested(&der);
                 return;
             }
